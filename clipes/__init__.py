@@ -1,0 +1,5 @@
+"""Pseudo-masks from image-level labels with a frozen CLIP."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,247 @@
+"""The run folder: where stages meet.
+
+::
+
+    runs/voc/run.json             what made it: schema, command, settings, hashes, package versions
+             cams/<id>.npz        labels (K,) int64, maps (K, h, w) float16, size (H0, W0)
+             pseudo/<id>.png      8-bit palette PNG: 0 background, 1..C, 255 ignore
+             confidence/<id>.png  16-bit grey, round(65535 * p)
+
+Every file is complete or absent; an existing file means that its image is done.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipes.errors import ArtifactError, RunConflictError
+from clipes.files import atomic_write, check_id, list_files, write_json
+from clipes.images import read_confidence, read_mask, write_confidence, write_mask
+from clipes.types import CamMaps, PseudoLabel
+
+SCHEMA = 1
+"""Version of the run folder's layout."""
+
+_PACKAGES = ("clipes", "torch", "open_clip_torch", "numpy", "opencv-python-headless", "pillow")
+_LARGEST_MANIFEST = 1 << 24  # bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        root: Its path.
+    """
+
+    root: Path
+
+    @property
+    def manifest_path(self) -> Path:
+        """The file that says what made this run."""
+        return self.root / "run.json"
+
+    def cams_path(self, image_id: str) -> Path:
+        """Where the maps of an image are."""
+        return self.root / "cams" / f"{check_id(image_id)}.npz"
+
+    def pseudo_path(self, image_id: str) -> Path:
+        """Where the pseudo-mask of an image is."""
+        return self.root / "pseudo" / f"{check_id(image_id)}.png"
+
+    def confidence_path(self, image_id: str) -> Path:
+        """Where the confidence map of an image is."""
+        return self.root / "confidence" / f"{check_id(image_id)}.png"
+
+    def ids(self, stage: str) -> list[str]:
+        """Return the ids that have a file in the folder ``stage`` (cams, pseudo, confidence), sorted."""
+        return [path.stem for path in list_files(self.root / stage)]
+
+    def has_pseudo(self, image_id: str) -> bool:
+        """Tell whether an image has both its mask and its confidence map."""
+        return self.pseudo_path(image_id).exists() and self.confidence_path(image_id).exists()
+
+    def save_cams(self, image_id: str, cams: CamMaps) -> None:
+        """Write maps, as float16."""
+        path = self.cams_path(image_id)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                labels=cams.labels.astype(np.int64),
+                maps=cams.maps.astype(np.float16),
+                size=np.array(cams.size, np.int64),
+            )
+
+    def load_cams(self, image_id: str) -> CamMaps:
+        """Read maps.
+
+        Raises:
+            ArtifactError: The file is missing or malformed.
+        """
+        path = self.cams_path(image_id)
+        remedy = "delete it and run 'clipes cam' again"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                labels, maps, size = file["labels"], file["maps"], file["size"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ArtifactError(f"cannot read maps {path}: {error}", remedy) from error
+        well_formed = (
+            labels.dtype == np.int64
+            and maps.dtype.kind == "f"
+            and maps.ndim == 3
+            and maps.size > 0
+            and labels.shape == maps.shape[:1]
+            and size.shape == (2,)
+            and size.dtype.kind == "i"
+            and bool((size > 0).all())
+        )
+        if not well_formed:
+            raise ArtifactError(
+                f"maps {path}: labels {labels.dtype} {labels.shape}, maps {maps.dtype} {maps.shape}, "
+                f"size {size.dtype} {size.shape} do not fit together",
+                remedy,
+            )
+        return CamMaps(labels, maps, (int(size[0]), int(size[1])))
+
+    def save_pseudo(self, image_id: str, pseudo: PseudoLabel) -> None:
+        """Write a pseudo-mask and its confidence; the mask last, so that it stands for both."""
+        write_confidence(self.confidence_path(image_id), pseudo.confidence)
+        write_mask(self.pseudo_path(image_id), pseudo.mask)
+
+    def load_pseudo(self, image_id: str) -> PseudoLabel:
+        """Read a pseudo-mask and its confidence.
+
+        Raises:
+            ArtifactError: A file is missing, malformed, or of another size.
+        """
+        mask = read_mask(self.pseudo_path(image_id))
+        confidence = read_confidence(self.confidence_path(image_id))
+        if mask.shape != confidence.shape:
+            raise ArtifactError(
+                f"{self.pseudo_path(image_id)} is {mask.shape}, its confidence {confidence.shape}",
+                "delete both and run 'clipes refine' again",
+            )
+        return PseudoLabel(mask, confidence)
+
+    def manifest(self) -> dict[str, Any]:
+        """Return run.json.
+
+        Raises:
+            ArtifactError: There is none, or it is not one of ours.
+        """
+        path = self.manifest_path
+        try:
+            if path.stat().st_size > _LARGEST_MANIFEST:
+                raise ArtifactError(f"{path} is larger than {_LARGEST_MANIFEST} bytes")
+            manifest = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"{self.root} is not a run folder: it has no run.json", "run 'clipes cam' first"
+            ) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise ArtifactError(f"cannot read {path}: {error}") from error
+        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+            raise ArtifactError(
+                f"{path} is not of schema {SCHEMA}", "make the run again in another folder"
+            )
+        return manifest
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """Return what run.json says of a stage: command, settings, packages.
+
+        Raises:
+            ArtifactError: The stage has not run here.
+        """
+        stages = self.manifest().get("stages")
+        if not isinstance(stages, dict) or not isinstance(stages.get(name), dict):
+            raise ArtifactError(
+                f"{self.root} has no output of '{name}'", f"run 'clipes {name}' first"
+            )
+        section: dict[str, Any] = stages[name]
+        return section
+
+    def begin(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        command: str,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record that a stage runs with ``settings``, or check that it did so before.
+
+        Args:
+            stage: Its command: cam, refine, ...
+            settings: All that changes its output, as plain data.
+            command: The command line.
+            facts: What is worth recording but does not change the output.
+
+        Raises:
+            RunConflictError: The stage ran here with other settings.
+        """
+        manifest: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
+        if self.manifest_path.exists():
+            manifest = self.manifest()
+        plain = json.loads(json.dumps(settings))
+        section = manifest["stages"].get(stage)
+        if section is not None:
+            _check_same(self.root, stage, section.get("settings", {}), plain)
+        manifest["stages"][stage] = {
+            "command": command,
+            "settings": plain,
+            "facts": json.loads(json.dumps(facts or {})),
+            "packages": _versions(),
+        }
+        write_json(self.manifest_path, manifest)
+
+
+def latest_run(parent: Path) -> Run:
+    """Return the run below ``parent`` that a stage was started in last.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    manifests = sorted(parent.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    if not manifests:
+        raise ArtifactError(
+            f"no run found below {parent.absolute()}",
+            "run 'clipes cam --dataset ...' first, or name the run folder",
+        )
+    return Run(manifests[-1].parent)
+
+
+def _check_same(
+    root: Path, stage: str, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> None:
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            _check_same(root, stage, old, new, f"{prefix}{key}.")
+        elif old != new:
+            raise RunConflictError(
+                f"{root} was made by '{stage}' with {prefix}{key} = {_short(old)}, "
+                f"not {_short(new)}",
+                "use the same settings, another folder (--out), or delete this one",
+            )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed as a package"
+    return versions

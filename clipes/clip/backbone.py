@@ -1,0 +1,291 @@
+"""The frozen ViT image tower, walked block by block so that its attention is an output.
+
+Only public modules of open_clip's ``VisionTransformer`` are used; nothing is patched or hooked. Shapes:
+B images of one grid, N = h*w patches, T = 1 + N tokens (CLS first), D channels, H heads of width d.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from open_clip.transformer import (
+    LayerNorm,
+    QuickGELU,
+    ResidualAttentionBlock,
+    VisionTransformer,
+)
+from PIL import Image
+from torch import Tensor, nn
+
+from clipes.errors import WeightsError
+from clipes.types import UInt8Array
+
+Grid: TypeAlias = tuple[int, int]
+"""(h, w): patches per column and row."""
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """The inside of a LayerNorm, kept for its gradient.
+
+    Attributes:
+        unit: (..., D) input with mean 0 and variance 1 over the channels.
+        inverse_std: (..., 1) reciprocal standard deviation of the input.
+    """
+
+    unit: Tensor
+    inverse_std: Tensor
+
+
+@dataclass(frozen=True)
+class LastBlock:
+    """Everything of the last block and the head that the gradient of a class score needs.
+
+    Queries are the N patches (the CLS output is never read); keys and values are all T tokens.
+
+    Attributes:
+        activations: (N, D) output of ``ln_1`` at the patches: the layer the maps are taken from.
+        query: (H, N, d).
+        key: (H, T, d).
+        value: (H, T, d).
+        attention: (H, N, T), rows sum to 1.
+        mixed: (H, N, d) attention times value.
+        ln_2: LayerNorm before the MLP, at the patches.
+        hidden: (N, 4D) MLP before its activation function.
+        ln_post: LayerNorm after the block, at the patches.
+        pooled: (D,) mean of ``ln_post`` over the patches.
+        feature: (E,) image feature: ``pooled`` projected, not normalised.
+    """
+
+    activations: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attention: Tensor
+    mixed: Tensor
+    ln_2: Normalised
+    hidden: Tensor
+    ln_post: Normalised
+    pooled: Tensor
+    feature: Tensor
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What one pass over one image leaves behind.
+
+    Attributes:
+        grid: (h, w).
+        attention: (N, N) mean over heads and over the last blocks of patch-to-patch attention.
+        last: The last block, for the gradient.
+    """
+
+    grid: Grid
+    attention: Tensor
+    last: LastBlock
+
+
+class Backbone:
+    """A frozen CLIP image tower.
+
+    Args:
+        visual: open_clip's tower, in the dtype and on the device it shall run with.
+        logit_scale: Factor on cosine similarities before the softmax (100 for OpenAI's models).
+        mean: Channel means of the training images, RGB in [0, 1].
+        std: Channel standard deviations, likewise.
+        fp16_positions: Round the resampled position embedding to fp16, as the reference does.
+
+    Raises:
+        WeightsError: The tower has parts the gradient is not derived for.
+    """
+
+    def __init__(
+        self,
+        visual: VisionTransformer,
+        logit_scale: float,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        *,
+        fp16_positions: bool = False,
+    ) -> None:
+        _check_supported(visual)
+        self.visual = visual.eval().requires_grad_(False)
+        self.logit_scale = logit_scale
+        self.patch = int(visual.patch_size[0])
+        self.fp16_positions = fp16_positions
+        self._mean = torch.tensor(mean).view(3, 1, 1)
+        self._std = torch.tensor(std).view(3, 1, 1)
+        self._positions: dict[Grid, Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower runs."""
+        return self.visual.class_embedding.device
+
+    @property
+    def blocks(self) -> list[ResidualAttentionBlock]:
+        """The transformer blocks, first to last."""
+        return list(self.visual.transformer.resblocks)
+
+    def grid(self, size: tuple[int, int], max_patches: int) -> Grid:
+        """Return the (h, w) patches that cover an image of ``size`` (H0, W0), or a smaller copy."""
+        h, w = -(-size[0] // self.patch), -(-size[1] // self.patch)
+        if h * w > max_patches:
+            shrink = math.sqrt(max_patches / (h * w))
+            # A side of one patch cannot shrink: the other takes what is left.
+            h = max(1, math.floor(h * shrink))
+            w = min(max(1, math.floor(w * shrink)), max_patches // h)
+        return h, w
+
+    def prepare(self, image: UInt8Array, max_patches: int) -> Tensor:
+        """Resize an RGB image (H0, W0, 3) to whole patches and normalise it: (3, H, W) float32."""
+        h, w = self.grid(image.shape[:2], max_patches)
+        resized = Image.fromarray(image).resize(
+            (w * self.patch, h * self.patch), Image.Resampling.BICUBIC
+        )
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+        return (pixels - self._mean) / self._std
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor, affinity_blocks: int) -> list[Encoding]:
+        """Run the tower once over images of one size.
+
+        Args:
+            images: (B, 3, H, W) as ``prepare`` makes them.
+            affinity_blocks: How many of the last blocks' attention maps are averaged.
+
+        Returns:
+            One Encoding for each image.
+        """
+        grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        tokens = self._embed(images.to(self.device), grid)
+        *first, last = self.blocks
+        keep_from = len(first) + 1 - affinity_blocks
+        total: Tensor | None = None
+        for index, block in enumerate(first):
+            tokens, attention = _forward(block, tokens, want_attention=index >= keep_from)
+            if attention is not None:
+                total = attention if total is None else total.add_(attention)
+        encodings = []
+        for index in range(len(tokens)):
+            tape = self._forward_last(last, tokens[index])
+            attention = tape.attention[:, :, 1:].mean(0)
+            if total is not None:
+                attention = (total[index] + attention) / affinity_blocks
+            encodings.append(Encoding(grid, attention, tape))
+        return encodings
+
+    def _embed(self, images: Tensor, grid: Grid) -> Tensor:
+        """Return the (B, T, D) input of the first block."""
+        visual = self.visual
+        patches = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        cls = visual.class_embedding.expand(len(patches), 1, -1)
+        tokens: Tensor = visual.ln_pre(torch.cat([cls, patches], 1) + self._position(grid))
+        return tokens
+
+    def _position(self, grid: Grid) -> Tensor:
+        """Return the (T, D) position embedding resampled to ``grid``, made once per grid."""
+        if grid not in self._positions:
+            table = self.visual.positional_embedding
+            cls, patches = table[:1], table[1:]
+            if grid != tuple(self.visual.grid_size):
+                side = self.visual.grid_size
+                image = patches.float().T.reshape(1, -1, *side)
+                image = F.interpolate(image, grid, mode="bilinear", align_corners=False)
+                patches = image[0].flatten(1).T
+            position = torch.cat([cls.float(), patches.float()])
+            if self.fp16_positions:
+                position = position.half()
+            self._positions[grid] = position.to(table.dtype)
+        return self._positions[grid]
+
+    def _forward_last(self, block: ResidualAttentionBlock, tokens: Tensor) -> LastBlock:
+        """Run the last block and the head on one image (T, D), keeping what a gradient needs."""
+        normed = block.ln_1(tokens)
+        query, key, value = (part.squeeze(0) for part in _heads(block.attn, normed[None]))
+        query = query[:, 1:]
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        attention = scores.softmax(-1)
+        mixed = attention @ value
+        residual = tokens[1:] + block.attn.out_proj(mixed.transpose(0, 1).flatten(1))
+        ln_2 = _normalise(block.ln_2, residual)
+        hidden = block.mlp.c_fc(ln_2.unit * block.ln_2.weight + block.ln_2.bias)
+        output = residual + block.mlp.c_proj(block.mlp.gelu(hidden))
+        ln_post = _normalise(self.visual.ln_post, output)
+        pooled = ln_post.unit.mean(0) * self.visual.ln_post.weight + self.visual.ln_post.bias
+        return LastBlock(
+            activations=normed[1:],
+            query=query,
+            key=key,
+            value=value,
+            attention=attention,
+            mixed=mixed,
+            ln_2=ln_2,
+            hidden=hidden,
+            ln_post=ln_post,
+            pooled=pooled,
+            feature=pooled @ self.visual.proj,
+        )
+
+
+def _heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Project (B, T, D) to query, key and value, each (B, H, T, d)."""
+    projected = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    split = projected.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key, value = split.unbind(0)
+    return query, key, value
+
+
+def _forward(
+    block: ResidualAttentionBlock, tokens: Tensor, *, want_attention: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Run one block on (B, T, D); also its patch-to-patch attention (B, N, N), heads averaged."""
+    query, key, value = _heads(block.attn, block.ln_1(tokens))
+    kept = None
+    if want_attention:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        attention = scores.softmax(-1)
+        kept = attention[:, :, 1:, 1:].mean(1)
+        mixed = attention @ value
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value)
+    tokens = tokens + block.attn.out_proj(mixed.transpose(1, 2).flatten(2))
+    return tokens + block.mlp(block.ln_2(tokens)), kept
+
+
+def _normalise(norm: LayerNorm, x: Tensor) -> Normalised:
+    """Return ``norm``'s input at mean 0 and variance 1, before its weight and bias."""
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    inverse_std = (variance + norm.eps).rsqrt()
+    return Normalised((x - mean) * inverse_std, inverse_std)
+
+
+def _check_supported(visual: nn.Module) -> None:
+    """Refuse towers with parts that the walk above or the gradient do not cover."""
+    reason = ""
+    if not isinstance(visual, VisionTransformer):
+        reason = f"a {type(visual).__name__}, not a ViT"
+    elif visual.attn_pool is not None:
+        reason = "an attention pool"
+    elif visual.patch_size[0] != visual.patch_size[1]:
+        reason = "patches that are not square"
+    elif not isinstance(visual.ln_pre, nn.LayerNorm):
+        reason = "no LayerNorm before the first block"
+    else:
+        for block in visual.transformer.resblocks:
+            if type(block) is not ResidualAttentionBlock:
+                reason = f"blocks of type {type(block).__name__}"
+            elif not isinstance(block.ls_1, nn.Identity):
+                reason = "layer scale"
+            elif not isinstance(block.mlp.gelu, QuickGELU | nn.GELU):
+                reason = f"the activation function {type(block.mlp.gelu).__name__}"
+    if reason:
+        raise WeightsError(
+            f"this image tower is not supported: it has {reason}",
+            "use a plain CLIP ViT such as ViT-B-16 or ViT-L-14",
+        )

@@ -1,0 +1,98 @@
+"""From a state dict in OpenAI's layout to the two towers, as open_clip's public modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
+from torch import Tensor, nn
+
+from clipes.errors import WeightsError
+
+_HEAD_WIDTH = 64  # channels per head of OpenAI's towers, and of most of open_clip's
+
+
+def load_visual(
+    state: Mapping[str, Tensor], *, quick_gelu: bool = True, heads: int | None = None
+) -> VisionTransformer:
+    """Build the image tower.
+
+    Args:
+        state: Tensors by name, ``visual.*`` among them.
+        quick_gelu: OpenAI's activation function; most towers trained by others use GELU.
+        heads: Attention heads; by default 64 channels a head.
+
+    Raises:
+        WeightsError: The tensors are not those of a CLIP ViT.
+    """
+    tower = {key[len("visual.") :]: value for key, value in state.items() if key[:7] == "visual."}
+    try:
+        width, _, patch, _ = tower["conv1.weight"].shape
+        side = round((len(tower["positional_embedding"]) - 1) ** 0.5)
+        output_dim = tower["proj"].shape[1]
+        hidden = len(tower["transformer.resblocks.0.mlp.c_fc.weight"])
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(
+            f"the weights hold no CLIP ViT image tower ({type(error).__name__}: {error})",
+            "give OpenAI's ViT-B/16 or another open_clip ViT",
+        ) from error
+    with torch.device("meta"):
+        visual = VisionTransformer(
+            image_size=side * patch,
+            patch_size=patch,
+            width=width,
+            layers=_depth(tower),
+            heads=heads or width // _HEAD_WIDTH,
+            mlp_ratio=hidden / width,
+            output_dim=output_dim,
+            act_layer=QuickGELU if quick_gelu else nn.GELU,
+        )
+    _assign(visual, tower, "image")
+    return visual.eval()
+
+
+def load_text(state: Mapping[str, Tensor], *, quick_gelu: bool = True) -> TextTransformer:
+    """Build the text tower; arguments and errors as for ``load_visual``."""
+    tower = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith("visual.") and key.split(".")[0] not in ("logit_scale", "logit_bias")
+    }
+    try:
+        context, width = tower["positional_embedding"].shape
+        words = len(tower["token_embedding.weight"])
+        output_dim = tower["text_projection"].shape[1]
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(
+            f"the weights hold no CLIP text tower ({type(error).__name__}: {error})",
+            "give --text-features, or weights with a text tower",
+        ) from error
+    text = TextTransformer(
+        context_length=context,
+        vocab_size=words,
+        width=width,
+        heads=width // _HEAD_WIDTH,
+        layers=_depth(tower),
+        output_dim=output_dim,
+        act_layer=QuickGELU if quick_gelu else nn.GELU,
+    )
+    _assign(text, tower, "text")
+    return text.eval()
+
+
+def has_text(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state dict holds a text tower."""
+    return "token_embedding.weight" in state
+
+
+def _depth(tower: Mapping[str, Tensor]) -> int:
+    return len({key.split(".")[2] for key in tower if key.startswith("transformer.resblocks.")})
+
+
+def _assign(module: nn.Module, tower: Mapping[str, Tensor], name: str) -> None:
+    try:
+        module.load_state_dict(dict(tower), assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1] if "\n" in str(error) else str(error)
+        raise WeightsError(f"the {name} tower does not fit a CLIP ViT: {first.strip()}") from error

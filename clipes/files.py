@@ -1,0 +1,119 @@
+"""Files whose name means that they are complete, and the names that are allowed."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from clipes.errors import ArtifactError, DatasetError
+
+MAX_ID_BYTES = 200
+"""Longest id: with a suffix and the name of a temporary file it must fit the usual 255 bytes."""
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` that takes its place when the block ends well.
+
+    Missing parent folders are created. If the block raises, the temporary file is removed and what
+    was at ``path`` stays as it was. The sibling keeps the suffix of ``path``, because libraries
+    choose a format by it; its name starts with a dot, so ``list_files`` never shows it, not even
+    when a killed process left it behind.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        The path to write to, an empty file in the folder of ``path``.
+
+    Raises:
+        ArtifactError: The folder or the file cannot be written (permissions, full disk).
+
+    """
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {path}: {error}", "check the folder's permissions and the free space"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8, atomically.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+    """Write plain data to ``path`` as indented JSON with a final newline, atomically.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+        TypeError: ``value`` holds something that is not plain data.
+        ValueError: ``value`` holds a number that JSON has no notation for (nan, infinity).
+
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def list_files(folder: Path, *suffixes: str) -> list[Path]:
+    """Return the files right in ``folder``, sorted by name, hidden and unfinished ones left out.
+
+    Args:
+        folder: Where to look; a folder that does not exist holds no files.
+        suffixes: Lower-case suffixes wanted, such as ``.png``, in any case on disk; none for all.
+
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+        and (not suffixes or path.suffix.lower() in suffixes)
+        and path.is_file()
+    )
+
+
+def check_id(value: str) -> str:
+    """Return ``value`` if it is a plain name that can safely become part of a file name.
+
+    Args:
+        value: The id of an image.
+
+    Raises:
+        DatasetError: It is blank, longer than 200 bytes, starts with a dot, or holds a path
+            separator, a drive, ``..`` or a character that cannot be printed.
+
+    """
+    plain = (
+        value.strip() != ""
+        and value.isprintable()
+        and len(value.encode()) <= MAX_ID_BYTES
+        and not value.startswith(".")
+        and ".." not in value
+        # Windows' rules are the stricter ones: both slashes separate, and "c:" is a drive.
+        and PureWindowsPath(value).name == value
+    )
+    if not plain:
+        raise DatasetError(
+            f"{value[:60]!r} cannot be an image id",
+            "an id is a plain file name without extension: no separators, no '..'",
+        )
+    return value

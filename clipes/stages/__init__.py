@@ -1,0 +1,1 @@
+"""The commands' work, free of terminals: each stage takes data and a progress callback."""

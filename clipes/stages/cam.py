@@ -1,0 +1,76 @@
+"""Stage 1: images and their labels to refined activation maps, the only stage that needs CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from clipes import affinity
+from clipes.artifacts import Run
+from clipes.clip.backbone import Backbone
+from clipes.config import CamParams
+from clipes.errors import ClipesError
+from clipes.gradcam import softmax_gradcam
+from clipes.images import read_image
+from clipes.runner import Summary
+from clipes.text_features import TextFeatures
+from clipes.types import CamMaps, Failure, Progress, Sample, UInt8Array
+
+
+class CamMaker:
+    """Makes the refined maps of one image after another.
+
+    Args:
+        backbone: CLIP's image tower.
+        text: Vectors of the classes, in the order the labels count in, and of the background words.
+        params: Settings.
+    """
+
+    def __init__(self, backbone: Backbone, text: TextFeatures, params: CamParams) -> None:
+        self._backbone = backbone
+        self._params = params
+        dtype = backbone.visual.proj.dtype
+        self._classes = torch.from_numpy(text.class_vectors).to(backbone.device, dtype)
+        self._background = torch.from_numpy(text.background_vectors).to(backbone.device, dtype)
+
+    def __call__(self, image: UInt8Array, labels: Sequence[int]) -> CamMaps:
+        """Return the refined maps of ``labels`` (0-based) in ``image`` (H0, W0, 3) RGB uint8."""
+        prepared = self._backbone.prepare(image, self._params.max_patches)
+        (encoding,) = self._backbone.encode(prepared[None], self._params.affinity_blocks)
+        chosen = np.array(labels, np.int64)
+        text = self._classes[torch.from_numpy(chosen).to(self._classes.device)]
+        cams = softmax_gradcam(self._backbone, encoding, text, self._background)
+        refined = affinity.refine(encoding.attention, cams, self._params)
+        return CamMaps(chosen, refined, (image.shape[0], image.shape[1]))
+
+
+def make_cams(
+    samples: Sequence[Sample],
+    maker: CamMaker,
+    run: Run,
+    *,
+    progress: Progress,
+    report: Callable[[Failure], None],
+) -> Summary:
+    """Make and save the maps of every sample that has none yet.
+
+    Args:
+        samples: Images with their labels.
+        maker: Makes the maps.
+        run: Where they go.
+        progress: Called after each image.
+        report: Called with each image that cannot be processed; the others go on.
+    """
+    todo = [sample for sample in samples if not run.cams_path(sample.id).exists()]
+    failures = []
+    progress(0, len(todo))
+    for index, sample in enumerate(todo):
+        try:
+            run.save_cams(sample.id, maker(read_image(sample.image), sample.labels))
+        except ClipesError as error:
+            failures.append(Failure(sample.id, str(error)))
+            report(failures[-1])
+        progress(index + 1, len(todo))
+    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))

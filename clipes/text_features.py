@@ -1,0 +1,144 @@
+"""Text features: the vectors that stand for classes and background words.
+
+They come from CLIP's text tower, from a user's file, or, for weights without a text tower, from the
+stand-in vectors that ship with the package.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from clipes.errors import VocabularyError
+from clipes.files import atomic_write
+from clipes.types import Float32Array
+
+_LARGEST_FILE = 1 << 28  # bytes; 254 classes of any CLIP are under a megabyte
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Vectors of the classes, in mask order, and of the background words.
+
+    Attributes:
+        classes: C class names.
+        background_words: B background words.
+        class_vectors: (C, E) float32 unit rows.
+        background_vectors: (B, E) float32 unit rows.
+        model: Name of the CLIP model they belong to.
+        note: What a reader of the results must know about their origin; may be empty.
+    """
+
+    classes: tuple[str, ...]
+    background_words: tuple[str, ...]
+    class_vectors: Float32Array
+    background_vectors: Float32Array
+    model: str
+    note: str = ""
+
+    def for_classes(self, classes: tuple[str, ...]) -> TextFeatures:
+        """Return these features for ``classes``, in that order.
+
+        Raises:
+            VocabularyError: A class has no vector here.
+        """
+        row = {name: index for index, name in enumerate(self.classes)}
+        missing = [name for name in classes if name not in row]
+        if missing:
+            raise VocabularyError(
+                f"no text feature for the class '{missing[0]}'"
+                f"{f' and {len(missing) - 1} more' if missing[1:] else ''}"
+                f" among those of {self.model or 'the given file'}",
+                "use weights with a text tower (--weights openai) or give --text-features FILE.npz",
+            )
+        vectors = self.class_vectors[[row[name] for name in classes]]
+        return TextFeatures(
+            classes,
+            self.background_words,
+            vectors,
+            self.background_vectors,
+            self.model,
+            self.note,
+        )
+
+
+def unit_rows(vectors: np.ndarray) -> Float32Array:
+    """Scale (n, E) rows to length 1, as float32."""
+    wide = vectors.astype(np.float64)
+    scaled: Float32Array = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
+
+
+def load_text_features(path: Path) -> TextFeatures:
+    """Read the ``--text-features`` format.
+
+    Arrays of the .npz: ``names`` (C+B,) strings, ``features`` (C+B, E) float, ``background`` (C+B,) bool,
+    ``model`` (); class rows in mask order, background rows anywhere; ``note`` () is optional. Rows are
+    scaled to length 1.
+
+    Raises:
+        VocabularyError: The file is missing, malformed, or holds values that are not finite.
+    """
+    remedy = "it needs the arrays names, features, background and model"
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise VocabularyError(f"text features {path}: larger than {_LARGEST_FILE} bytes")
+        with np.load(path, allow_pickle=False) as file:
+            names, features = file["names"], file["features"]
+            background, model = file["background"], file["model"]
+            note = str(file["note"]) if "note" in file else ""
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise VocabularyError(f"cannot read text features {path}: {error}", remedy) from error
+    rows = len(names) if names.ndim == 1 else -1
+    problem = ""
+    if names.dtype.kind != "U" or background.dtype != np.bool_ or model.shape != ():
+        problem = "names, background or model has the wrong type"
+    elif features.dtype.kind != "f" or features.ndim != 2:
+        problem = f"features is {features.dtype} with {features.ndim} dimensions, not (rows, E) float"
+    elif len(features) != rows or background.shape != (rows,):
+        problem = f"{rows} names, {len(features)} features, {background.size} background flags"
+    elif not np.isfinite(features).all() or not (np.abs(features).sum(1) > 0).all():
+        problem = "a feature is zero or not finite"
+    elif background.all():
+        problem = "no class row"
+    elif len(set(names[~background].tolist())) != int((~background).sum()):
+        problem = "a class appears twice"
+    if problem:
+        raise VocabularyError(f"text features {path}: {problem}", remedy)
+    unit = unit_rows(features)
+    return TextFeatures(
+        classes=tuple(names[~background].tolist()),
+        background_words=tuple(names[background].tolist()),
+        class_vectors=unit[~background],
+        background_vectors=unit[background],
+        model=str(model),
+        note=note,
+    )
+
+
+def save_text_features(path: Path, features: TextFeatures) -> None:
+    """Write the ``--text-features`` format, atomically."""
+    count = len(features.classes)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            names=np.array([*features.classes, *features.background_words]),
+            features=np.concatenate([features.class_vectors, features.background_vectors]),
+            background=np.arange(count + len(features.background_words)) >= count,
+            model=np.array(features.model),
+            note=np.array(features.note),
+        )
+
+
+def stand_in() -> TextFeatures:
+    """Return the class vectors that ship for OpenAI's ViT-B/16 without its text tower.
+
+    They were fitted to image-level labels by ``clipes prompts fit``; see the README for the command
+    and what it costs in mIoU.
+    """
+    with resources.as_file(resources.files("clipes") / "prompts" / "standin-vit-b-16.npz") as path:
+        return load_text_features(path)
