@@ -49,6 +49,10 @@ class Run:
         """The file that says what made this run."""
         return self.root / "run.json"
 
+    def exists(self) -> bool:
+        """Tell whether the folder is a run folder."""
+        return self.manifest_path.is_file()
+
     def cams_path(self, image_id: str) -> Path:
         """Where the maps of an image are."""
         return self.root / "cams" / f"{check_id(image_id)}.npz"

@@ -40,7 +40,8 @@ def class_probabilities(
         (K + B,) probabilities, classes first.
     """
     unit = feature / feature.norm()
-    return (logit_scale * (torch.cat([text, background]) @ unit)).softmax(0)
+    logits: Tensor = logit_scale * (torch.cat([text, background]) @ unit)
+    return logits.softmax(0)
 
 
 @torch.inference_mode()
@@ -95,7 +96,8 @@ def _head_gradients(
     norm = last.feature.norm()
     unit = last.feature / norm
     at_feature = (at_unit - (at_unit @ unit)[:, None] * unit) / norm
-    return at_feature @ backbone.visual.proj.T
+    at_pooled: Tensor = at_feature @ backbone.visual.proj.T
+    return at_pooled
 
 
 def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> Tensor:
@@ -109,7 +111,8 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
     at_residual = at_output + _layer_norm_gradient(last.ln_2, at_ln_2)
     at_mixed = (at_residual @ block.attn.out_proj.weight).unflatten(-1, (len(last.key), -1))
     sums = _attention_sums(last, at_mixed.transpose(1, 2))
-    return sums @ block.attn.in_proj_weight / patches
+    weights: Tensor = sums @ block.attn.in_proj_weight / patches
+    return weights
 
 
 def _layer_norm_gradient(norm: Normalised, gradient: Tensor) -> Tensor:

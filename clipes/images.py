@@ -105,7 +105,7 @@ def read_mask(path: Path) -> UInt8Array:
     kind, bits = _png_kind(path)
     if kind != "palette" and (kind, bits) != ("grey", 8):
         raise ImageError(
-            f"{path} is a {bits}-bit {kind} PNG, not a mask",
+            f"{path} holds {bits}-bit {kind} pixels, not labels",
             "save masks as palette or 8-bit grey PNG that holds label numbers, not colours",
         )
     with _opened(path, ("PNG",)) as image:
@@ -146,7 +146,7 @@ def read_confidence(path: Path) -> Float32Array:
     kind, bits = _png_kind(path)
     if (kind, bits) != ("grey", 16):
         raise ImageError(
-            f"{path} is a {bits}-bit {kind} PNG, not a confidence map",
+            f"{path} holds {bits}-bit {kind} pixels, not confidence",
             "a confidence map is a 16-bit grey PNG; make it again with 'clipes refine'",
         )
     with _opened(path, ("PNG",)) as image:
@@ -246,7 +246,7 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         pixels = image.convert("RGBA")
         white = Image.new("RGBA", pixels.size, "white")
         return Image.alpha_composite(white, pixels).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _png_kind(path: Path) -> tuple[str, int]:

@@ -98,7 +98,9 @@ def load_text_features(path: Path) -> TextFeatures:
     if names.dtype.kind != "U" or background.dtype != np.bool_ or model.shape != ():
         problem = "names, background or model has the wrong type"
     elif features.dtype.kind != "f" or features.ndim != 2:
-        problem = f"features is {features.dtype} with {features.ndim} dimensions, not (rows, E) float"
+        problem = (
+            f"features is {features.dtype} with {features.ndim} dimensions, not (rows, E) float"
+        )
     elif len(features) != rows or background.shape != (rows,):
         problem = f"{rows} names, {len(features)} features, {background.size} background flags"
     elif not np.isfinite(features).all() or not (np.abs(features).sum(1) > 0).all():

@@ -125,7 +125,8 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the tower runs."""
-        return self.visual.class_embedding.device
+        device: torch.device = self.visual.class_embedding.device
+        return device
 
     @property
     def blocks(self) -> list[ResidualAttentionBlock]:
@@ -137,8 +138,8 @@ class Backbone:
         h, w = -(-size[0] // self.patch), -(-size[1] // self.patch)
         if h * w > max_patches:
             shrink = math.sqrt(max_patches / (h * w))
-            # A side of one patch cannot shrink: the other takes what is left.
-            h = max(1, math.floor(h * shrink))
+            # A side cannot shrink below one patch: then the other is cut to what is left.
+            h = min(max(1, math.floor(h * shrink)), max_patches)
             w = min(max(1, math.floor(w * shrink)), max_patches // h)
         return h, w
 

@@ -14,14 +14,14 @@ _HEAD_WIDTH = 64  # channels per head of OpenAI's towers, and of most of open_cl
 
 
 def load_visual(
-    state: Mapping[str, Tensor], *, quick_gelu: bool = True, heads: int | None = None
+    state: Mapping[str, Tensor], *, quick_gelu: bool = True, head_width: int = _HEAD_WIDTH
 ) -> VisionTransformer:
     """Build the image tower.
 
     Args:
         state: Tensors by name, ``visual.*`` among them.
         quick_gelu: OpenAI's activation function; most towers trained by others use GELU.
-        heads: Attention heads; by default 64 channels a head.
+        head_width: Channels of an attention head; the weights' shapes do not say it.
 
     Raises:
         WeightsError: The tensors are not those of a CLIP ViT.
@@ -43,7 +43,7 @@ def load_visual(
             patch_size=patch,
             width=width,
             layers=_depth(tower),
-            heads=heads or width // _HEAD_WIDTH,
+            heads=width // head_width,
             mlp_ratio=hidden / width,
             output_dim=output_dim,
             act_layer=QuickGELU if quick_gelu else nn.GELU,

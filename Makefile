@@ -1,0 +1,41 @@
+# Everything starts from nothing: the first command makes the environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?=
+
+.PHONY: help demo test check unit eval bench clean
+
+help:  ## Print the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.installed  ## Fetch weights, run every stage on the bundled examples, print mIoU, write a report
+	$(BIN)/clipes demo
+
+test: check unit  ## Lint, type-check and test; what CI calls
+
+check: $(VENV)/.installed-dev  ## Lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-dev  ## All tests, those on the real CLIP tower included where it can be had
+	$(BIN)/python -m pytest --cov=clipes --cov-report=term:skip-covered
+
+eval: $(VENV)/.installed  ## mIoU of every stage that has output, per class (RUN=folder, default the latest)
+	$(BIN)/clipes eval $(RUN)
+
+clean:  ## Remove what make and the tests made, not runs/ and not cached weights
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples]'
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.installed

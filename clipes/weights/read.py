@@ -1,0 +1,127 @@
+"""Weight files of every supported format to tensors in OpenAI's layout."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from clipes.errors import WeightsError
+from clipes.weights.layout import normalise
+from clipes.weights.torchscript import MALFORMED, is_torchscript, read_torchscript
+
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a CLIP ViT in fp32 under OpenAI's names.
+
+    Args:
+        path: ``.safetensors``; or a ``.pt``, ``.pth``, ``.bin`` with a state dict, a training
+            checkpoint of open_clip, or OpenAI's TorchScript archive. Files are not trusted: code
+            in them is never run.
+
+    Returns:
+        ``visual.*`` and ``logit_scale`` (natural logarithm), and the text tower's tensors
+        (``token_embedding.weight`` and so on) if the file has one. The number of heads is not part
+        of a state dict; see ``Recipe.head_width``.
+
+    Raises:
+        WeightsError: There is no such file, it is damaged or holds code, it is not a CLIP with a
+            plain ViT, or it holds numbers that are not finite.
+    """
+    state = {key: tensor.float() for key, tensor in load_tensors(path).items()}
+    for key, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(
+                f"{path}: {key} holds numbers that are not finite",
+                "the file is damaged or the training diverged; take another",
+            )
+    return state
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the same as ``read_state_dict`` in the types the file stores, values unchecked."""
+    if not path.is_file():
+        raise WeightsError(f"there is no file {path}", "check the path given as weights")
+    try:
+        _refuse_text(path)
+        if path.suffix == ".safetensors":
+            return normalise(load_file(path), str(path))
+        if is_torchscript(path):
+            return normalise(read_torchscript(path), str(path))
+        return normalise(_load_pickle(path), str(path))
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a usable safetensors file: {error}", _REMEDY) from error
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits.
+
+    Raises:
+        WeightsError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+_REMEDY = "the file is damaged or of another kind; fetch it again from its original source"
+
+
+def _refuse_text(path: Path) -> None:
+    """Name the two text files that pass for weights most often."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(
+            f"{path} is a web page, not weights", "download the file itself, not its page"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path} is a Git LFS pointer, not weights", "run git lfs pull in its repository"
+        )
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file that torch.save wrote."""
+    try:
+        with warnings.catch_warnings():
+            # About pickle protocols: what matters is whether the content can be used.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's message goes on with how to switch the check off: not advice to pass on.
+        raise WeightsError(
+            f"{path} holds something other than tensors (damage, or code that loading would run)",
+            "convert it to safetensors where it comes from, or take another file",
+        ) from error
+    except MALFORMED as error:
+        raise WeightsError(f"{path} cannot be read as weights: {_first(error)}", _REMEDY) from error
+    # open_clip's and others' training checkpoints keep the weights one level down.
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict", _REMEDY)
+    return {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+
+
+def _first(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,49 @@
+"""What tests share: the reference data beside the checkout, and synthetic weights made from it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep tests off the user's data; weights are cached between test runs on purpose."""
+    os.environ.pop("CLIPES_DATA", None)
+    os.environ["NO_COLOR"] = "1"
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real images, features and the reference's results; not part of the project."""
+    path = Path(os.environ.get("CLIPES_SHARED", ROOT.parent / "shared"))
+    if not (path / "golden").is_dir():
+        pytest.skip(f"the reference data is not at {path}; set CLIPES_SHARED")
+    return path
+
+
+def _make_weights(shared: Path, size: str, folder: Path) -> Path:
+    path = folder / f"{size}.pt"
+    script = shared / "golden" / "make_weights.py"
+    subprocess.run([sys.executable, script, size, path], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic CLIP of real architecture, width 128."""
+    return _make_weights(shared, "tiny", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def full_weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic CLIP of ViT-B/16's size."""
+    return _make_weights(shared, "vit-b-16", tmp_path_factory.mktemp("weights"))

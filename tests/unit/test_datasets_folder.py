@@ -1,0 +1,397 @@
+from __future__ import annotations
+
+import json
+import unicodedata
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clipes.datasets import Dataset, base, open_dataset
+from clipes.datasets.labels import read_labels
+from clipes.errors import DatasetError
+
+a_few = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def folder(root: Path, *names: str, **files: str) -> Path:
+    """Make empty images, and text files given as ``labels_csv="..."``."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    root.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (root / name.replace("_", ".")).write_text(text, encoding="utf-8")
+    return root
+
+
+def named(data: Dataset) -> dict[str, list[str]]:
+    return {sample.id: [data.classes[label] for label in sample.labels] for sample in data.samples}
+
+
+def reasons(data: Dataset) -> dict[str, str]:
+    return {failure.id: failure.reason for failure in data.failures}
+
+
+WANTED = {"a": ["dining table", "cat"], "b": ["dog"]}
+CLASSES = "cat\ndog\ndining table\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "image,labels\na.jpg,dining table;cat\nb.png,dog\n"),
+        ("labels.csv", "image,labels\na.jpg,dining table | cat|\nb.png,dog\n"),
+        ("labels.csv", "labels,note,image\r\n2 0,hm,a.jpg\r\n1,,b.png\r\n"),
+        ("labels.csv", 'Image;Labels\na.jpg;"dining table;cat"\nb.png;dog\n'),
+        ("labels.csv", "\ufeffimage,labels\nimages/a.jpg,2 cat cat\nb,dog\n\n"),
+        ("labels.json", '{"a.jpg": ["dining table", "cat"], "b": "dog"}'),
+        ("labels.json", '{"a": [2, 0], "b.png": [1]}'),
+        ("labels.json", '[{"image": "a.jpg", "labels": [2, "cat"]}, {"image": "b", "labels": 1}]'),
+        ("labels.txt", "a.jpg 2 0\nb dog\n"),
+        ("labels.txt", "/elsewhere/a.jpg dining table;cat\n\nb.png\tdog\n"),
+    ],
+)
+@pytest.mark.parametrize("where", [".", "images", "JPEGImages"])
+def test_every_label_format_in_every_place(tmp_path, name, text, where):
+    root = folder(tmp_path, f"{where}/a.jpg", f"{where}/b.png", classes_txt=CLASSES)
+    (root / name).write_text(text, encoding="utf-8", newline="")
+    data = open_dataset("folder", root=root)
+    assert named(data) == WANTED
+    assert data.failures == ()
+    assert data.classes == ("cat", "dog", "dining table")
+    assert [sample.image for sample in data.samples] == [
+        root / where / n for n in ("a.jpg", "b.png")
+    ]
+
+
+def test_classes_that_are_not_stated_are_the_names_seen_sorted(tmp_path):
+    text = "image,labels\na.jpg,zebra;dining table\nb.jpg,cow\nc.jpg,dining table\n"
+    data = open_dataset("folder", root=folder(tmp_path, "a.jpg", "b.jpg", "c.jpg", labels_csv=text))
+    assert data.classes == ("cow", "dining table", "zebra")
+    assert named(data) == {"a": ["zebra", "dining table"], "b": ["cow"], "c": ["dining table"]}
+
+
+def test_one_label_with_a_space_is_two_unless_the_classes_are_known(tmp_path):
+    text = "image,labels\na.jpg,dining table\n"
+    root = folder(tmp_path, "a.jpg", labels_csv=text)
+    assert named(open_dataset("folder", root=root)) == {"a": ["dining", "table"]}
+    assert named(open_dataset("folder", root=root, classes=("cat", "dining table"))) == {
+        "a": ["dining table"]
+    }
+
+
+def test_numbers_need_names(tmp_path):
+    root = folder(tmp_path, "a.jpg", labels_txt="a.jpg 0 1\n")
+    with pytest.raises(DatasetError, match=r"class numbers.*put the names into classes\.txt"):
+        open_dataset("folder", root=root)
+    assert named(open_dataset("folder", root=root, classes=("x", "y"))) == {"a": ["x", "y"]}
+    assert named(open_dataset("folder", root=root, classes=("1", "0"))) == {"a": ["0", "1"]}
+
+
+def test_classes_given_win_over_the_file_and_the_file_over_the_names_seen(tmp_path):
+    root = folder(tmp_path, "a.jpg", labels_txt="a.jpg y\n", classes_txt="x\n\n  y \n")
+    assert open_dataset("folder", root=root).classes == ("x", "y")
+    assert open_dataset("folder", root=root, classes=("y",)).classes == ("y",)
+
+
+def test_sub_folders_are_classes(tmp_path):
+    root = folder(
+        tmp_path, "big dog/1.jpg", "cat/2.JPG", "cat/._2.jpg", "cat/notes.md", "masks/1.png"
+    )
+    (root / "empty").mkdir()
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"1": ["big dog"], "2": ["cat"]}
+    assert [sample.mask for sample in data.samples] == [root / "masks/1.png", None]
+    assert data.failures == ()
+
+
+def test_one_name_in_two_sub_folders_is_a_failure(tmp_path):
+    data = open_dataset(
+        "folder", root=folder(tmp_path, "cat/1.jpg", "dog/1.png", "dog/2.jpg", "3.jpg")
+    )
+    assert named(data) == {"2": ["dog"]}
+    assert "cat/1.jpg and dog/1.png" in reasons(data)["1"]
+    assert "no labels" in reasons(data)["3"]
+    assert len(data.failures) == 2
+
+
+def test_one_bad_row_does_not_stop_the_others(tmp_path):
+    text = "\n".join(
+        [
+            "image,labels",
+            "good.jpg,cat",
+            "typo.jpg,cta",
+            "case.jpg,Cat",
+            "large.jpg,cat 7",
+            "none.jpg,",
+            "commas.jpg,cat,dog",
+            "missing.jpg,cat",
+            "twice.jpg,cat",
+            "twice.jpg,dog",
+            "../up.jpg,cat",
+            ",cat",
+        ]
+    )
+    stems = ("good", "typo", "case", "large", "none", "commas", "twice", "unlisted")
+    root = folder(tmp_path, *(f"{s}.jpg" for s in stems), labels_csv=text, classes_txt="cat\ndog\n")
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"good": ["cat"]}
+    why = reasons(data)
+    assert "unknown class 'cta'; did you mean 'cat'?" in why["typo"]
+    assert "did you mean 'cat'?" in why["case"]
+    assert "there is no class 7; class numbers go from 0 to 1" in why["large"]
+    assert "no labels in" in why["none"]
+    assert "3 fields where the header has 2" in why["commas"]
+    assert "no image missing.jpg in" in why["missing"]
+    assert "lists it twice" in why["twice"]
+    assert "leads out of" in why["../up.jpg"]
+    assert "no image" in why["line 12"]
+    assert "no labels in" in why["unlisted"]
+    assert len(why) == len(data.failures) == 10
+
+
+def test_json_rows_of_another_shape_are_failures(tmp_path):
+    text = '[{"image": "a", "labels": ["x"]}, {"image": "b", "labels": {"x": 1}}, {"image": 3}, 4]'
+    data = open_dataset("folder", root=folder(tmp_path, "a.jpg", "b.jpg", labels_json=text))
+    assert named(data) == {"a": ["x"]}
+    assert set(reasons(data)) == {"b", "entry 3", "entry 4"}
+
+
+def test_repeated_json_keys_are_not_silently_merged(tmp_path):
+    text = '{"a": ["x"], "b": ["x"], "a": ["y"]}'
+    data = open_dataset("folder", root=folder(tmp_path, "a.jpg", "b.jpg", labels_json=text))
+    assert "lists it twice" in reasons(data)["a"]
+    assert data.classes == ("x",)
+
+
+def test_json_numbers_are_indices_only_where_the_classes_are_known(tmp_path):
+    root = folder(tmp_path, "a.jpg", "b.jpg", labels_json='{"a": ["x", 1], "b": [-1, "x"]}')
+    assert named(open_dataset("folder", root=root)) == {"a": ["x", "1"], "b": ["-1", "x"]}
+    data = open_dataset("folder", root=root, classes=("w", "x"))
+    assert named(data) == {"a": ["x"]}
+    assert "there is no class -1" in reasons(data)["b"]
+
+
+def test_one_stem_with_two_suffixes(tmp_path):
+    root = folder(tmp_path, "a.jpg", "a.png", labels_txt="a.png x\n")
+    assert open_dataset("folder", root=root).samples[0].image == root / "a.png"
+    (root / "labels.txt").write_text("a x\n")
+    assert "a.jpg and a.png" in reasons(open_dataset("folder", root=root))["a"]
+
+
+def test_rows_may_name_files_in_sub_folders(tmp_path):
+    root = folder(tmp_path, "x.jpg", "deep/er/a.jpg", labels_txt="x x\ndeep/er/a.jpg x\n")
+    data = open_dataset("folder", root=root)
+    assert [sample.image for sample in data.samples] == [root / "x.jpg", root / "deep/er/a.jpg"]
+    root = folder(tmp_path / "2", "images/deep/a.jpg", labels_txt="images/deep/a.jpg x\n")
+    data = open_dataset("folder", root=root)
+    assert [sample.image for sample in data.samples] == [root / "images/deep/a.jpg"]
+
+
+def test_accents_match_however_they_are_composed(tmp_path):
+    root = folder(
+        tmp_path, unicodedata.normalize("NFD", "caf\u00e9.jpg"), labels_txt="caf\u00e9.jpg x\n"
+    )
+    data = open_dataset("folder", root=root)
+    assert [sample.id for sample in data.samples] == ["caf\u00e9"]
+    assert data.failures == ()
+
+
+def test_names_with_spaces(tmp_path):
+    root = folder(tmp_path, "my cat.JPG", labels_txt="my cat.JPG cat\n")
+    assert named(open_dataset("folder", root=root)) == {"my cat": ["cat"]}
+
+
+@pytest.mark.parametrize("split", ["some", "PATH"])
+def test_a_split_chooses_and_orders(tmp_path, split):
+    root = folder(
+        tmp_path,
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+        labels_txt="a x\nb x y z\nc x\n",
+        some_txt="c.jpg\na\nd\n",
+    )
+    data = open_dataset("folder", root=root, split=split.replace("PATH", str(root / "some.txt")))
+    assert [sample.id for sample in data.samples] == ["c", "a"]
+    assert list(reasons(data)) == ["d"]
+
+
+@pytest.mark.parametrize("masks", ["masks", "SegmentationClass", "SegmentationClassAug"])
+def test_masks_are_found_by_name(tmp_path, masks):
+    root = folder(tmp_path, "a.jpg", "b.jpg", f"{masks}/a.png", labels_txt="a x\nb x\n")
+    data = open_dataset("folder", root=root)
+    assert [sample.mask for sample in data.samples] == [root / masks / "a.png", None]
+    folder(tmp_path, "masks/a.png")
+    assert open_dataset("folder", root=root).samples[0].mask == root / "masks" / "a.png"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no labels for the images"),
+        ({"labels_csv": "a.jpg,x\n"}, "no header 'image,labels'"),
+        ({"labels_csv": ""}, "no header"),
+        ({"labels_csv": "image,labels\n"}, "lists no image"),
+        ({"labels_csv": "image,labels\na.jpg,\n"}, "names no class"),
+        ({"labels_json": "{"}, "is no JSON"),
+        ({"labels_json": "[" * 100_000}, "is no JSON"),
+        ({"labels_json": "3"}, "neither an object nor a list"),
+        ({"labels_txt": "a x\n", "labels_csv": "image,labels\na,x\n"}, "choose with --labels"),
+        ({"labels_txt": "a x\n", "classes_txt": "x\ny\nx\n"}, "'x' is there twice"),
+        ({"labels_txt": "a x\n", "classes_txt": "background\nx\n"}, "mask value 0 is background"),
+        ({"labels_txt": "a x\n", "classes_txt": "\n"}, "names no class"),
+        ({"labels_txt": "a x\n", "classes_txt": "x\x1b[31m\n"}, "is no class name"),
+        (
+            {"labels_txt": "a x\n", "classes_txt": "\n".join(f"c{i}" for i in range(255))},
+            "255 classes; an 8-bit mask has room for 254",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_whole_is_said_in_one_line(tmp_path, files, message):
+    with pytest.raises(DatasetError, match=message) as caught:
+        open_dataset("folder", root=folder(tmp_path, "a.jpg", **files))
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_254_classes_fit(tmp_path):
+    classes = tuple(f"c{i}" for i in range(254))
+    root = folder(tmp_path, "a.jpg", labels_txt="a 253\n")
+    assert open_dataset("folder", root=root, classes=classes).samples[0].labels == (253,)
+
+
+def test_no_images_says_where_it_looked(tmp_path, monkeypatch):
+    with pytest.raises(DatasetError, match=r"no images: looked for jpg, .*--root"):
+        open_dataset("folder", root=tmp_path)
+    monkeypatch.setenv("CLIPES_DATA", str(tmp_path))
+    folder(tmp_path / "folder", "a.jpg", labels_txt="a x\n")
+    assert open_dataset("folder").root == tmp_path / "folder"
+
+
+def test_label_files_that_are_not_text_or_too_large_are_refused(tmp_path, monkeypatch):
+    root = folder(tmp_path, "a.jpg")
+    (root / "labels.txt").write_bytes("a x".encode("utf-16"))
+    with pytest.raises(DatasetError, match="not UTF-8"):
+        open_dataset("folder", root=root)
+    (root / "labels.txt").write_bytes(b"a x\n" * 10)
+    monkeypatch.setattr(base, "MAX_LIST_BYTES", 39)
+    with pytest.raises(DatasetError, match="is larger than"):
+        open_dataset("folder", root=root)
+    with pytest.raises(DatasetError, match=r"cannot read .*none\.csv"):
+        open_dataset("folder", root=root, labels=root / "none.csv")
+
+
+def test_files_whose_names_are_no_ids_are_failures(tmp_path):
+    root = folder(tmp_path, "a.jpg", "b..c.jpg", "d\nd.jpg", labels_txt="a x\n")
+    data = open_dataset("folder", root=root)
+    assert list(named(data)) == ["a"]
+    assert set(reasons(data)) == {"b..c.jpg", "d\\nd.jpg"}
+
+
+WORDS = st.sampled_from(
+    [
+        *"ab,;|\n\t\" '0129{}[]:",
+        "image",
+        "labels",
+        "a.jpg",
+        "b",
+        "dining table",
+        "\ufeff",
+        "\x00",
+        "é",
+    ]
+)
+JSONS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["image", "labels", "a"]) | st.text(max_size=3), inner)
+    ),
+    max_leaves=8,
+).map(json.dumps)
+
+
+@a_few
+@given(
+    st.sampled_from(["labels.csv", "labels.json", "labels.txt", "classes.txt"]),
+    st.one_of(
+        st.lists(WORDS, max_size=20).map("".join),
+        st.lists(WORDS, max_size=20).map(lambda words: "image,labels\n" + "".join(words)),
+        st.text(max_size=40),
+        JSONS,
+    ),
+)
+def test_no_text_raises_anything_else(tmp_path, name, text):
+    for path in tmp_path.iterdir():
+        path.unlink()
+    root = folder(tmp_path, "a.jpg", "b.png", labels_txt="a x")
+    if name.startswith("labels"):
+        (root / "labels.txt").unlink()
+    (root / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with suppress(DatasetError):
+        data = open_dataset("folder", root=root)
+        ids = [sample.id for sample in data.samples]
+        assert len(set(ids)) == len(ids)
+        for sample in data.samples:
+            assert sample.labels
+            assert len(set(sample.labels)) == len(sample.labels)
+            assert all(0 <= label < len(data.classes) for label in sample.labels)
+        for failure in data.failures:
+            assert failure.id.isprintable()
+            assert "\n" not in failure.reason
+
+
+PLAIN = st.text("abcdefgh ", min_size=1, max_size=8).map(str.strip).filter(bool)
+
+
+@a_few
+@given(
+    st.dictionaries(
+        st.text("abc123", min_size=1, max_size=6),
+        st.lists(PLAIN, min_size=1, unique=True, max_size=4),
+        min_size=1,
+    )
+)
+def test_all_formats_say_the_same(tmp_path, wanted):
+    classes = sorted({label for labels in wanted.values() for label in labels})
+    joined = {image: ";".join(labels) for image, labels in wanted.items()}
+    texts = {
+        "x.csv": "image,labels\n" + "".join(f"{i},{text}\n" for i, text in joined.items()),
+        "x.txt": "".join(f"{i}.jpg {text}\n" for i, text in joined.items()),
+        "x.json": json.dumps(wanted),
+        "y.json": json.dumps([{"image": i, "labels": labels} for i, labels in wanted.items()]),
+        "z.txt": "".join(
+            f"{i} {' '.join(str(classes.index(label)) for label in labels)}\n"
+            for i, labels in wanted.items()
+        ),
+    }
+    for name, text in texts.items():
+        path = tmp_path / name
+        path.write_text(text)
+        table = read_labels(path, classes)
+        assert table.problems == {}
+        assert {
+            id_: [classes[k] for k in table.indices(id_, tuple(classes))] for id_ in table.rows
+        } == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "classes"), [("stuff_sample", 240, 23), ("coco_sample", 60, 80)]
+)
+def test_the_samples_open_without_options(shared, name, images, classes):
+    from clipes.images import read_mask
+
+    data = open_dataset("folder", root=shared / "data" / name)
+    assert (len(data.samples), len(data.classes), data.failures) == (images, classes, ())
+    for sample in data.samples[:20]:
+        # The labels were made from the masks, so each must occur there.
+        assert {label + 1 for label in sample.labels} <= set(
+            read_mask(sample.mask).ravel().tolist()
+        )

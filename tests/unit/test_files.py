@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+
+import pytest
+
+from clipes.errors import ArtifactError, DatasetError
+from clipes.files import atomic_write, check_id, list_files, write_json, write_text
+
+
+def test_the_name_appears_only_when_the_block_is_done(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with atomic_write(path) as temporary:
+        temporary.write_text("all")
+        assert temporary.parent == path.parent
+        assert temporary.suffix == path.suffix
+        assert not path.exists()
+        assert list_files(path.parent) == []
+    assert path.read_text() == "all"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def interrupted() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("ne")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_the_system_refuses_is_said_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"cannot write .*a\.txt.*check the folder") as caught:
+        write_text(tmp_path / "file" / "a.txt", "x")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_results_get_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    write_text(tmp_path / "atomic", "x")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")}
+    assert len(modes) == 1
+
+
+def test_json_is_readable_and_strict(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"b": [1, 2.5, None], "a": "\u00e9"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"b": [1, 2.5, None], "a": "\u00e9"}
+    assert "\u00e9" in path.read_text(encoding="utf-8")
+    for value in (float("nan"), {"a": object()}):
+        with pytest.raises((TypeError, ValueError)):
+            write_json(path, value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_listing_is_sorted_and_leaves_out_what_is_hidden_or_no_file(tmp_path):
+    for name in ("b.png", "a.PNG", "c.jpg", ".d-12.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in list_files(tmp_path, ".png")] == ["a.PNG", "b.png"]
+    assert [path.name for path in list_files(tmp_path)] == ["a.PNG", "b.png", "c.jpg"]
+    assert list_files(tmp_path / "none") == list_files(tmp_path / "b.png") == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+def test_a_folder_that_may_not_be_listed(tmp_path):
+    tmp_path.chmod(0)
+    try:
+        with pytest.raises(ArtifactError, match="cannot list"):
+            list_files(tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["2007_000032", "my cat (1)", "v1.5", "caf\u00e9", "x" * 200])
+def test_plain_names_are_ids(name):
+    assert check_id(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "a/b",
+        "a\\b",
+        "/a",
+        "C:a",
+        "a..b",
+        ".a",
+        "a\nb",
+        "a\0",
+        "\udcff",
+        "x" * 201,
+        "\u00e9" * 101,
+    ],
+)
+def test_other_names_are_not(name):
+    with pytest.raises(DatasetError, match="cannot be an image id; an id is a plain file name"):
+        check_id(name)

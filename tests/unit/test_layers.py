@@ -1,0 +1,73 @@
+"""Dependencies point one way, as DESIGN.md says."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "clipes"
+
+# Each module may import modules of its own layer and of those further down.
+LAYERS = (
+    {"cli", "console", "__main__"},
+    {"stages", "runner", "report"},
+    {"clip", "gradcam", "affinity", "crf", "lattice", "pseudo", "fit"},
+    {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"},
+    {"files", "config", "types", "errors", "__init__"},
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+CONSOLE_LIBRARIES = {"typer", "rich", "click"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    level = LEVEL[part(path)]
+    for name in imports(path):
+        words = name.split(".")
+        if words[0] == "clipes" and words[1] in LEVEL:
+            assert LEVEL[words[1]] >= level, f"{path.name} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_console_knows_terminals(path: Path) -> None:
+    libraries = {name.split(".")[0] for name in imports(path)}
+    if LEVEL[part(path)] > 0:
+        assert not libraries & CONSOLE_LIBRARIES
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("clipes.cli", "torch"),
+        ("clipes.cli", "numpy"),
+        ("clipes.stages.refine", "torch"),
+        ("clipes.stages.evaluate", "torch"),
+    ],
+)
+def test_importing_is_light(module: str, unwanted: str) -> None:
+    code = f"import sys, {module}; print({unwanted!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
