@@ -143,17 +143,22 @@ class _Kernel:
 
 def _kernel(features: Float32Array, points: int, compat: float) -> _Kernel:
     lattice = build_lattice(features, points)
-    ones = np.ones(len(lattice.weights), np.float32)
-    mass = lattice.filter(ones) * np.float32(lattice.gain)
+    ones = np.ones((1, len(lattice.weights)), np.float32)
+    mass = lattice.filter(ones)[0] * np.float32(lattice.gain)
     root = (1 / np.sqrt(mass + np.float64(1e-20))).astype(np.float32)
     lattice.weights[:] *= (root * np.float32(math.sqrt(compat * lattice.gain)))[:, None]
-    return _Kernel(lattice, lattice.filter(ones))
+    return _Kernel(lattice, lattice.filter(ones)[0])
+
+
+def _padded(points: int) -> int:
+    tiles = -(-points // 64)
+    return (tiles + (tiles % 2 == 0)) * 64
 
 
 def _grid(height: int, width_: int, sxy: float, channels: int) -> Float32Array:
     """Return (2 + channels, P) features, of which x / sxy and y / sxy are filled in."""
     points = height * width_
-    features = np.zeros((2 + channels, -(-points // TILE) * TILE), np.float32)
+    features = np.zeros((2 + channels, _padded(points)), np.float32)
     y, x = np.divmod(np.arange(points), width_)
     features[0, :points] = x.astype(np.float32) / np.float32(sxy)
     features[1, :points] = y.astype(np.float32) / np.float32(sxy)
@@ -184,7 +189,6 @@ def _blocks(labels: int) -> list[int]:
 def _mean_field(probs: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
     labels, height, width_ = probs.shape
     points = height * width_
-    tiles = -(-points // TILE)
     smoothness = _smoothness if points <= _CACHED_PIXELS else _smoothness.__wrapped__
     kernels = (
         _appearance(image, params),
@@ -195,58 +199,57 @@ def _mean_field(probs: Float32Array, image: UInt8Array, params: CrfParams) -> Fl
     # and what the last label receives is what the others leave: it is never filtered.
     others = labels - 1
     blocks = _blocks(others)
-    channels = sum(blocks)
+    padded = _padded(points)
+    logits = np.zeros((others, padded), np.float32)
     flat = np.log(np.clip(probs.reshape(labels, points), MIN_PROBABILITY, 1))
-    logits = np.zeros((tiles, others, TILE), np.float32)
-    padded = np.zeros(tiles * TILE, np.float32)
-    for label in range(others):
-        np.subtract(flat[label], flat[others], out=padded[:points])
-        logits[:, label] = padded.reshape(tiles, TILE)
-    q = np.zeros((tiles, channels, TILE), np.float32)
-
-    total = np.zeros(tiles * TILE, np.float32)
-    _normalise(logits.ravel(), others, total, q.ravel(), channels, width(TILE))
+    np.subtract(flat[:others], flat[others], out=logits[:, :points])
+    q = np.zeros((sum(blocks), padded), np.float32)
+    total = np.zeros(padded, np.float32)
+    _normalise(logits, total, q, width(64))
     for kernel in kernels:
         total += kernel.total
     tables = [np.empty(k.lattice.rows * max(blocks), np.float32) for k in kernels]
     for _ in range(params.iterations):
         first = 0
         for lanes in blocks:
+            block = q[first : first + lanes]
             for kernel, table in zip(kernels, tables, strict=True):
                 table[:] = 0
-                kernel.lattice.splat(q.ravel(), channels, first, table, lanes)
+                kernel.lattice.splat(block, table)
                 kernel.lattice.blur(table, lanes)
-            for number, (kernel, table) in enumerate(zip(kernels, tables, strict=True)):
-                kernel.lattice.slice(table, lanes, q.ravel(), channels, first, add=number > 0)
+            block[:] = 0
+            for kernel, table in zip(kernels, tables, strict=True):
+                kernel.lattice.slice(table, block)
             first += lanes
-        _normalise(logits.ravel(), others, total, q.ravel(), channels, width(TILE))
+        _normalise(logits, total, q, width(64))
 
     result = np.empty((labels, points), np.float32)
-    for label in range(others):
-        result[label] = q[:, label].ravel()[:points]
+    result[:others] = q[:others, :points]
     result[others] = np.maximum(1 - result[:others].sum(0), 0)
     return result.reshape(probs.shape)
 
 
 @jit
-def _normalise(logits, others, total, q, channels, tile):
+def _normalise(logits, total, q, tile):
     """Replace messages by probabilities: softmax of logits plus messages over labels."""
+    labels, points = logits.shape
+    logits, q = logits.ravel(), q.ravel()
     zero = fill(np.float32(0), tile)
-    for t in range(total.size // TILE):
-        a, b = t * others * TILE, t * channels * TILE
-        left = zero - load(total, t * TILE, tile)
-        for l in range(others):
-            left = left + load(q, b + l * TILE, tile)
+    for first in range(0, points, len(tile)):
+        left = zero - load(total, first, tile)
+        end = first + labels * points
+        for at in range(first, end, points):
+            left = left + load(q, at, tile)
         top = zero
-        for l in range(others):
-            score = load(logits, a + l * TILE, tile) + load(q, b + l * TILE, tile) + left
-            store(q, b + l * TILE, score)
+        for at in range(first, end, points):
+            score = load(logits, at, tile) + load(q, at, tile) + left
+            store(q, at, score)
             top = maximum(top, score)
         mass = exp(zero - top)
-        for l in range(others):
-            value = exp(load(q, b + l * TILE, tile) - top)
-            store(q, b + l * TILE, value)
+        for at in range(first, end, points):
+            value = exp(load(q, at, tile) - top)
+            store(q, at, value)
             mass = mass + value
         scale = fill(np.float32(1), tile) / mass
-        for l in range(others):
-            store(q, b + l * TILE, load(q, b + l * TILE, tile) * scale)
+        for at in range(first, end, points):
+            store(q, at, load(q, at, tile) * scale)

@@ -6,6 +6,7 @@ ClipesError
 ├── ImageError          one image that cannot be read or used
 ├── VocabularyError     prompts file, class names, text features
 ├── WeightsError        CLIP weights: absent, corrupt, of another layout
+│   └── DownloadError       the network did not deliver them (clipes.weights)
 ├── ArtifactError       a file of a run folder that is missing or malformed
 │   └── RunConflictError    a run folder made with other settings
 └── BackendError        an optional library that is asked for but not usable

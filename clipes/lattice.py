@@ -72,46 +72,35 @@ class Lattice:
         return 1 / (1 + 2.0 ** -(self.corners.shape[1] - 1))
 
     def filter(self, values: Float32Array) -> Float32Array:
-        """Sum the values of all points, weighted by a Gaussian of the distance in features.
+        """Sum the values of all points, weighted by a Gaussian of their distance, up to ``gain``.
 
         Args:
-            values: (P,) float32.
+            values: (1, P) float32.
 
         Returns:
-            (P,) float32, up to ``gain``.
+            (1, P) float32.
         """
         table = np.zeros(self.rows, np.float32)
-        result = np.empty_like(values)
-        self.splat(values, 1, 0, table, 1)
+        result = np.zeros_like(values)
+        self.splat(values, table)
         self.blur(table, 1)
-        self.slice(table, 1, result, 1, 0, add=False)
+        self.slice(table, result)
         return result
 
-    def splat(
-        self, values: Float32Array, channels: int, first: int, table: Float32Array, lanes: int
-    ) -> None:
-        """Add channels ``first`` to ``first + lanes`` of flat (P / TILE, channels, TILE) values to the vertices.
+    def splat(self, values: Float32Array, table: Float32Array) -> None:
+        """Add the points' values, (lanes, P), to the vertices', (rows * lanes,).
 
-        ``table`` is flat (rows, lanes). ``lanes`` is a power of two, as in the other two.
+        ``lanes`` is a power of two, as in the other two.
         """
-        _splat(values, channels, first, self.corners, self.weights, table, width(lanes))
+        _splat(values.ravel(), self.corners, self.weights, table, width(len(values)))
 
     def blur(self, table: Float32Array, lanes: int) -> None:
         """Blur the vertices' values along each axis in turn, with weights 1/2, 1, 1/2."""
         _blur(table, self.chains, self.ends, width(lanes))
 
-    def slice(
-        self,
-        table: Float32Array,
-        lanes: int,
-        values: Float32Array,
-        channels: int,
-        first: int,
-        *,
-        add: bool,
-    ) -> None:
-        """Read values back at the points; the reverse of ``splat``. ``add`` keeps what is there."""
-        _slice(table, self.corners, self.weights, values, channels, first, width(lanes), add)
+    def slice(self, table: Float32Array, values: Float32Array) -> None:
+        """Add the vertices' values to the points'; the reverse of ``splat``."""
+        _slice(table, self.corners, self.weights, values.ravel(), width(len(values)))
 
 
 def build_lattice(features: Float32Array, points: int) -> Lattice:
@@ -363,23 +352,18 @@ def _link(
 @jit
 def _splat(
     values: Float32Array,
-    channels: int,
-    first: int,
     corners: _RowArray,
     weights: Float32Array,
     table: Float32Array,
     lanes: Width,
 ) -> None:
-    n = len(lanes)
-    for tile in range(corners.shape[0] // TILE):
-        start = (tile * channels + first) * TILE
-        for k in range(TILE):
-            point = tile * TILE + k
-            value = load_strided(values, start + k, TILE, lanes)
-            for r in range(corners.shape[1]):
-                row = np.int64(corners[point, r]) * n
-                weight = fill(weights[point, r], lanes)
-                store(table, row, fma(weight, value, load(table, row, lanes)))
+    n, points = len(lanes), corners.shape[0]
+    for point in range(points):
+        value = load_strided(values, point, points, lanes)
+        for r in range(corners.shape[1]):
+            row = np.int64(corners[point, r]) * n
+            weight = fill(weights[point, r], lanes)
+            store(table, row, fma(weight, value, load(table, row, lanes)))
 
 
 @jit
@@ -406,20 +390,12 @@ def _slice(
     corners: _RowArray,
     weights: Float32Array,
     values: Float32Array,
-    channels: int,
-    first: int,
     lanes: Width,
-    add: bool,
 ) -> None:
-    n = len(lanes)
-    for tile in range(corners.shape[0] // TILE):
-        start = (tile * channels + first) * TILE
-        for k in range(TILE):
-            point = tile * TILE + k
-            value = fill(np.float32(0), lanes)
-            if add:
-                value = load_strided(values, start + k, TILE, lanes)
-            for r in range(corners.shape[1]):
-                row = np.int64(corners[point, r]) * n
-                value = fma(fill(weights[point, r], lanes), load(table, row, lanes), value)
-            store_strided(values, start + k, TILE, value)
+    n, points = len(lanes), corners.shape[0]
+    for point in range(points):
+        value = load_strided(values, point, points, lanes)
+        for r in range(corners.shape[1]):
+            row = np.int64(corners[point, r]) * n
+            value = fma(fill(weights[point, r], lanes), load(table, row, lanes), value)
+        store_strided(values, point, points, value)

@@ -37,6 +37,8 @@ def load_visual(
             f"the weights hold no CLIP ViT image tower ({type(error).__name__}: {error})",
             "give OpenAI's ViT-B/16 or another open_clip ViT",
         ) from error
+    if width % head_width:
+        raise WeightsError(f"an image tower of width {width} has no heads of width {head_width}")
     with torch.device("meta"):
         visual = VisionTransformer(
             image_size=side * patch,

@@ -79,17 +79,17 @@ def _encoded(
     prompts = vocabulary.prompts()
     key = hashlib.sha256(json.dumps([prompts, weights.sha256]).encode()).hexdigest()
     path = cache / "text" / f"{key}.npz"
-    if path.exists():
-        return load_text_features(path)
-    say(f"text: encoding {len(prompts)} prompts with {weights.name}")
-    vectors = encode_prompts(load_text(state, quick_gelu=weights.recipe.quick_gelu), prompts)
-    count = len(vocabulary.classes)
-    features = TextFeatures(
-        vocabulary.classes,
-        vocabulary.background,
-        vectors[:count],
-        vectors[count:],
-        model=weights.name,
-    )
-    save_text_features(path, features)
-    return features
+    if not path.exists():
+        say(f"text: encoding {len(prompts)} prompts with {weights.name}")
+        vectors = encode_prompts(load_text(state, quick_gelu=weights.recipe.quick_gelu), prompts)
+        count = len(vocabulary.classes)
+        features = TextFeatures(
+            vocabulary.classes,
+            vocabulary.background,
+            vectors[:count],
+            vectors[count:],
+            model=weights.name,
+        )
+        save_text_features(path, features)
+    # Read back even when just made: scaling to length 1 on load moves the last bit.
+    return load_text_features(path)

@@ -1,0 +1,231 @@
+"""What the kinds of data sets share: where they are looked for, lists of images, class names."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from clipes.errors import DatasetError
+from clipes.files import check_id, list_files
+from clipes.types import MAX_CLASSES, Failure, Sample
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""Suffixes, in lower case, of the files taken for images."""
+
+MAX_LIST_BYTES = 64 * 2**20
+"""Largest list of images, labels or classes that is read: about a million lines."""
+
+_LEADING_IMAGE = re.compile(
+    rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))(?:\s+(.*))?$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The images of a data set that can be worked on, and those that cannot.
+
+    Attributes:
+        name: Kind of data set.
+        root: Folder it was found in.
+        classes: Class names in mask order; class k has mask value k + 1.
+        samples: Images with at least one label; ids are unique.
+        failures: Images left out, each with the reason.
+    """
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    failures: tuple[Failure, ...]
+
+
+def find_base(root: Path | None) -> Path:
+    """Return the folder in which data sets are looked for.
+
+    Raises:
+        DatasetError: It was named by ``root`` or ``$CLIPES_DATA``, but does not exist.
+    """
+    named = root if root is not None else os.environ.get("CLIPES_DATA")
+    if not named:
+        return Path("datasets")
+    base = Path(named)
+    if not base.is_dir():
+        source = "--root" if root is not None else "CLIPES_DATA"
+        raise DatasetError(f"there is no folder {base}", f"check the path given by {source}")
+    return base
+
+
+def read_list(path: Path) -> str:
+    """Return the text of a list of images, labels or classes.
+
+    Raises:
+        DatasetError: The file cannot be read, is larger than ``MAX_LIST_BYTES`` or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_LIST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        raise DatasetError(f"cannot read {path}: {error}", "check the path") from error
+    if len(data) > MAX_LIST_BYTES:
+        raise DatasetError(
+            f"{path} is larger than {MAX_LIST_BYTES // 2**20} MB", "is it the right file? Split it"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text", "save it as UTF-8") from error
+
+
+def split_line(line: str) -> tuple[str, str]:
+    """Split a line into the image it starts with and the rest.
+
+    A name that ends in an image suffix, or before a tab, may contain spaces; any other ends at the
+    first space.
+
+    >>> split_line("my cat.jpg cat sofa"), split_line("2007_000032 14")
+    (('my cat.jpg', 'cat sofa'), ('2007_000032', '14'))
+    """
+    line = line.strip()
+    match = _LEADING_IMAGE.match(line)
+    if match:
+        return match[1], match[2] or ""
+    first, *rest = line.split("\t" if "\t" in line else None, maxsplit=1)
+    return first.strip(), "".join(rest).strip()
+
+
+def image_id(name: str) -> str:
+    """Return the id of an image that a list or the disk calls ``name``: the stem of its file name.
+
+    Raises:
+        DatasetError: That is no plain name, or the path leads upwards.
+
+    >>> image_id("/JPEGImages/2007_000032.jpg"), image_id("v1.5")
+    ('2007_000032', 'v1.5')
+    """
+    path = PurePosixPath(name.strip().replace("\\", "/"))
+    if ".." in path.parts:
+        raise DatasetError(f"{name[:60]!r} leads out of the data set", "name the image itself")
+    # macOS stores accents decomposed, label files rarely do.
+    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    return check_id(unicodedata.normalize("NFC", stem))
+
+
+def printable(text: str) -> str:
+    """Return the start of any text in a form that can stand in a message."""
+    text = text[:60]
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def read_split(root: Path, split: str) -> tuple[list[str], list[Failure]]:
+    """Read a list of images, one a line: ids, file names, or CLIP-ES's pairs of paths.
+
+    Args:
+        root: Folder of the data set.
+        split: Name of a ``.txt`` file in ``ImageSets/Segmentation`` or in ``root``, or a path.
+
+    Returns:
+        The ids, in order and without repeats, and a failure for each line that names none.
+
+    Raises:
+        DatasetError: There is no such list, or it cannot be read or is empty.
+    """
+    folder = root / "ImageSets" / "Segmentation"
+    places = [folder / f"{split}.txt", root / f"{split}.txt", Path(split)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise DatasetError(
+            f"no list of images '{split}': looked for {', '.join(map(str, places))}",
+            f"name one of {_known_splits(folder)} or the path of a list with --split",
+        )
+    ids: dict[str, None] = {}
+    failures = []
+    for number, line in enumerate(read_list(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, _ = split_line(line)
+        try:
+            ids[image_id(name)] = None
+        except DatasetError as error:
+            failures.append(Failure(printable(name), f"{path} line {number}: {error}"))
+    if not ids and not failures:
+        raise DatasetError(f"{path} lists no image", "put one id a line")
+    return list(ids), failures
+
+
+def check_classes(names: Sequence[str], source: str) -> tuple[str, ...]:
+    """Return class names if masks and prompts can be made with them.
+
+    Args:
+        names: Class names in mask order.
+        source: Where they come from, for the message.
+
+    Raises:
+        DatasetError: There are none, or more than 254, or one is repeated, not printable, or means
+            the background.
+    """
+    if not names:
+        raise DatasetError(f"{source} names no class", "put one class name on each line")
+    if len(names) > MAX_CLASSES:
+        raise DatasetError(
+            f"{source} names {len(names)} classes", f"an 8-bit mask has room for {MAX_CLASSES}"
+        )
+    for index, name in enumerate(names):
+        if not name.strip() or not name.isprintable():
+            raise DatasetError(f"{source}: {name[:60]!r} is no class name", "correct it")
+        if name.strip("_").lower() == "background":
+            raise DatasetError(
+                f"{source}: '{name}' is no class", "remove it: mask value 0 is background anyway"
+            )
+        if name in names[:index]:
+            raise DatasetError(f"{source}: class '{name}' is there twice", "remove one")
+    return tuple(names)
+
+
+def class_index(name: str, classes: Sequence[str]) -> int:
+    """Return the 0-based index of the class ``name``.
+
+    Raises:
+        DatasetError: There is none of that name.
+    """
+    if name in classes:
+        return classes.index(name)
+    lower = {known.lower(): known for known in classes}
+    near = difflib.get_close_matches(name.lower()[:60], lower, n=1)
+    raise DatasetError(
+        f"unknown class {name[:60]!r}",
+        f"did you mean '{lower[near[0]]}'?" if near else "correct it, or add it to the classes",
+    )
+
+
+def index_files(folder: Path, *suffixes: str) -> dict[str, Path]:
+    """Return the files right in ``folder`` by stem; of several, the earliest suffix wins."""
+    files = list_files(folder, *suffixes)
+    files.sort(key=lambda path: suffixes.index(path.suffix.lower()), reverse=True)
+    return {unicodedata.normalize("NFC", path.stem): path for path in files}
+
+
+def collect(
+    ids: Iterable[str], make: Callable[[str], Sample]
+) -> tuple[list[Sample], list[Failure]]:
+    """Make a sample of each id; what raises a ``DatasetError`` becomes a failure instead."""
+
+    def attempt(id_: str) -> Sample | Failure:
+        try:
+            return make(id_)
+        except DatasetError as error:
+            return Failure(id_, str(error))
+
+    results = [attempt(id_) for id_ in ids]
+    return (
+        [result for result in results if isinstance(result, Sample)],
+        [result for result in results if isinstance(result, Failure)],
+    )
+
+
+def _known_splits(folder: Path) -> str:
+    return ", ".join(sorted(index_files(folder, ".txt"))[:8]) or f"the lists in {folder} (none yet)"

@@ -1,0 +1,171 @@
+"""Pascal VOC 2012, and data sets laid out like it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree.ElementTree import ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from clipes.datasets.base import (
+    IMAGE_SUFFIXES,
+    Dataset,
+    check_classes,
+    class_index,
+    collect,
+    find_base,
+    index_files,
+    read_split,
+)
+from clipes.datasets.labels import read_labels
+from clipes.errors import DatasetError
+from clipes.types import Sample
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""The classes of Pascal VOC in the order of its masks."""
+
+_MAX_XML_BYTES = 2**20
+_PLACES = (
+    "",
+    "VOC2012",
+    "VOCdevkit/VOC2012",
+    "voc",
+    "voc/VOC2012",
+    "voc/VOCdevkit/VOC2012",
+    "voc2012",
+    "VOCtrainval_11-May-2012/VOCdevkit/VOC2012",
+)
+
+
+def open_voc(
+    *,
+    root: Path | None = None,
+    split: str | None = None,
+    labels: Path | None = None,
+    classes: tuple[str, ...] | None = None,
+    difficult: bool = True,
+) -> Dataset:
+    """List the images of Pascal VOC, or of a data set laid out like it.
+
+    Args:
+        root: The folder that holds ``JPEGImages``, or one above it; if None, ``$CLIPES_DATA``, else
+            ``datasets/``.
+        split: Name of a list in ``ImageSets/Segmentation`` (``train`` if None), or path of one.
+        labels: Label file read instead of ``Annotations``.
+        classes: Class names in mask order; VOC's if None.
+        difficult: Whether objects marked difficult count (in CLIP-ES they do).
+
+    Returns:
+        The images in the order of the split. Labels stand in the order in which the annotation
+        first names them; masks come from ``SegmentationClassAug``, else ``SegmentationClass``.
+
+    Raises:
+        DatasetError: The data set, its split or its annotations are not there.
+    """
+    root = _find(root)
+    names = VOC_CLASSES if classes is None else check_classes(classes, "classes")
+    ids, failures = read_split(root, "train" if split is None else split)
+    annotations = root / "Annotations"
+    table = None if labels is None else read_labels(labels, names)
+    if table is None and not annotations.is_dir():
+        raise DatasetError(
+            f"there is no folder {annotations}", "add it, or name a label file with --labels"
+        )
+    images = index_files(root / "JPEGImages", *IMAGE_SUFFIXES)
+    masks = index_files(root / "SegmentationClass", ".png")
+    masks |= index_files(root / "SegmentationClassAug", ".png")
+
+    def make(id_: str) -> Sample:
+        if id_ not in images:
+            raise DatasetError(
+                f"no image {id_} in {root / 'JPEGImages'}", "add it, or drop it from the split"
+            )
+        if table is None:
+            present = read_annotation(annotations / f"{id_}.xml", names, difficult=difficult)
+        else:
+            present = table.indices(id_, names)
+        return Sample(id_, images[id_], present, masks.get(id_))
+
+    samples, left_out = collect(ids, make)
+    return Dataset("voc", root, names, tuple(samples), (*failures, *left_out))
+
+
+def read_annotation(
+    path: Path, classes: tuple[str, ...], *, difficult: bool = True
+) -> tuple[int, ...]:
+    """Return the classes of the objects in a VOC annotation.
+
+    Args:
+        path: The XML file.
+        classes: Class names in mask order.
+        difficult: Whether objects marked difficult count.
+
+    Returns:
+        0-based classes, in the order of their first appearance.
+
+    Raises:
+        DatasetError: The file is missing or malformed, or it names no object or an unknown class.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_XML_BYTES + 1)
+        if len(data) > _MAX_XML_BYTES:
+            raise DatasetError(
+                f"{path} is larger than {_MAX_XML_BYTES // 2**20} MB", "is it an annotation?"
+            )
+        objects = fromstring(data).findall("object")
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"no annotation {path}", "add it, or name a label file with --labels"
+        ) from error
+    # The encoding named in the file may be unknown (LookupError) or of no use here (ValueError).
+    except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise DatasetError(f"cannot read {path}: {error}", "replace the file") from error
+    present: dict[int, None] = {}
+    for item in objects:
+        if difficult or (item.findtext("difficult") or "").strip() != "1":
+            name = (item.findtext("name") or "").strip()
+            try:
+                present[class_index(name, classes)] = None
+            except DatasetError as error:
+                raise DatasetError(f"{path}: {error.what}", error.remedy) from error
+    if not present:
+        raise DatasetError(
+            f"{path} names no object", "drop the image, or name a label file with --labels"
+        )
+    return tuple(present)
+
+
+def _find(root: Path | None) -> Path:
+    base = find_base(root)
+    places = [base / place for place in _PLACES]
+    for place in places:
+        if (place / "JPEGImages").is_dir():
+            return place
+    raise DatasetError(
+        f"no VOC data set: looked for a folder JPEGImages in {', '.join(map(str, places))}",
+        "download VOC2012 (host.robots.ox.ac.uk/pascal/VOC/voc2012) and name its folder with "
+        "--root or CLIPES_DATA",
+    )

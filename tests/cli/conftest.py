@@ -1,0 +1,53 @@
+"""Real subprocesses of the command line, on a small data set and synthetic weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipes.images import write_mask
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "CLIPES_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def cli(tmp_path: Path, environment: dict[str, str]) -> Cli:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "clipes", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six small pictures of VOC classes with labels and ground truth."""
+    root = tmp_path / "photos"
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = ["image,labels"]
+    for index, labels in enumerate(["cat", "dog", "cat;dog", "person", "cow", "person;sofa"]):
+        height, width = 80 + 16 * index, 120
+        pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+        picture.save(root / "images" / f"p{index}.jpg")
+        truth = np.zeros((height, width), np.uint8)
+        truth[20:60, 30:90] = 1 + index % 2
+        write_mask(root / "masks" / f"p{index}.png", truth)
+        lines.append(f"p{index}.jpg,{labels}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    return root

@@ -1,0 +1,179 @@
+"""cam, refine and eval as a user runs them, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipes.artifacts import Run
+from tests.cli.conftest import Cli
+
+
+def cam(cli: Cli, photos: Path, weights: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    return cli("cam", "--dataset", "folder", "--root", photos, "--weights", weights, *more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def one_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.startswith("clipes: ")]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+def test_the_stages_in_a_row(cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    first = cam(cli, photos, tiny_weights)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == "runs/folder\n"
+    assert "6 made" in first.stderr
+    run = Run(tmp_path / "runs" / "folder")
+    maps = run.load_cams("p2")
+    assert maps.labels.tolist() == [0, 2]  # cat, cow, dog, person, sofa
+    assert maps.maps.shape == (2, 7, 8)
+    assert maps.size == (112, 120)
+    manifest = json.loads((run.root / "run.json").read_text())
+    assert manifest["schema"] == 1
+    settings = manifest["stages"]["cam"]["settings"]
+    assert settings["classes"] == ["cat", "cow", "dog", "person", "sofa"]
+    assert len(settings["weights"]["sha256"]) == 64
+    assert manifest["stages"]["cam"]["packages"]["torch"]
+
+    refined = cli("refine", "--workers", 2)
+    assert refined.returncode == 0, refined.stderr
+    pseudo = run.load_pseudo("p2")
+    assert pseudo.mask.shape == (112, 120)
+    assert set(np.unique(pseudo.mask)) <= {0, 1, 3}
+    assert 0 < pseudo.confidence.min() <= pseudo.confidence.max() <= 1
+
+    scored = cli("eval", "--exponents", "1,2", "--json", "out.json")
+    assert scored.returncode == 0, scored.stderr
+    assert "mIoU" in scored.stdout
+    stages = json.loads((tmp_path / "out.json").read_text())["stages"]
+    assert set(stages) == {
+        "CAM, background exponent 1",
+        "CAM, background exponent 2",
+        "CRF",
+        "CRF, confidence >= 0.95",
+    }
+    masks = cli("eval", run.root / "pseudo", "--gt", photos / "masks", "--json", "masks.json")
+    assert masks.returncode == 0, masks.stderr
+    again = json.loads((tmp_path / "masks.json").read_text())["stages"]["masks"]
+    assert again["pixel_accuracy"] == stages["CRF"]["pixel_accuracy"]
+
+    before = contents(run.root / "cams") | contents(run.root / "pseudo")
+    assert "0 made, 6 there before" in cam(cli, photos, tiny_weights).stderr
+    assert "0 made, 6 there before" in cli("refine").stderr
+    assert contents(run.root / "cams") | contents(run.root / "pseudo") == before
+
+    other = cam(cli, photos, tiny_weights, "--box-threshold", 0.7)
+    assert other.returncode == 1
+    assert "preset.cam.box_threshold = 0.4, not 0.7" in one_line(other.stderr)
+
+
+def test_bad_images_are_named_and_the_others_done(
+    cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    whole = (photos / "images" / "p0.jpg").read_bytes()
+    (photos / "images" / "p0.jpg").write_bytes(whole[: len(whole) // 2])
+    labels = (photos / "labels.csv").read_text()
+    broken = labels.replace("p1.jpg,dog", "p1.jpg,unicorn").replace("p3.jpg,person", "p3.jpg,")
+    (photos / "labels.csv").write_text(broken)
+    (photos / "classes.txt").write_text("cat\ncow\ndog\nperson\nsofa\n")
+
+    first = cam(cli, photos, tiny_weights)
+    assert first.returncode == 1
+    assert "Traceback" not in first.stderr
+    told = [line for line in first.stderr.splitlines() if line.startswith("skipping ")]
+    assert len(told) == 3
+    for name, reason in (("p0", "p0.jpg"), ("p1", "unicorn"), ("p3", "label")):
+        (line,) = [line for line in told if line.startswith(f"skipping {name}: ")]
+        assert reason in line
+    run = Run(tmp_path / "runs" / "folder")
+    assert run.ids("cams") == ["p2", "p4", "p5"]
+    done = contents(run.root / "cams")
+
+    (photos / "images" / "p0.jpg").write_bytes(whole)
+    (photos / "labels.csv").write_text(labels)
+    second = cam(cli, photos, tiny_weights)
+    assert second.returncode == 0, second.stderr
+    assert "3 made, 3 there before, 0 failed" in second.stderr
+    after = contents(run.root / "cams")
+    assert len(after) == 6
+    assert done.items() <= after.items()
+
+
+def test_an_interrupted_run_continues_to_the_same_files(
+    cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    unbroken = cam(cli, photos, tiny_weights, "--out", "unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr
+    command = [sys.executable, "-m", "clipes", "cam", "--dataset", "folder", "--root", str(photos)]
+    command += ["--weights", str(tiny_weights), "--out", "broken"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    cams = tmp_path / "broken" / "cams"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (cams.is_dir() and any(cams.glob("p*.npz"))):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    # The last image may have been written before the signal arrived.
+    assert process.returncode in (130, 0)
+    if process.returncode == 130:
+        assert "continues" in one_line(stderr)
+    again = cam(cli, photos, tiny_weights, "--out", "broken")
+    assert again.returncode == 0, again.stderr
+    assert contents(cams) == contents(tmp_path / "unbroken" / "cams")
+
+
+def test_shards_make_the_whole(cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        done = cam(cli, photos, tiny_weights, "--shard", f"{index}/2", "--out", "sharded")
+        assert "3 made" in done.stderr
+    assert Run(tmp_path / "sharded").ids("cams") == [f"p{index}" for index in range(6)]
+
+
+def test_missing_and_wrong_input_is_one_line(
+    cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    absent = cli("cam", "--dataset", "voc", "--root", tmp_path / "nowhere")
+    assert absent.returncode == 1
+    assert "nowhere" in one_line(absent.stderr)
+    junk = tmp_path / "junk.safetensors"
+    junk.write_bytes(b"not weights at all" * 10)
+    wrong = cam(cli, photos, junk)
+    assert wrong.returncode == 1
+    assert "junk.safetensors" in one_line(wrong.stderr)
+    assert not (tmp_path / "runs").exists()
+    nothing = cli("refine")
+    assert nothing.returncode == 1
+    assert "clipes cam" in one_line(nothing.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cam",),
+        ("cam", "--dataset", "voc", "--preset", "nonsense"),
+        ("cam", "--dataset", "voc", "--shard", "3/3"),
+        ("eval", "--exponents", "one"),
+        ("nonsense",),
+    ],
+)
+def test_usage_errors_exit_with_2(cli: Cli, arguments: tuple[str, ...]) -> None:
+    done = cli(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip()
