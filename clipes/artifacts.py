@@ -93,7 +93,8 @@ class Run:
         path = self.cams_path(image_id)
         remedy = "delete it and run 'clipes cam' again"
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here because np.load leaves a file open that is no archive.
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 labels, maps, size = file["labels"], file["maps"], file["size"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"cannot read maps {path}: {error}", remedy) from error
@@ -152,7 +153,8 @@ class Run:
             ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"cannot read {path}: {error}") from error
-        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        known = isinstance(manifest, dict) and manifest.get("schema") == SCHEMA
+        if not known or not isinstance(manifest.get("stages"), dict):
             raise ArtifactError(
                 f"{path} is not of schema {SCHEMA}", "make the run again in another folder"
             )
@@ -164,8 +166,8 @@ class Run:
         Raises:
             ArtifactError: The stage has not run here.
         """
-        stages = self.manifest().get("stages")
-        if not isinstance(stages, dict) or not isinstance(stages.get(name), dict):
+        stages = self.manifest()["stages"]
+        if not isinstance(stages.get(name), dict):
             raise ArtifactError(
                 f"{self.root} has no output of '{name}'", f"run 'clipes {name}' first"
             )

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 """Where run folders go by default: ``runs/<dataset>``."""
 
+_INTERRUPTED = 130  # typer's exit code after Ctrl-C
+
 app = typer.Typer(
     name="clipes",
     help="Pseudo-masks from image-level labels with a frozen CLIP.",
@@ -370,9 +372,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ClipesError as error:
         typer.secho(f"clipes: {error}", fg=_colour(), err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("clipes: stopped; the same command continues where it was", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            typer.echo("clipes: stopped; the same command continues where it was", err=True)
+        raise
 
 
 def _colour() -> str | None:

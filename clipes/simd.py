@@ -1,8 +1,8 @@
 """Short vectors of float32 for compiled functions, and how functions are compiled.
 
-A compiler that cannot tell whether two arrays overlap leaves loops over a handful of labels scalar. Here
-vectors are values: ``load`` makes one, ``+ - * /`` and the functions below work on all its lanes,
-``store`` writes it back, and the compiler maps it to whatever the processor has.
+A compiler that cannot tell whether two arrays overlap leaves loops over a handful of labels scalar.
+Here vectors are values: ``load`` makes one, ``+ - * /`` and the functions below work on all its
+lanes, ``store`` writes it back, and the compiler maps it to whatever the processor has.
 
 A vector's width has to be known when a function is compiled. It travels as a ``Width``, a tuple
 made by ``width``, of which only the length counts.
@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numba
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import models, overload, register_model
 
 Width: TypeAlias = tuple[int, ...]
 
+_Untyped: TypeAlias = Any  # what numba and llvmlite hand around
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_Emit: TypeAlias = Callable[..., ir.Value]
 _Operation: TypeAlias = Callable[..., Any]
 
 _FLOAT = ir.FloatType()
@@ -34,6 +34,7 @@ def jit(function: _Function) -> _Function:
 
     Numba looks for a place when a function is decorated, first beside the source, then in the
     user's cache folder, and raises where neither can be written. A slow start is better than none.
+    Processes that start at once compile the same thing and replace each other's files, atomically.
     """
     try:
         compiled = numba.njit(cache=True, nogil=True)(function)
@@ -47,18 +48,26 @@ def width(lanes: int) -> Width:
     return (0,) * lanes
 
 
-class Vector(types.Type):  # type: ignore[misc]
-    """Numba's view of a vector: a type with a number of lanes."""
+class Vector(types.Type):
+    """Numba's view of a vector.
+
+    Attributes:
+        lanes: How many numbers it holds.
+    """
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
         super().__init__(name=f"Vector({lanes})")
 
 
-@register_model(Vector)  # type: ignore[misc]
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, vector: Vector) -> None:  # noqa: ANN401
-        super().__init__(manager, vector, _floats(vector.lanes))
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: _Untyped, vector: Vector) -> None:
+        super().__init__(manager, vector, _floats(vector.lanes))  # type: ignore[no-untyped-call]
+
+
+def _intrinsic(build: Callable[..., _Untyped]) -> _Operation:
+    return cast(_Operation, numba.extending.intrinsic(build))
 
 
 def _floats(lanes: int) -> ir.VectorType:
@@ -73,18 +82,20 @@ def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> ir.Value:  # noqa: ANN401
-    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
-
-
 # --- memory
 
 
-@intrinsic
-def load(_typing: Any, array: Any, start: Any, like: Any) -> Any:  # noqa: ANN401
-    """Return ``array[start : start + len(like)]`` as a vector; ``array`` is flat."""
+def _address(
+    context: _Untyped, builder: _Untyped, kind: _Untyped, array: _Untyped, index: ir.Value
+) -> ir.Value:
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
+
+@_intrinsic
+def load(_typing: _Untyped, array: _Untyped, start: _Untyped, like: _Untyped) -> _Untyped:
+    """Return ``array[start : start + len(like)]`` of a flat array as a vector."""
+
+    def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
         address = _address(context, builder, signature.args[0], args[0], args[1])
         pointer = builder.bitcast(address, _floats(like.count).as_pointer())
         return builder.load(pointer, align=4)
@@ -92,11 +103,11 @@ def load(_typing: Any, array: Any, start: Any, like: Any) -> Any:  # noqa: ANN40
     return Vector(like.count)(array, types.int64, like), emit
 
 
-@intrinsic
-def store(_typing: Any, array: Any, start: Any, vector: Any) -> Any:  # noqa: ANN401
-    """Write a vector to ``array[start : start + lanes]``; ``array`` is flat."""
+@_intrinsic
+def store(_typing: _Untyped, array: _Untyped, start: _Untyped, vector: _Untyped) -> _Untyped:
+    """Write a vector to ``array[start : start + lanes]`` of a flat array."""
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
+    def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
         address = _address(context, builder, signature.args[0], args[0], args[1])
         pointer = builder.bitcast(address, _floats(vector.lanes).as_pointer())
         builder.store(args[2], pointer, align=4)
@@ -105,13 +116,14 @@ def store(_typing: Any, array: Any, start: Any, vector: Any) -> Any:  # noqa: AN
     return types.none(array, types.int64, vector), emit
 
 
-@intrinsic
-def load_strided(_typing: Any, array: Any, start: Any, stride: Any, like: Any) -> Any:  # noqa: ANN401
-    """Return ``array[start], array[start + stride], ...`` as a vector; ``array`` is flat."""
+@_intrinsic
+def load_strided(
+    _typing: _Untyped, array: _Untyped, start: _Untyped, stride: _Untyped, like: _Untyped
+) -> _Untyped:
+    """Return ``array[start], array[start + stride], ...`` of a flat array as a vector."""
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
-        vector = ir.Constant(_floats(like.count), ir.Undefined)
-        index = args[1]
+    def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
+        vector, index = ir.Constant(_floats(like.count), ir.Undefined), args[1]
         for lane in range(like.count):
             value = builder.load(_address(context, builder, signature.args[0], args[0], index))
             vector = builder.insert_element(vector, value, _INT(lane))
@@ -121,11 +133,13 @@ def load_strided(_typing: Any, array: Any, start: Any, stride: Any, like: Any) -
     return Vector(like.count)(array, types.int64, types.int64, like), emit
 
 
-@intrinsic
-def store_strided(_typing: Any, array: Any, start: Any, stride: Any, vector: Any) -> Any:  # noqa: ANN401
-    """Write a vector to ``array[start], array[start + stride], ...``; ``array`` is flat."""
+@_intrinsic
+def store_strided(
+    _typing: _Untyped, array: _Untyped, start: _Untyped, stride: _Untyped, vector: _Untyped
+) -> _Untyped:
+    """Write a vector to ``array[start], array[start + stride], ...`` of a flat array."""
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
+    def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
         index = args[1]
         for lane in range(vector.lanes):
             address = _address(context, builder, signature.args[0], args[0], index)
@@ -136,11 +150,13 @@ def store_strided(_typing: Any, array: Any, start: Any, stride: Any, vector: Any
     return types.none(array, types.int64, types.int64, vector), emit
 
 
-@intrinsic
-def fill(_typing: Any, value: Any, like: Any) -> Any:  # noqa: ANN401
+@_intrinsic
+def fill(_typing: _Untyped, value: _Untyped, like: _Untyped) -> _Untyped:
     """Return a vector with ``value`` in all lanes."""
 
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
+    def emit(
+        _context: _Untyped, builder: _Untyped, _signature: _Untyped, args: _Untyped
+    ) -> ir.Value:
         undefined = ir.Constant(_floats(like.count), ir.Undefined)
         first = builder.insert_element(undefined, args[0], _INT(0))
         return builder.shuffle_vector(first, undefined, _constant(_ints(like.count), 0))
@@ -151,64 +167,56 @@ def fill(_typing: Any, value: Any, like: Any) -> Any:  # noqa: ANN401
 # --- arithmetic
 
 
-def _unary(body: _Emit) -> _Operation:
-    @intrinsic
-    def operation(_typing: Any, a: Any) -> Any:  # noqa: ANN401
-        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
-            return body(builder, *args)
+def _unary(body: Callable[..., ir.Value]) -> _Operation:
+    @_intrinsic
+    def operation(_typing: _Untyped, a: _Untyped) -> _Untyped:
+        return a(a), lambda _context, builder, _signature, args: body(builder, *args)
 
-        return a(a), emit
-
-    return cast(_Operation, operation)
+    return operation
 
 
-def _binary(body: _Emit) -> _Operation:
-    @intrinsic
-    def operation(_typing: Any, a: Any, b: Any) -> Any:  # noqa: ANN401
-        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
-            return body(builder, *args)
+def _binary(body: Callable[..., ir.Value]) -> _Operation:
+    @_intrinsic
+    def operation(_typing: _Untyped, a: _Untyped, b: _Untyped) -> _Untyped:
+        return a(a, b), lambda _context, builder, _signature, args: body(builder, *args)
 
-        return a(a, b), emit
-
-    return cast(_Operation, operation)
+    return operation
 
 
-def _ternary(body: _Emit) -> _Operation:
-    @intrinsic
-    def operation(_typing: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ANN401
-        def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
-            return body(builder, *args)
+def _ternary(body: Callable[..., ir.Value]) -> _Operation:
+    @_intrinsic
+    def operation(_typing: _Untyped, a: _Untyped, b: _Untyped, c: _Untyped) -> _Untyped:
+        return a(a, b, c), lambda _context, builder, _signature, args: body(builder, *args)
 
-        return a(a, b, c), emit
-
-    return cast(_Operation, operation)
+    return operation
 
 
-def _multiply_add(builder: Any, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:  # noqa: ANN401
+def _multiply_add(builder: _Untyped, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
     return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
 
 
-def _round(builder: Any, a: ir.Value) -> ir.Value:  # noqa: ANN401
+def _round(builder: _Untyped, a: ir.Value) -> ir.Value:
     signature = ir.FunctionType(a.type, [a.type])
     name = f"llvm.rint.v{a.type.count}f32"
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [a])
+    function = cgutils.get_or_insert_function(builder.module, signature, name)  # type: ignore[no-untyped-call]
+    return builder.call(function, [a])
 
 
-def _maximum(builder: Any, a: ir.Value, b: ir.Value) -> ir.Value:  # noqa: ANN401
+def _maximum(builder: _Untyped, a: ir.Value, b: ir.Value) -> ir.Value:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-def _less(builder: Any, a: ir.Value, b: ir.Value) -> ir.Value:  # noqa: ANN401
+def _less(builder: _Untyped, a: ir.Value, b: ir.Value) -> ir.Value:
     return builder.uitofp(builder.fcmp_ordered("<", a, b), a.type)
 
 
-def _where_equal(builder: Any, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:  # noqa: ANN401
+def _where_equal(builder: _Untyped, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
     return builder.select(builder.fcmp_ordered("==", a, b), c, _constant(a.type, 0.0))
 
 
-def _exp(builder: Any, a: ir.Value) -> ir.Value:  # noqa: ANN401
-    # exp(a) = 2^n exp(r), |r| <= ln(2)/2: n goes to the exponent's bits, exp(r) is a polynomial.
-    # ln 2 is split so that n times its first part is exact (Cody and Waite 1980).
+def _exp(builder: _Untyped, a: ir.Value) -> ir.Value:
+    # e^a = 2^n e^r with |r| <= ln(2) / 2: n goes to the exponent's bits, e^r is its Taylor series.
+    # ln 2 is subtracted in two parts, of which n times the first is exact (Cody and Waite 1980).
     kind, whole = a.type, _ints(a.type.count)
     n = _round(builder, builder.fmul(a, _constant(kind, 1.4426950216293335)))
     r = _multiply_add(builder, n, _constant(kind, -0.693359375), a)
@@ -223,29 +231,31 @@ def _exp(builder: Any, a: ir.Value) -> ir.Value:  # noqa: ANN401
 
 
 fma = _ternary(_multiply_add)
-"""a * b + c, rounded once or twice, as the processor likes."""
+"""``fma(a, b, c)`` is a * b + c, rounded once or twice, as the processor likes."""
 rint = _unary(_round)
-"""Nearest whole number, halves to even."""
+"""``rint(a)`` is the nearest whole number, halves to even."""
 exp = _unary(_exp)
-"""e^a for a <= 0, relative error below 3e-7; exactly 0 below -50, so that no denormals arise."""
+"""``exp(a)`` for a <= 0, to 3e-7 of its value; exactly 0 below -50, so that no denormals arise."""
 maximum = _binary(_maximum)
+"""``maximum(a, b)``."""
 less = _binary(_less)
-"""1 where a < b, else 0."""
+"""``less(a, b)`` is 1 where a < b, else 0."""
 where_equal = _ternary(_where_equal)
-"""c where a == b, else 0."""
+"""``where_equal(a, b, c)`` is c where a == b, else 0."""
 
 
-def _make_operator(symbol: _Operation, body: _Emit) -> None:
+def _define_operator(symbol: _Operation, body: Callable[..., ir.Value]) -> None:
     operation = _binary(body)
 
-    @overload(symbol, strict=False)
-    def implementation(a: Any, b: Any) -> _Operation | None:  # noqa: ANN401
+    def implement(a: _Untyped, b: _Untyped) -> _Operation | None:
         if isinstance(a, Vector) and a == b:
             return lambda a, b: operation(a, b)
         return None
 
+    overload(symbol, strict=False)(implement)
 
-_make_operator(operator.add, lambda builder, a, b: builder.fadd(a, b))
-_make_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b))
-_make_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b))
-_make_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
+
+_define_operator(operator.add, lambda builder, a, b: builder.fadd(a, b))
+_define_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b))
+_define_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b))
+_define_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))

@@ -87,7 +87,8 @@ def load_text_features(path: Path) -> TextFeatures:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise VocabularyError(f"text features {path}: larger than {_LARGEST_FILE} bytes")
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here because np.load leaves a file open that is no archive.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             names, features = file["names"], file["features"]
             background, model = file["background"], file["model"]
             note = str(file["note"]) if "note" in file else ""

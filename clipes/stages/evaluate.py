@@ -151,14 +151,14 @@ def confident(pseudo: PseudoLabel, threshold: float = CONFIDENCE_THRESHOLD) -> U
 
 
 def _pseudo_masks(pseudo: PseudoLabel) -> dict[str, UInt8Array]:
-    return {"CRF": pseudo.mask, f"CRF, confidence >= {CONFIDENCE_THRESHOLD}": confident(pseudo)}
+    return {"CRF": pseudo.mask, f"CRF >= {CONFIDENCE_THRESHOLD}": confident(pseudo)}
 
 
 def _cam_masks(cams: CamMaps, exponents: Sequence[float]) -> Iterator[tuple[str, UInt8Array]]:
     full = upsample(cams.maps, cams.size)
     for exponent in exponents:
         scores = with_background(full, exponent)
-        yield f"CAM, background exponent {exponent:g}", label_pixels(scores, cams.labels)
+        yield f"CAM (alpha {exponent:g})", label_pixels(scores, cams.labels)
 
 
 def _score(

@@ -61,10 +61,10 @@ def test_the_stages_in_a_row(cli: Cli, photos: Path, tiny_weights: Path, tmp_pat
     assert "mIoU" in scored.stdout
     stages = json.loads((tmp_path / "out.json").read_text())["stages"]
     assert set(stages) == {
-        "CAM, background exponent 1",
-        "CAM, background exponent 2",
+        "CAM (alpha 1)",
+        "CAM (alpha 2)",
         "CRF",
-        "CRF, confidence >= 0.95",
+        "CRF >= 0.95",
     }
     masks = cli("eval", run.root / "pseudo", "--gt", photos / "masks", "--json", "masks.json")
     assert masks.returncode == 0, masks.stderr

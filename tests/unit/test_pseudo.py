@@ -1,0 +1,57 @@
+"""Maps to masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clipes.config import CrfParams
+from clipes.errors import ImageError
+from clipes.pseudo import cam_mask, label_pixels, pseudo_label, upsample, with_background
+from clipes.types import CamMaps
+
+
+def test_upsampling_is_bilinear_between_pixel_centres() -> None:
+    full = upsample(np.array([[[0.0, 1.0]]], np.float16), (1, 4))
+    np.testing.assert_allclose(full, [[[0, 0.25, 0.75, 1]]], atol=1e-6)
+
+
+def test_the_background_is_what_no_class_claims() -> None:
+    maps = np.array([[[0.0, 0.8, 0.3]], [[0.2, 0.1, 0.6]]], np.float32)
+    scores = with_background(maps, 2.0)
+    np.testing.assert_allclose(scores[0], [[0.64, 0.04, 0.16]], rtol=1e-6)
+    np.testing.assert_array_equal(scores[1:], maps)
+
+
+def test_a_larger_exponent_never_shrinks_the_objects() -> None:
+    maps = np.random.default_rng(0).random((2, 9, 11), dtype=np.float32)
+    cams = CamMaps(np.array([4, 7]), maps, (90, 110))
+    covered = [(cam_mask(cams, exponent) > 0).sum() for exponent in (0.5, 1, 2, 4)]
+    assert covered == sorted(covered)
+    assert covered[0] < covered[-1]
+
+
+def test_mask_values_are_one_above_the_labels() -> None:
+    scores = np.zeros((3, 1, 3), np.float32)
+    scores[[0, 1, 2], 0, [0, 1, 2]] = 1
+    assert label_pixels(scores, np.array([19, 0])).tolist() == [[0, 20, 1]]
+
+
+def test_the_crf_follows_an_edge_that_the_map_only_hints_at() -> None:
+    image = np.full((64, 64, 3), 40, np.uint8)
+    image[16:48, 16:48] = 200
+    maps = np.full((1, 4, 4), 0.05, np.float32)
+    maps[0, 1:3, 1:3] = 0.9
+    cams = CamMaps(np.array([2]), maps, (64, 64))
+    truth = np.where(image[:, :, 0] == 200, 3, 0)
+    pseudo = pseudo_label(image, cams, CrfParams())
+    assert (pseudo.mask == truth).mean() > (cam_mask(cams, 1.0) == truth).mean()
+    assert (pseudo.mask == truth).mean() > 0.99
+    assert pseudo.confidence.dtype == np.float32
+    assert 0.5 <= pseudo.confidence.min() <= pseudo.confidence.max() <= 1
+
+
+def test_maps_of_another_image_are_refused() -> None:
+    cams = CamMaps(np.array([0]), np.zeros((1, 2, 2), np.float32), (32, 32))
+    with pytest.raises(ImageError, match="another|made at"):
+        pseudo_label(np.zeros((32, 33, 3), np.uint8), cams, CrfParams())
