@@ -1,10 +1,10 @@
 """Class-aware attention-based affinity, CAA (paper section 3.3).
 
-The attention A of a frozen ViT says which patches belong together. Made doubly stochastic and symmetric it
-is a random walk T that spreads an activation map over its object, from sources inside the boxes around
-the map's strong parts: refined = T^t (box * map). Neither T nor its powers are built: Sinkhorn
-normalisation is kept as a scaling of A's rows and columns, and all that is left are products of A with
-the K maps. Shapes: N = h*w patches.
+The attention A of a frozen ViT says which patches belong together. Made doubly stochastic and
+symmetric it is a random walk T that spreads an activation map over its object, from sources inside
+the boxes around the map's strong parts: refined = T^t (box * map). Neither T nor its powers are
+built: Sinkhorn normalisation is kept as a scaling of A's rows and columns, and all that is left are
+products of A with the K maps. Shapes: N = h*w patches.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def box_mask(cam: Float32Array, threshold: float, *, last_row_in_box: bool = Tru
     Args:
         cam: (h, w) in [0, 1].
         threshold: lambda, the share of the maximum above which a patch is strong.
-        last_row_in_box: False repeats the reference, whose boxes end before the last row and column.
+        last_row_in_box: False repeats the reference: its boxes end before the last row, column.
 
     Returns:
         (h, w) uint8, 1 inside.

@@ -13,7 +13,6 @@ Every file is complete or absent; an existing file means that its image is done.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from clipes.errors import ArtifactError, RunConflictError
-from clipes.files import atomic_write, check_id, list_files, write_json
+from clipes.files import atomic_write, check_id, list_files, read_arrays, write_json
 from clipes.images import read_confidence, read_mask, write_confidence, write_mask
 from clipes.types import CamMaps, PseudoLabel
 
@@ -32,6 +31,7 @@ SCHEMA = 1
 
 _PACKAGES = ("clipes", "torch", "open_clip_torch", "numpy", "opencv-python-headless", "pillow")
 _LARGEST_MANIFEST = 1 << 24  # bytes
+_LARGEST_MAPS = 1 << 30  # bytes; 254 classes at 4096 patches in float32 are 4 MB
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Run:
         return self.root / "confidence" / f"{check_id(image_id)}.png"
 
     def ids(self, stage: str) -> list[str]:
-        """Return the ids that have a file in the folder ``stage`` (cams, pseudo, confidence), sorted."""
+        """Return the sorted ids that have a file in the folder of a stage (cams, pseudo, ...)."""
         return [path.stem for path in list_files(self.root / stage)]
 
     def has_pseudo(self, image_id: str) -> bool:
@@ -93,10 +93,9 @@ class Run:
         path = self.cams_path(image_id)
         remedy = "delete it and run 'clipes cam' again"
         try:
-            # Opened here because np.load leaves a file open that is no archive.
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                labels, maps, size = file["labels"], file["maps"], file["size"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            arrays = read_arrays(path, _LARGEST_MAPS)
+            labels, maps, size = arrays["labels"], arrays["maps"], arrays["size"]
+        except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"cannot read maps {path}: {error}", remedy) from error
         well_formed = (
             labels.dtype == np.int64
@@ -110,8 +109,8 @@ class Run:
         )
         if not well_formed:
             raise ArtifactError(
-                f"maps {path}: labels {labels.dtype} {labels.shape}, maps {maps.dtype} {maps.shape}, "
-                f"size {size.dtype} {size.shape} do not fit together",
+                f"maps {path}: labels {labels.dtype} {labels.shape}, maps {maps.dtype} "
+                f"{maps.shape}, size {size.dtype} {size.shape} do not fit together",
                 remedy,
             )
         return CamMaps(labels, maps, (int(size[0]), int(size[1])))
@@ -158,7 +157,8 @@ class Run:
             raise ArtifactError(
                 f"{path} is not of schema {SCHEMA}", "make the run again in another folder"
             )
-        return manifest
+        checked: dict[str, Any] = manifest
+        return checked
 
     def stage(self, name: str) -> dict[str, Any]:
         """Return what run.json says of a stage: command, settings, packages.
@@ -244,10 +244,5 @@ def _short(value: object) -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed as a package"
-    return versions
+    installed = {found.name: found.version for found in metadata.distributions()}
+    return {name: installed.get(name, "unknown") for name in _PACKAGES}

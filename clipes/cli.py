@@ -20,7 +20,6 @@ from clipes.errors import ClipesError, UsageError
 
 if TYPE_CHECKING:
     from clipes.artifacts import Run
-    from clipes.datasets import Dataset
     from clipes.runner import Summary
     from clipes.types import Failure
 

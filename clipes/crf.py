@@ -1,8 +1,8 @@
 """Dense CRF: mean-field inference in a fully connected CRF with Gaussian pairwise terms.
 
 Kraehenbuehl and Koltun 2011, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-Potentials". Two implementations give the same result up to rounding: ``numba``, in here, and
-``pydensecrf``, the authors' code, which is optional because it needs a compiler to install.
+Potentials". There are two implementations with the same result: ``numba``, in here, and
+``pydensecrf``, the authors' own, which needs a compiler to install and is optional.
 """
 
 from __future__ import annotations
@@ -15,102 +15,115 @@ import numpy as np
 
 from clipes.config import CrfParams
 from clipes.errors import BackendError, ImageError, UsageError
-from clipes.lattice import TILE, Lattice, build_lattice
-from clipes.simd import exp, fill, jit, load, maximum, store, width
+from clipes.lattice import Lattice, build_lattice
+from clipes.simd import Width, exp, fill, jit, load, maximum, store, width
 from clipes.types import Float32Array, FloatArray, UInt8Array
 
 BACKENDS = ("numba", "pydensecrf")
 
 MIN_PROBABILITY = 1e-5
-"""Probabilities are clipped here before the logarithm (``unary_from_softmax`` of pydensecrf)."""
+"""Lower probabilities are taken for this one; the default of pydensecrf's unary_from_softmax."""
 
-_BLOCK = 8  # Labels filtered at a time: 16 are no faster per label and need twice the memory.
-_CACHED_PIXELS = 2**20  # Smoothness kernels of larger images are not kept: 50 bytes per pixel.
+_TOLERANCE = 1e-3  # how far resampling may push scores out of [0, 1]
+_BLOCK = 8  # labels filtered at a time: more are no faster and need more memory
+_CHUNK = 64  # pixels normalised at a time, a multiple of the lattice's TILE
+_CACHED_PIXELS = 2**20  # of larger images the smoothness kernel is not kept
 
 
 def dense_crf(
     probs: FloatArray,
     image: UInt8Array,
-    params: CrfParams = CrfParams(),  # noqa: B008, it is frozen
+    params: CrfParams = CrfParams(),  # noqa: B008 (it is frozen)
     *,
     backend: str = "numba",
 ) -> Float32Array:
-    """Refine label probabilities so that nearby pixels of similar colour agree.
+    """Refine the scores of labels so that near and similar pixels agree.
 
-    The energy of a label is -log(probability), without renormalisation over labels; pairs of pixels with different labels
-    pay a smoothness kernel (distance) and an appearance kernel (distance and colour), both
-    symmetrically normalised.
+    A label costs -log(score), not renormalised over labels. Each pair of pixels with different
+    labels costs a smoothness kernel of their distance and an appearance kernel of distance and
+    colour, both normalised symmetrically.
 
-    The memory needed is about 110 bytes per pixel, 100 more for each thousand vertices.
+    Runs on one core, and gives the same result every time. The ``numba`` backend takes about
+    250 bytes per pixel and 12 more per pixel and label, beside its arguments; a noisy image,
+    in which few pixels share vertices of the lattice, up to four times as much. It keeps the smoothness kernels of the four
+    image sizes last used, 45 bytes per pixel of images up to one megapixel.
 
     Args:
-        probs: (L, H, W) scores in [0, 1] of L labels.
+        probs: (L, H, W) scores of L labels, in [0, 1].
         image: (H, W, 3) RGB uint8.
-        params: Iterations, kernel widths and weights.
+        params: Iterations, and the kernels' widths and weights.
         backend: ``numba`` or ``pydensecrf``.
 
     Returns:
-        (L, H, W) float32 in [0, 1], summing to 1 over labels.
+        (L, H, W) float32 in [0, 1] that sum to 1 over labels.
 
     Raises:
         ImageError: The image is empty or not RGB uint8.
-        UsageError: The scores do not fit the image or are no probabilities, a parameter is out of
+        UsageError: The scores are no probabilities or do not fit the image, a parameter is out of
             range, or there is no such backend.
-        BackendError: ``pydensecrf`` is asked for but not installed.
+        BackendError: ``pydensecrf`` is asked for and not installed.
     """
-    scores = _checked(probs, image, params)
     if backend not in BACKENDS:
         raise UsageError(f"unknown CRF backend '{backend}'", f"choose one of {', '.join(BACKENDS)}")
-    if len(scores) == 1:
-        return np.ones(scores.shape, np.float32)
-    run = _mean_field if backend == "numba" else _pydensecrf
-    return run(scores, np.ascontiguousarray(image), params)
+    _check_image(image)
+    _check_scores(probs, image)
+    _check_params(params)
+    if len(probs) == 1:
+        return np.ones(probs.shape, np.float32)
+    scores = np.ascontiguousarray(probs, np.float32)
+    infer = _mean_field if backend == "numba" else _pydensecrf
+    return infer(scores, np.ascontiguousarray(image), params)
 
 
-def _checked(probs: FloatArray, image: UInt8Array, params: CrfParams) -> Float32Array:
+def _check_image(image: UInt8Array) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ImageError(
-            f"image of shape {image.shape} and type {image.dtype}", "convert it to RGB uint8 (H, W, 3)"
+            f"an image of shape {image.shape} and type {image.dtype}",
+            "convert it to RGB uint8 of shape (H, W, 3)",
         )
     if image.size == 0:
-        raise ImageError(f"image of shape {image.shape} has no pixels")
+        raise ImageError(f"an image of shape {image.shape} has no pixels")
+
+
+def _check_scores(probs: FloatArray, image: UInt8Array) -> None:
     if probs.ndim != 3 or len(probs) == 0 or probs.dtype.kind != "f":
         raise UsageError(
-            f"label scores of shape {probs.shape} and type {probs.dtype}", "give floats (L, H, W)"
+            f"scores of shape {probs.shape} and type {probs.dtype}",
+            "give floats of shape (L, H, W)",
         )
     if probs.shape[1:] != image.shape[:2]:
         raise UsageError(
-            f"label scores of size {probs.shape[1:]} for an image of size {image.shape[:2]}",
+            f"scores of size {probs.shape[1:]} for an image of size {image.shape[:2]}",
             "resize the scores to the image",
         )
     low, high = float(probs.min()), float(probs.max())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise UsageError(f"label scores from {low:g} to {high:g}", "give probabilities in [0, 1]")
+    if not -_TOLERANCE <= low <= high <= 1 + _TOLERANCE:  # NaN fails this, too
+        raise UsageError(f"scores from {low:g} to {high:g}", "give probabilities, in [0, 1]")
+
+
+def _check_params(params: CrfParams) -> None:
     if params.iterations < 0:
-        raise UsageError(f"{params.iterations} CRF iterations", "give 0 or more")
+        raise UsageError(f"{params.iterations} iterations of the CRF", "give 0 or more")
     for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-        value = getattr(params, name)
-        if not 0 < value < math.inf:
-            raise UsageError(f"{name} is {value}", "give a positive number")
+        if not 0 < getattr(params, name) < math.inf:
+            raise UsageError(f"{name} = {getattr(params, name)}", "give a positive number")
     for name in ("gaussian_compat", "bilateral_compat"):
-        value = getattr(params, name)
-        if not 0 <= value < math.inf:
-            raise UsageError(f"{name} is {value}", "give a number of at least 0")
-    return np.ascontiguousarray(probs, np.float32)
+        if not 0 <= getattr(params, name) < math.inf:
+            raise UsageError(f"{name} = {getattr(params, name)}", "give 0 or a positive number")
 
 
-def _pydensecrf(probs: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
+def _pydensecrf(scores: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
     try:
         from pydensecrf.densecrf import DenseCRF2D
         from pydensecrf.utils import unary_from_softmax
     except ImportError as error:
         raise BackendError(
-            f"the CRF backend pydensecrf is not installed ({error})",
-            "pip install pydensecrf2 (Python below 3.13 and a C++ compiler), or use numba",
+            f"the CRF backend pydensecrf cannot be imported ({error})",
+            "pip install pydensecrf2 (Python before 3.13, a C++ compiler), or use numba",
         ) from error
-    labels, height, width_ = probs.shape
-    crf = DenseCRF2D(width_, height, labels)
-    crf.setUnaryEnergy(unary_from_softmax(probs, clip=MIN_PROBABILITY))
+    labels, height, columns = scores.shape
+    crf = DenseCRF2D(columns, height, labels)
+    crf.setUnaryEnergy(unary_from_softmax(scores, clip=MIN_PROBABILITY))
     crf.addPairwiseGaussian(sxy=params.gaussian_sxy, compat=params.gaussian_compat)
     crf.addPairwiseBilateral(
         sxy=params.bilateral_sxy,
@@ -118,8 +131,7 @@ def _pydensecrf(probs: Float32Array, image: UInt8Array, params: CrfParams) -> Fl
         rgbim=image,
         compat=params.bilateral_compat,
     )
-    result = np.array(crf.inference(params.iterations), np.float32)
-    return result.reshape(probs.shape)
+    return np.array(crf.inference(params.iterations), np.float32).reshape(scores.shape)
 
 
 # --- numba
@@ -127,14 +139,12 @@ def _pydensecrf(probs: Float32Array, image: UInt8Array, params: CrfParams) -> Fl
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A pairwise term.
-
-    Normalisation and Potts weight are in the lattice's barycentric weights, once on the way in and
-    once on the way out, so that filtering probabilities gives messages.
+    """A pairwise term, ready to turn probabilities into messages.
 
     Attributes:
-        lattice: The lattice with those weights.
-        total: (P,) float32, the message of probabilities that are 1 everywhere.
+        lattice: Its barycentric weights contain the normalisation and the root of the Potts weight,
+            so that both apply once on the way in and once on the way out.
+        total: (P,) float32, the sum of the messages of all labels.
     """
 
     lattice: Lattice
@@ -143,76 +153,75 @@ class _Kernel:
 
 def _kernel(features: Float32Array, points: int, compat: float) -> _Kernel:
     lattice = build_lattice(features, points)
-    ones = np.ones((1, len(lattice.weights)), np.float32)
-    mass = lattice.filter(ones)[0] * np.float32(lattice.gain)
-    root = (1 / np.sqrt(mass + np.float64(1e-20))).astype(np.float32)
-    lattice.weights[:] *= (root * np.float32(math.sqrt(compat * lattice.gain)))[:, None]
-    return _Kernel(lattice, lattice.filter(ones)[0])
+    ones = np.ones(features.shape[1], np.float32)
+    mass = lattice.filter(ones) * np.float32(lattice.gain)
+    root = (math.sqrt(compat * lattice.gain) / np.sqrt(mass + 1e-20)).astype(np.float32)
+    lattice.weights[:] *= root[:, None]
+    return _Kernel(lattice, lattice.filter(ones))
 
 
-def _padded(points: int) -> int:
-    tiles = -(-points // 64)
-    return (tiles + (tiles % 2 == 0)) * 64
+def _positions(height: int, columns: int, sxy: float, colours: int) -> Float32Array:
+    """Return (2 + colours, P) features: x / sxy, y / sxy, and zeros for the colours and the rest.
 
-
-def _grid(height: int, width_: int, sxy: float, channels: int) -> Float32Array:
-    """Return (2 + channels, P) features, of which x / sxy and y / sxy are filled in."""
-    points = height * width_
-    features = np.zeros((2 + channels, _padded(points)), np.float32)
-    y, x = np.divmod(np.arange(points), width_)
-    features[0, :points] = x.astype(np.float32) / np.float32(sxy)
-    features[1, :points] = y.astype(np.float32) / np.float32(sxy)
+    P is an odd number of chunks, lest rows of such arrays fall into the same sets of the cache.
+    """
+    points = height * columns
+    chunks = -(-points // _CHUNK)
+    features = np.zeros((2 + colours, (chunks + 1 - chunks % 2) * _CHUNK), np.float32)
+    x, y = np.arange(columns, dtype=np.float32), np.arange(height, dtype=np.float32)
+    features[0, :points] = np.tile(x / np.float32(sxy), height)
+    features[1, :points] = np.repeat(y / np.float32(sxy), columns)
     return features
 
 
 @lru_cache(maxsize=4)
-def _smoothness(height: int, width_: int, sxy: float, compat: float) -> _Kernel:
-    return _kernel(_grid(height, width_, sxy, 0), height * width_, compat)
+def _smoothness(height: int, columns: int, sxy: float, compat: float) -> _Kernel:
+    return _kernel(_positions(height, columns, sxy, 0), height * columns, compat)
 
 
-def _appearance(image: UInt8Array, params: CrfParams) -> _Kernel:
-    height, width_ = image.shape[:2]
-    points = height * width_
-    features = _grid(height, width_, params.bilateral_sxy, 3)
+def _appearance(image: UInt8Array, sxy: float, srgb: float, compat: float) -> _Kernel:
+    height, columns = image.shape[:2]
+    points = height * columns
+    features = _positions(height, columns, sxy, 3)
     features[2:, :points] = image.reshape(points, 3).T
-    features[2:] /= np.float32(params.bilateral_srgb)
-    return _kernel(features, points, params.bilateral_compat)
+    features[2:] /= np.float32(srgb)
+    return _kernel(features, points, compat)
 
 
 def _blocks(labels: int) -> list[int]:
-    """Return how many labels to filter at a time, powers of two."""
-    blocks = [_BLOCK] * (labels // _BLOCK)
-    rest = labels % _BLOCK
-    return blocks + [1 << (rest - 1).bit_length()] * (rest > 0)
+    """Return the numbers of labels to filter at a time, powers of two that add up to ``labels`` or more."""
+    full, rest = divmod(labels, _BLOCK)
+    return [_BLOCK] * full + ([1 << (rest - 1).bit_length()] if rest else [])
 
 
-def _mean_field(probs: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
-    labels, height, width_ = probs.shape
-    points = height * width_
+def _mean_field(scores: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
+    labels, height, columns = scores.shape
+    points = height * columns
     smoothness = _smoothness if points <= _CACHED_PIXELS else _smoothness.__wrapped__
     kernels = (
-        _appearance(image, params),
-        smoothness(height, width_, params.gaussian_sxy, params.gaussian_compat),
+        _appearance(image, params.bilateral_sxy, params.bilateral_srgb, params.bilateral_compat),
+        smoothness(height, columns, params.gaussian_sxy, params.gaussian_compat),
     )
+    total = np.sum([kernel.total for kernel in kernels], axis=0)
 
-    # Probabilities sum to 1, so the messages of all labels sum to a number known for each pixel,
-    # and what the last label receives is what the others leave: it is never filtered.
+    # Probabilities sum to 1, so the messages of all labels sum to what ones would send, and the
+    # last label's are what the others' leave of that: it is never filtered, and all scores are
+    # relative to its.
     others = labels - 1
     blocks = _blocks(others)
-    padded = _padded(points)
-    logits = np.zeros((others, padded), np.float32)
-    flat = np.log(np.clip(probs.reshape(labels, points), MIN_PROBABILITY, 1))
-    np.subtract(flat[:others], flat[others], out=logits[:, :points])
-    q = np.zeros((sum(blocks), padded), np.float32)
-    total = np.zeros(padded, np.float32)
-    _normalise(logits, total, q, width(64))
-    for kernel in kernels:
-        total += kernel.total
-    tables = [np.empty(k.lattice.rows * max(blocks), np.float32) for k in kernels]
+    logits = np.zeros((others, len(total)), np.float32)
+    last = np.log(np.clip(scores[others], MIN_PROBABILITY, 1)).ravel()
+    for row, score in zip(logits[:, :points], scores, strict=False):
+        np.log(np.clip(score.ravel(), MIN_PROBABILITY, 1), out=row)
+        row -= last
+    q = np.zeros((sum(blocks), len(total)), np.float32)
+    _normalise(logits, np.zeros_like(total), q, width(_CHUNK))
+    tables = [np.empty(kernel.lattice.rows * max(blocks), np.float32) for kernel in kernels]
     for _ in range(params.iterations):
         first = 0
         for lanes in blocks:
             block = q[first : first + lanes]
+            first += lanes
             for kernel, table in zip(kernels, tables, strict=True):
                 table[:] = 0
                 kernel.lattice.splat(block, table)
@@ -220,36 +229,42 @@ def _mean_field(probs: Float32Array, image: UInt8Array, params: CrfParams) -> Fl
             block[:] = 0
             for kernel, table in zip(kernels, tables, strict=True):
                 kernel.lattice.slice(table, block)
-            first += lanes
-        _normalise(logits, total, q, width(64))
+        _normalise(logits, total, q, width(_CHUNK))
 
     result = np.empty((labels, points), np.float32)
     result[:others] = q[:others, :points]
     result[others] = np.maximum(1 - result[:others].sum(0), 0)
-    return result.reshape(probs.shape)
+    return result.reshape(scores.shape)
 
 
 @jit
-def _normalise(logits, total, q, tile):
-    """Replace messages by probabilities: softmax of logits plus messages over labels."""
+def _normalise(logits: Float32Array, total: Float32Array, q: Float32Array, chunk: Width) -> None:
+    """Turn messages into probabilities, in place: softmax of logits plus messages over labels.
+
+    Args:
+        logits: (L - 1, P), relative to the last label.
+        total: (P,), sum of the messages of all labels.
+        q: (L - 1 or more, P), the messages of all but the last label; afterwards, their
+            probabilities.
+        chunk: Pixels at a time.
+    """
     labels, points = logits.shape
-    logits, q = logits.ravel(), q.ravel()
-    zero = fill(np.float32(0), tile)
-    for first in range(0, points, len(tile)):
-        left = zero - load(total, first, tile)
+    scores, values = logits.ravel(), q.ravel()
+    zero = fill(np.float32(0), chunk)
+    for first in range(0, points, len(chunk)):
         end = first + labels * points
+        others = zero - load(total, first, chunk)
         for at in range(first, end, points):
-            left = left + load(q, at, tile)
-        top = zero
+            others = others + load(values, at, chunk)
+        highest = zero
         for at in range(first, end, points):
-            score = load(logits, at, tile) + load(q, at, tile) + left
-            store(q, at, score)
-            top = maximum(top, score)
-        mass = exp(zero - top)
+            score = load(scores, at, chunk) + load(values, at, chunk) + others
+            store(values, at, score)
+            highest = maximum(highest, score)
+        mass = exp(zero - highest)
         for at in range(first, end, points):
-            value = exp(load(q, at, tile) - top)
-            store(q, at, value)
+            value = exp(load(values, at, chunk) - highest)
+            store(values, at, value)
             mass = mass + value
-        scale = fill(np.float32(1), tile) / mass
         for at in range(first, end, points):
-            store(q, at, load(q, at, tile) * scale)
+            store(values, at, load(values, at, chunk) / mass)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from clipes.errors import ArtifactError, DatasetError
 
@@ -71,6 +76,32 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON 
 
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_arrays(path: Path, largest: int) -> dict[str, npt.NDArray[Any]]:
+    """Read every array of an .npz file that is not trusted.
+
+    Args:
+        path: The file.
+        largest: Bytes that its arrays may take together once unpacked.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is no archive of plain arrays, is damaged, or is larger than ``largest``.
+    """
+    try:
+        # Opened here because np.load leaves a file open that is no archive.
+        with path.open("rb") as raw:
+            with zipfile.ZipFile(raw) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > largest:
+                raise ValueError(f"it unpacks to {size} bytes, more than {largest}")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                return dict(file)
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        # The last two: a compression that zipfile does not know, an encrypted entry.
+        raise ValueError(f"no readable .npz archive ({error})") from error
 
 
 def list_files(folder: Path, *suffixes: str) -> list[Path]:

@@ -1,10 +1,11 @@
 """Softmax-GradCAM of all classes of an image from one forward pass (paper section 3.1).
 
-The score of class k is its softmax probability among the classes present and the background words. Its
-gradient at the output of ``ln_1`` of the last block, averaged over the patches, weighs that layer's
-channels. The gradient has a closed form through the block, and because only its *sum over patches* is
-asked for, no per-token gradient of query, key or value is ever built; see ``_attention_sums``.
-Shapes as in ``clipes.clip.backbone``; K classes, B background words, E the width of the features.
+The score of class k is its softmax probability among the classes present and the background words.
+Its gradient at the output of ``ln_1`` of the last block, averaged over the patches, weighs that
+layer's channels. The gradient has a closed form through the block, and because only its *sum over
+patches* is asked for, no per-token gradient of query, key or value is ever built; see
+``_attention_sums``. Shapes as in ``clipes.clip.backbone``; K classes, B background words, E the
+width of the features.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _attention_sums(last: LastBlock, at_mixed: Tensor) -> Tensor:
     With P the attention, G the gradient at its output (K, H, N, d) and c_i = G_i . mixed_i, the
     gradient at the scores is S_ij = P_ij (G_i . V_j - c_i). Wanted are only sums over patches:
 
-    - value: every patch row gives its attention away, less what goes to CLS: sum_i (1 - P_i,CLS) G_i;
+    - value: each patch gives away all its attention but CLS's share: sum_i (1 - P_i,CLS) G_i;
     - query: sum_i sum_j S_ij K_j needs the column sums of S, which are (P^T G)_j . V_j - (P^T c)_j;
     - key: the rows of S sum to zero, so over the patch columns they sum to -S_i,CLS.
     """

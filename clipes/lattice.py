@@ -1,11 +1,11 @@
 """High-dimensional Gaussian filtering on the permutohedral lattice.
 
-Adams, Baek and Davis 2010, "Fast High-Dimensional Filtering Using the Permutohedral Lattice". Page
-numbers below are theirs. Single precision and the order of all operations are those of the dense
-CRF's authors (Kraehenbuehl and Koltun 2011), so that results differ from theirs by rounding only.
+Adams, Baek and Davis 2010, "Fast High-Dimensional Filtering Using the Permutohedral Lattice"; page
+numbers below are theirs. Points are splatted to the vertices of the simplices they lie in, vertices
+are blurred along each axis, and the points read the result back (slice).
 
-Pixels come in tiles of ``TILE``: an array of values is (tiles, channels, TILE), so that one channel
-of neighbouring pixels and all channels of one pixel are both close together in memory.
+Single precision and the order of all operations are those of Kraehenbuehl and Koltun's dense CRF,
+so that results differ from theirs by rounding only.
 """
 
 from __future__ import annotations
@@ -34,30 +34,32 @@ from clipes.simd import (
 from clipes.types import Float32Array, Int64Array
 
 TILE = 16
-"""Pixels per tile: one AVX-512 register, two of AVX, four of SSE or NEON."""
+"""Points come in multiples of this; so many are embedded at a time."""
 
 _RowArray: TypeAlias = npt.NDArray[np.uint32]
 
-_MISSING = 0  # The row of every vertex that does not exist. It is read, never written: always zero.
-_SCRAP = 1  # The row written where there is nothing to write. It is never read for its value.
-_FIRST = 2  # The first vertex's row.
+# Rows of a table of vertex values
+_MISSING = 0  # stands for every vertex that does not exist; it is read, never written: always zero
+_SCRAP = 1  # written where there is nothing to write; never read
+_FIRST = 2  # the first vertex
 
-_FREE = -1
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Fibonacci hashing (Knuth, 6.4)
+_FREE = -1  # key of an empty slot of the hash table
+_SLOTS_PER_POINT = 3  # images have about as many vertices as pixels
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, for Fibonacci hashing
+_TILE_WIDTH = width(TILE)
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """The vertices around a set of points and how points and vertices are connected.
+    """The vertices around a set of points, and how points and vertices are connected.
 
     Attributes:
-        corners: (P, d + 1) uint32, rows of the vertices of the simplex around each point; P is the
-            number of points rounded up to whole tiles.
-        weights: (P, d + 1) float32, barycentric coordinates of each point; 0 beyond the last point.
-        chains: Rows of vertices that are neighbours along an axis, in their order, for one axis
-            after the other; every chain ends with row 0. Vertices without neighbours are in none.
-        ends: (d + 2,) where the chains of axis j begin (``ends[j]``) and end (``ends[j + 1]``).
-        rows: Number of rows of a table of vertex values: the vertices and two more.
+        corners: (P, d + 1) uint32, the rows of the vertices of each point's simplex.
+        weights: (P, d + 1) float32, the point's barycentric coordinates in it.
+        chains: Rows of vertices that are neighbours along an axis, in order, each chain closed by
+            row 0; those of axis 0, then of axis 1, ... Vertices without neighbours are in none.
+        ends: (d + 2,) int64; the chains of axis j are ``chains[ends[j] : ends[j + 1]]``.
+        rows: Number of rows in a table of vertex values: the vertices' and two more.
     """
 
     corners: _RowArray
@@ -68,38 +70,51 @@ class Lattice:
 
     @property
     def gain(self) -> float:
-        """Factor that scales filtered values to those of a Gaussian of height 1."""
-        return 1 / (1 + 2.0 ** -(self.corners.shape[1] - 1))
+        """Factor from filtered values to those of a Gaussian of height 1."""
+        d = int(self.corners.shape[1]) - 1
+        return 1 / (1 + 2.0**-d)
 
     def filter(self, values: Float32Array) -> Float32Array:
-        """Sum the values of all points, weighted by a Gaussian of their distance, up to ``gain``.
+        """Sum all points' values, weighted by a Gaussian of their distance, up to ``gain``.
 
         Args:
-            values: (1, P) float32.
+            values: (P,) float32.
 
         Returns:
-            (1, P) float32.
+            (P,) float32.
         """
         table = np.zeros(self.rows, np.float32)
         result = np.zeros_like(values)
-        self.splat(values, table)
+        self.splat(values[None], table)
         self.blur(table, 1)
-        self.slice(table, result)
+        self.slice(table, result[None])
         return result
 
     def splat(self, values: Float32Array, table: Float32Array) -> None:
-        """Add the points' values, (lanes, P), to the vertices', (rows * lanes,).
+        """Add the points' values to those of the vertices around them.
 
-        ``lanes`` is a power of two, as in the other two.
+        Args:
+            values: (lanes, P), contiguous; ``lanes`` is a power of two.
+            table: (rows * lanes,); a vertex's values are next to each other.
         """
         _splat(values.ravel(), self.corners, self.weights, table, width(len(values)))
 
     def blur(self, table: Float32Array, lanes: int) -> None:
-        """Blur the vertices' values along each axis in turn, with weights 1/2, 1, 1/2."""
+        """Blur the vertices' values along one axis after the other, with weights 1/2, 1, 1/2.
+
+        Args:
+            table: (rows * lanes,), as in ``splat``.
+            lanes: Values per vertex, a power of two.
+        """
         _blur(table, self.chains, self.ends, width(lanes))
 
     def slice(self, table: Float32Array, values: Float32Array) -> None:
-        """Add the vertices' values to the points'; the reverse of ``splat``."""
+        """Add the vertices' values to those of the points between them; ``splat`` reversed.
+
+        Args:
+            table: (rows * lanes,), as in ``splat``.
+            values: (lanes, P), contiguous.
+        """
         _slice(table, self.corners, self.weights, values.ravel(), width(len(values)))
 
 
@@ -109,48 +124,50 @@ def build_lattice(features: Float32Array, points: int) -> Lattice:
     Args:
         features: (d, P) float32, coordinates in units of the Gaussian's standard deviation; P is a
             multiple of ``TILE``.
-        points: How many of the P points count.
+        points: How many of the P count. The others get weights of zero.
 
     Raises:
         UsageError: The points spread over too many standard deviations to number the vertices.
     """
-    d = len(features)
-    # The filter's standard deviation is that of the blur when E is scaled like this (p. 6).
+    d, size = features.shape
+    # Scaled like this, E turns the blur's standard deviation into that of the filter (p. 6).
     deviation = float(np.float32(np.sqrt(2 / 3) * (d + 1)))
     scale = tuple(np.float32(deviation / np.sqrt((i + 1) * (i + 2))) for i in range(d))
     origin, strides = _numbering(features[:, :points], scale)
-    size = features.shape[1]
     corners = np.full((size, d + 1), _MISSING, np.uint32)
     weights = np.zeros((size, d + 1), np.float32)
-    keys, slot_keys, slot_rows = _grow(np.empty(0, np.int64), 0, max(1024, 5 * points // 2))
-    first = count = 0
+    table = _rehash(np.empty(0, np.int64), 0, max(1024, _SLOTS_PER_POINT * points))
+    first = vertices = 0
     while True:
-        first, count = _embed(
-            features, points, scale, origin, strides, keys, slot_keys, slot_rows, corners, weights, first, count
+        first, vertices = _embed(
+            features, points, scale, origin, strides, *table, corners, weights, first, vertices
         )
         if first >= size:
             break
-        keys, slot_keys, slot_rows = _grow(keys, count, 2 * len(slot_keys))
-    chains, ends = _link(count, slot_keys, slot_rows, strides)
-    return Lattice(corners, weights, chains, ends, count + _FIRST)
+        table = _rehash(table[0], vertices, 2 * len(table[1]))
+    chains, ends = _link(vertices, *table[1:], strides)
+    return Lattice(corners, weights, chains, ends, vertices + _FIRST)
 
 
-def _numbering(features: Float32Array, scale: tuple[np.float32, ...]) -> tuple[Int64Array, Int64Array]:
-    """Return origin and strides that give each vertex near the features a number of its own."""
+def _numbering(
+    features: Float32Array, scale: tuple[np.float32, ...]
+) -> tuple[Int64Array, Int64Array]:
+    """Return origin and strides that give every vertex near the features a number of its own."""
     d = len(scale)
-    # Coordinate i on the lattice's hyperplane: -i times feature i - 1, plus the features from i on.
+    # The first d of the d + 1 coordinates on the hyperplane (p. 5): coordinate i is the sum of the
+    # scaled features from i on, less i times feature i - 1.
     matrix = np.triu(np.ones((d, d))) - np.diag(np.arange(1, d), -1)
     matrix *= np.array(scale, np.float64)
     low, high = features.min(1).astype(np.float64), features.max(1).astype(np.float64)
     smallest = np.minimum(matrix * low, matrix * high).sum(1)
     largest = np.maximum(matrix * low, matrix * high).sum(1)
-    margin = 4 * (d + 1)  # corners of the simplex, their neighbours, rounding
+    margin = 4 * (d + 1)  # the simplex' corners, their neighbours, rounding
     origin = np.floor(smallest).astype(np.int64) - margin
-    extent = [int(e) for e in np.ceil(largest).astype(np.int64) + margin - origin]
+    extents = (np.ceil(largest).astype(np.int64) + margin - origin).tolist()
     strides = [1]
-    for size in extent[:0:-1]:
-        strides.append(strides[-1] * size)
-    if strides[-1] * extent[0] >= 2**62:
+    for extent in extents[:0:-1]:
+        strides.append(strides[-1] * extent)
+    if strides[-1] * extents[0] >= 2**62:
         raise UsageError(
             "a kernel of the CRF is too narrow for this image",
             "use larger standard deviations or a smaller image",
@@ -158,29 +175,34 @@ def _numbering(features: Float32Array, scale: tuple[np.float32, ...]) -> tuple[I
     return origin, np.array(strides[::-1], np.int64)
 
 
+# --- building
+
+
 @jit
-def _find(slot_keys: Int64Array, key: int) -> int:
-    """Return the slot that holds the key, or the free slot where it belongs."""
+def _find(slot_keys: Int64Array, key: np.int64) -> np.int64:
+    """Return the slot that holds the key, or the free one where it belongs."""
     slots = slot_keys.size
     mixed = (np.uint64(key) * _GOLDEN) >> np.uint64(32)
     slot = np.int64((mixed * np.uint64(slots)) >> np.uint64(32))
     while slot_keys[slot] != key and slot_keys[slot] != _FREE:
-        slot = slot + 1 if slot + 1 < slots else 0
+        slot = slot + 1 if slot + 1 < slots else np.int64(0)
     return slot
 
 
 @jit
-def _grow(keys: Int64Array, count: int, slots: int) -> tuple[Int64Array, Int64Array, _RowArray]:
-    """Return the keys with room for more, and a hash table of them with so many slots."""
-    grown = np.empty(slots // 2, np.int64)
+def _rehash(
+    keys: Int64Array, vertices: int, slots: int
+) -> tuple[Int64Array, Int64Array, _RowArray]:
+    """Return keys with room for as many vertices as the slots bear, and a hash table of them."""
+    room = np.empty(slots // 2, np.int64)
     slot_keys = np.full(slots, _FREE, np.int64)
     slot_rows = np.full(slots, _MISSING, np.uint32)
-    for vertex in range(count):
-        grown[vertex] = keys[vertex]
+    for vertex in range(vertices):
+        room[vertex] = keys[vertex]
         slot = _find(slot_keys, keys[vertex])
         slot_keys[slot] = keys[vertex]
         slot_rows[slot] = vertex + _FIRST
-    return grown, slot_keys, slot_rows
+    return room, slot_keys, slot_rows
 
 
 @jit
@@ -196,81 +218,83 @@ def _embed(
     corners: _RowArray,
     weights: Float32Array,
     first: int,
-    count: int,
+    vertices: int,
 ) -> tuple[int, int]:
-    """Find the simplices of the points from ``first`` on: corners and barycentric coordinates.
+    """Find corners and barycentric coordinates of the points from ``first`` on.
 
     Returns:
-        The first point of those for which there is no room in the hash table, and the number of
-        vertices in it.
+        The first point for which there is no room among the keys any more, and the number of
+        vertices found so far.
     """
     d = len(scale)
     size = features.shape[1]
     flat = features.ravel()
-    tile = (0,) * 16
-    zero, one = fill(np.float32(0), tile), fill(np.float32(1), tile)
-    largest, period = fill(np.float32(d), tile), fill(np.float32(d + 1), tile)
-    inverse = fill(np.float32(1) / np.float32(d + 1), tile)
+    zero, one = fill(np.float32(0), _TILE_WIDTH), fill(np.float32(1), _TILE_WIDTH)
+    top, period = fill(np.float32(d), _TILE_WIDTH), fill(np.float32(d + 1), _TILE_WIDTH)
+    inverse = fill(np.float32(1) / np.float32(d + 1), _TILE_WIDTH)
 
+    # One tile of each coordinate after the other
     elevated = np.empty((d + 1) * TILE, np.float32)
     nearest = np.empty((d + 1) * TILE, np.float32)
-    rest = np.empty((d + 1) * TILE, np.float32)
+    offset = np.empty((d + 1) * TILE, np.float32)
     rank = np.empty((d + 1) * TILE, np.float32)
     barycentric = np.empty((d + 1) * TILE, np.float32)
     axes = np.empty((d + 1) * TILE, np.float32)
     paths = np.empty(TILE, np.float32)
-    steps = np.zeros(d + 1, np.int64)
+
+    # Steps between the numbers of vertices
+    along = np.zeros(d + 1, np.int64)
     ones = np.int64(0)
     for i in range(d):
-        steps[i] = strides[i] * (d + 1)
+        along[i] = (d + 1) * strides[i]
         ones += strides[i]
 
     last_key, last_path = np.int64(_FREE), np.float32(0)
-    while first < size and count + (d + 1) * TILE <= keys.size:
+    while first < size and vertices + (d + 1) * TILE <= keys.size:
         # Elevate the points to the hyperplane (p. 5).
         total = zero
         for j in range(d, 0, -1):
-            part = load(flat, (j - 1) * size + first, tile) * fill(scale[j - 1], tile)
-            store(elevated, j * TILE, total - fill(np.float32(j), tile) * part)
+            part = load(flat, (j - 1) * size + first, _TILE_WIDTH) * fill(scale[j - 1], _TILE_WIDTH)
+            store(elevated, j * TILE, total - fill(np.float32(j), _TILE_WIDTH) * part)
             total = total + part
         store(elevated, 0, total)
 
-        # Round to the nearest point whose coordinates are all multiples of d + 1 (p. 6).
+        # Round to coordinates that are multiples of d + 1.
         excess = zero
         for i in range(d + 1):
-            whole = rint(inverse * load(elevated, i * TILE, tile))
+            coordinate = load(elevated, i * TILE, _TILE_WIDTH)
+            whole = rint(inverse * coordinate)
             store(nearest, i * TILE, whole * period)
-            store(rest, i * TILE, load(elevated, i * TILE, tile) - whole * period)
+            store(offset, i * TILE, coordinate - whole * period)
             excess = excess + whole
 
-        # Rank the differences; where the rounded point is off the plane, walk back to it (p. 6).
+        # Rank the offsets; where the result is off the hyperplane, walk back to it.
         for i in range(d + 1):
-            order = excess
+            place, mine = excess, load(offset, i * TILE, _TILE_WIDTH)
             for j in range(i):
-                order = order + one - less(load(rest, j * TILE, tile), load(rest, i * TILE, tile))
+                place = place + (one - less(load(offset, j * TILE, _TILE_WIDTH), mine))
             for j in range(i + 1, d + 1):
-                order = order + less(load(rest, i * TILE, tile), load(rest, j * TILE, tile))
-            shift = (less(order, zero) - less(largest, order)) * period
-            store(rank, i * TILE, order + shift)
-            store(nearest, i * TILE, load(nearest, i * TILE, tile) + shift)
-        for i in range(d + 1):
-            offset = load(elevated, i * TILE, tile) - load(nearest, i * TILE, tile)
-            store(rest, i * TILE, offset * inverse)
+                place = place + less(mine, load(offset, j * TILE, _TILE_WIDTH))
+            shift = (less(place, zero) - less(top, place)) * period
+            store(rank, i * TILE, place + shift)
+            store(nearest, i * TILE, load(nearest, i * TILE, _TILE_WIDTH) + shift)
 
-        # Barycentric coordinates are differences of neighbours in the ranking (p. 10).
+        # Barycentric coordinates are differences between neighbours in the ranking (p. 10). The
+        # order of the axes in it is the path from corner to corner.
         path, previous = zero, zero
         for r in range(d + 1):
-            wanted = fill(np.float32(d - r), tile)
+            wanted = fill(np.float32(d - r), _TILE_WIDTH)
             ranked, axis = zero, zero
             for i in range(d + 1):
-                place = load(rank, i * TILE, tile)
-                ranked = ranked + where_equal(place, wanted, load(rest, i * TILE, tile))
-                axis = axis + where_equal(place, wanted, fill(np.float32(i), tile))
+                place = load(rank, i * TILE, _TILE_WIDTH)
+                difference = load(elevated, i * TILE, _TILE_WIDTH)
+                difference = difference - load(nearest, i * TILE, _TILE_WIDTH)
+                ranked = ranked + where_equal(place, wanted, difference * inverse)
+                axis = axis + where_equal(place, wanted, fill(np.float32(i), _TILE_WIDTH))
             store(barycentric, r * TILE, ranked - previous)
             store(axes, r * TILE, axis)
-            path = path * period + axis
-            previous = ranked
-        store(barycentric, 0, load(barycentric, 0, tile) + (one - previous))
+            path, previous = path * period + axis, ranked
+        store(barycentric, 0, load(barycentric, 0, _TILE_WIDTH) + (one - previous))
         store(paths, 0, path)
 
         for k in range(min(TILE, points - first)):
@@ -289,20 +313,18 @@ def _embed(
                 slot = _find(slot_keys, key)
                 row = np.int64(slot_rows[slot])
                 if row == _MISSING:
-                    slot_keys[slot] = key
-                    keys[count] = key
-                    row = count + _FIRST
-                    slot_rows[slot] = row
-                    count += 1
+                    row = np.int64(vertices + _FIRST)
+                    slot_keys[slot], slot_rows[slot], keys[vertices] = key, row, key
+                    vertices += 1
                 corners[point, r] = row
-                key += ones - steps[np.int64(axes[r * TILE + k])]
+                key += ones - along[np.int64(axes[r * TILE + k])]
         first += TILE
-    return first, count
+    return first, vertices
 
 
 @jit
 def _link(
-    count: int, slot_keys: Int64Array, slot_rows: _RowArray, strides: Int64Array
+    vertices: int, slot_keys: Int64Array, slot_rows: _RowArray, strides: Int64Array
 ) -> tuple[_RowArray, Int64Array]:
     """String vertices that are neighbours along an axis together, axis by axis."""
     d = strides.size
@@ -310,43 +332,49 @@ def _link(
     for i in range(d):
         ones += strides[i]
 
-    # Slots follow a multiple of the key, so to look for the neighbours in the order of the slots
-    # means to walk through the table at two places rather than to jump about in it.
-    keys = np.empty(count + 1, np.int64)
-    rows = np.empty(count + 1, np.uint32)
+    # A slot is a multiple of the key, so looking for neighbours in the order of the slots walks
+    # through the table at two places; any other order would jump about in it.
+    keys = np.empty(vertices + 1, np.int64)
+    rows = np.empty(vertices + 1, np.uint32)
     found = 0
     for slot in range(slot_keys.size):
-        keys[found] = slot_keys[slot]
-        rows[found] = slot_rows[slot]
+        keys[found], rows[found] = slot_keys[slot], slot_rows[slot]
         found += slot_rows[slot] != _MISSING
 
-    chains = np.empty((d + 1) * (count + count // 2), np.uint32)
+    chains = np.empty((d + 1) * (vertices + vertices // 2), np.uint32)
     ends = np.zeros(d + 2, np.int64)
-    following = np.empty(count + _FIRST, np.uint32)
-    has_previous = np.empty(count + _FIRST, np.bool_)
+    following = np.empty(vertices + _FIRST, np.uint32)
+    preceded = np.empty(vertices + _FIRST, np.bool_)
+    starts = np.empty(vertices + 1, np.uint32)
     end = 0
     for j in range(d + 1):
         step = -ones
         if j < d:
             step += (d + 1) * strides[j]
-        has_previous[:] = False
-        for vertex in range(count):
-            # Neighbours are as likely as not, so a branch on their presence would cost more than
-            # row 0 does, which is found and marked in place of those absent.
+        # Having a neighbour is a toss-up that no branch predictor wins: neighbours that do not
+        # exist are row 0, and candidates that are no start are overwritten by the next.
+        preceded[:] = False
+        for vertex in range(vertices):
             row = slot_rows[_find(slot_keys, keys[vertex] + step)]
             following[rows[vertex]] = row
-            has_previous[row] = True
-        for row in range(_FIRST, count + _FIRST):
-            if following[row] != _MISSING and not has_previous[row]:
-                link = np.int64(row)
-                while link != _MISSING:
-                    chains[end] = link
-                    end += 1
-                    link = np.int64(following[link])
-                chains[end] = _MISSING
+            preceded[row] = True
+        count = 0
+        for row in range(_FIRST, vertices + _FIRST):
+            starts[count] = row
+            count += (following[row] != _MISSING) & (not preceded[row])
+        for chain in range(count):
+            link = np.int64(starts[chain])
+            while link != _MISSING:
+                chains[end] = link
                 end += 1
+                link = np.int64(following[link])
+            chains[end] = _MISSING
+            end += 1
         ends[j + 1] = end
     return chains[:end].copy(), ends
+
+
+# --- filtering
 
 
 @jit
@@ -371,8 +399,8 @@ def _blur(table: Float32Array, chains: _RowArray, ends: Int64Array, lanes: Width
     n = len(lanes)
     half = fill(np.float32(0.5), lanes)
     for j in range(ends.size - 1):
-        # A window of three slides along the chains, so that the table is blurred in place. The
-        # result of the middle one is written when the one after it is known.
+        # A window of three slides along the chains, so that the table is blurred in place: a value
+        # is replaced when the one after it has been read.
         before = fill(np.float32(0), lanes)
         middle = before
         middle_row = np.int64(_SCRAP)
@@ -381,7 +409,7 @@ def _blur(table: Float32Array, chains: _RowArray, ends: Int64Array, lanes: Width
             after = load(table, row * n, lanes)
             store(table, middle_row * n, fma(half, before + after, middle))
             before, middle = middle, after
-            middle_row = row + np.int64(row == _MISSING)  # what follows a chain is scrap
+            middle_row = row + np.int64(row == _MISSING)  # between two chains: scrap
 
 
 @jit

@@ -26,7 +26,7 @@ def with_background(maps: Float32Array, exponent: float) -> Float32Array:
 
     Args:
         maps: (K, H, W) in [0, 1].
-        exponent: alpha in (1 - max_k map_k)^alpha; above 1 it grows the objects, below 1 it shrinks them.
+        exponent: alpha in (1 - max_k map_k)^alpha; above 1 the objects grow, below 1 they shrink.
 
     Returns:
         (1 + K, H, W) float32 scores, background first, not normalised.

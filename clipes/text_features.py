@@ -6,7 +6,6 @@ stand-in vectors that ship with the package.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clipes.errors import VocabularyError
-from clipes.files import atomic_write
+from clipes.files import atomic_write, read_arrays
 from clipes.types import Float32Array
 
 _LARGEST_FILE = 1 << 28  # bytes; 254 classes of any CLIP are under a megabyte
@@ -76,24 +75,21 @@ def unit_rows(vectors: np.ndarray) -> Float32Array:
 def load_text_features(path: Path) -> TextFeatures:
     """Read the ``--text-features`` format.
 
-    Arrays of the .npz: ``names`` (C+B,) strings, ``features`` (C+B, E) float, ``background`` (C+B,) bool,
-    ``model`` (); class rows in mask order, background rows anywhere; ``note`` () is optional. Rows are
-    scaled to length 1.
+    Arrays of the .npz: ``names`` (C+B,) strings, ``features`` (C+B, E) float, ``background`` (C+B,)
+    bool, ``model`` (); class rows in mask order, background rows anywhere; ``note`` () is optional.
+    Rows are scaled to length 1.
 
     Raises:
         VocabularyError: The file is missing, malformed, or holds values that are not finite.
     """
     remedy = "it needs the arrays names, features, background and model"
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise VocabularyError(f"text features {path}: larger than {_LARGEST_FILE} bytes")
-        # Opened here because np.load leaves a file open that is no archive.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            names, features = file["names"], file["features"]
-            background, model = file["background"], file["model"]
-            note = str(file["note"]) if "note" in file else ""
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path, _LARGEST_FILE)
+        names, features = arrays["names"], arrays["features"]
+        background, model = arrays["background"], arrays["model"]
+    except (OSError, ValueError, KeyError) as error:
         raise VocabularyError(f"cannot read text features {path}: {error}", remedy) from error
+    note = str(arrays.get("note", ""))
     rows = len(names) if names.ndim == 1 else -1
     problem = ""
     if names.dtype.kind != "U" or background.dtype != np.bool_ or model.shape != ():

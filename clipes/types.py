@@ -1,7 +1,7 @@
 """The types that the stages share.
 
-Conventions everywhere: sizes are (height, width); images are (H, W, 3) RGB uint8; labels are 0-based
-class indices in memory and 1-based in masks, where 0 is background and 255 is ``IGNORE``.
+Conventions everywhere: sizes are (height, width); images are (H, W, 3) RGB uint8; labels are
+0-based class indices in memory and 1-based in masks, where 0 is background and 255 is ``IGNORE``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The method the slow, obvious way: the oracle beside the fast one.
 
-One autograd pass per class, the walk matrix and its square built in full, boxes pixel by pixel. Blocks run
-through open_clip's own ``forward``; nothing here calls the code under test.
+One autograd pass per class, the walk matrix and its square built in full, boxes pixel by pixel.
+Blocks run through open_clip's own ``forward``; nothing here calls the code under test.
 """
 
 from __future__ import annotations

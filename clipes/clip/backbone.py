@@ -1,7 +1,8 @@
 """The frozen ViT image tower, walked block by block so that its attention is an output.
 
-Only public modules of open_clip's ``VisionTransformer`` are used; nothing is patched or hooked. Shapes:
-B images of one grid, N = h*w patches, T = 1 + N tokens (CLS first), D channels, H heads of width d.
+Only public modules of open_clip's ``VisionTransformer`` are used; nothing is patched or hooked.
+Shapes: B images of one grid, N = h*w patches, T = 1 + N tokens (CLS first), D channels, H heads of
+width d.
 """
 
 from __future__ import annotations

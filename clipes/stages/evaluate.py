@@ -89,7 +89,9 @@ def evaluate_run(
     outputs: dict[str, Callable[[str], dict[str, UInt8Array]]] = {
         "cams": lambda id_: dict(_cam_masks(run.load_cams(id_), exponents)),
         "pseudo": lambda id_: _pseudo_masks(run.load_pseudo(id_)),
-        "predictions": lambda id_: {"segmenter": read_mask(run.root / "predictions" / f"{id_}.png")},
+        "predictions": lambda id_: {
+            "segmenter": read_mask(run.root / "predictions" / f"{id_}.png")
+        },
     }
     stages: dict[str, Scores] = {}
     for folder, masks in outputs.items():

@@ -81,9 +81,7 @@ def load_clip(
     with progress("weights", show_count=False) as bar:
         weights = resolve(source, model, say=say, progress=bar)
     state = read_state_dict(weights.path)
-    text = resolve_text(
-        vocabulary, state, weights, file=text_features, cache=cache_dir(), say=say
-    )
+    text = resolve_text(vocabulary, state, weights, file=text_features, cache=cache_dir(), say=say)
     recipe = weights.recipe
     visual = load_visual(state, quick_gelu=recipe.quick_gelu, head_width=recipe.head_width)
     backbone = Backbone(

@@ -12,6 +12,7 @@ import pytest
 
 from clipes.artifacts import Run, latest_run
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
+from clipes.files import read_arrays
 from clipes.types import CamMaps, PseudoLabel
 
 
@@ -66,7 +67,8 @@ def test_malformed_maps_are_refused(tmp_path: Path) -> None:
     run = Run(tmp_path)
     path = run.cams_path("a")
     path.parent.mkdir()
-    good = {"labels": np.array([1]), "maps": np.zeros((1, 2, 2), np.float16), "size": np.array([8, 8])}
+    maps = np.zeros((1, 2, 2), np.float16)
+    good = {"labels": np.array([1]), "maps": maps, "size": np.array([8, 8])}
     changes: list[dict[str, np.ndarray]] = [
         {"labels": np.array([1, 2])},
         {"labels": np.array([1.0])},
@@ -79,10 +81,22 @@ def test_malformed_maps_are_refused(tmp_path: Path) -> None:
         np.savez(path, **(good | change))
         with pytest.raises(ArtifactError):
             run.load_cams("a")
-    for junk in (b"", b"junk", pickle.dumps({"labels": 1}), path.read_bytes()[:50]):
+    plain = path.with_suffix(".npy")
+    np.save(plain, good["maps"])
+    whole = path.read_bytes()
+    for junk in (b"", b"junk", pickle.dumps({"labels": 1}), plain.read_bytes(), whole[:50]):
         path.write_bytes(junk)
         with pytest.raises(ArtifactError, match=r"a\.npz"):
             run.load_cams("a")
+
+
+def test_an_archive_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, maps=np.zeros(10_000_000, np.uint8))
+    assert path.stat().st_size < 20_000
+    assert read_arrays(path, 20_000_000)["maps"].size == 10_000_000
+    with pytest.raises(ValueError, match="more than 1000000"):
+        read_arrays(path, 1_000_000)
 
 
 def test_other_settings_are_a_conflict_that_names_them(tmp_path: Path) -> None:

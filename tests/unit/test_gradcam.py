@@ -53,7 +53,9 @@ def test_closed_form_equals_one_autograd_pass_per_class(act: type[nn.Module], cl
 
     weights = channel_weights(backbone, encoding.last, text, background)
     torch.testing.assert_close(encoding.last.activations, activations, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        weights, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+    )
     attention = torch.stack(maps[-BLOCKS:]).mean(0)[1:, 1:]
     torch.testing.assert_close(encoding.attention, attention, rtol=1e-4, atol=1e-6)
 
@@ -78,9 +80,7 @@ def test_a_batch_gives_what_its_images_give_alone() -> None:
     for image, encoding in zip(images, together, strict=True):
         (alone,) = backbone.encode(image[None], BLOCKS)
         torch.testing.assert_close(encoding.attention, alone.attention, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(
-            encoding.last.feature, alone.last.feature, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(encoding.last.feature, alone.last.feature, rtol=1e-4, atol=1e-5)
 
 
 def test_probabilities_ignore_the_length_of_the_image_feature() -> None:

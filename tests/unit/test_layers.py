@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "clipes"
 # Each module may import modules of its own layer and of those further down.
 LAYERS = (
     {"cli", "console", "__main__"},
-    {"stages", "runner", "report"},
-    {"clip", "gradcam", "affinity", "crf", "lattice", "pseudo", "fit"},
+    {"stages", "runner", "report", "overlays"},
+    {"clip", "gradcam", "affinity", "crf", "lattice", "simd", "pseudo", "fit"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"},
     {"files", "config", "types", "errors", "__init__"},
 )

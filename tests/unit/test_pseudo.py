@@ -53,5 +53,5 @@ def test_the_crf_follows_an_edge_that_the_map_only_hints_at() -> None:
 
 def test_maps_of_another_image_are_refused() -> None:
     cams = CamMaps(np.array([0]), np.zeros((1, 2, 2), np.float32), (32, 32))
-    with pytest.raises(ImageError, match="another|made at"):
+    with pytest.raises(ImageError, match="made at"):
         pseudo_label(np.zeros((32, 33, 3), np.uint8), cams, CrfParams())
