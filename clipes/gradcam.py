@@ -107,10 +107,13 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
     patches = len(last.activations)
     at_norm = (pooled / patches * backbone.visual.ln_post.weight)[:, None]
     at_output = _layer_norm_gradient(last.ln_post, at_norm)
-    at_hidden = (at_output @ block.mlp.c_proj.weight) * _slope(block.mlp.gelu, last.hidden)
-    at_ln_2 = (at_hidden @ block.mlp.c_fc.weight) * block.ln_2.weight
+    linear = backbone.linear
+    at_act = linear(at_output, block.mlp.c_proj.weight.T, None)
+    at_hidden = at_act * _slope(block.mlp.gelu, last.hidden)
+    at_ln_2 = linear(at_hidden, block.mlp.c_fc.weight.T, None) * block.ln_2.weight
     at_residual = at_output + _layer_norm_gradient(last.ln_2, at_ln_2)
-    at_mixed = (at_residual @ block.attn.out_proj.weight).unflatten(-1, (len(last.key), -1))
+    at_out = linear(at_residual, block.attn.out_proj.weight.T, None)
+    at_mixed = at_out.unflatten(-1, (len(last.key), -1))
     sums = _attention_sums(last, at_mixed.transpose(1, 2))
     weights: Tensor = sums @ block.attn.in_proj_weight / patches
     return weights

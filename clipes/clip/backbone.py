@@ -23,6 +23,7 @@ from open_clip.transformer import (
 from PIL import Image
 from torch import Tensor, nn
 
+from clipes.clip.gemm import Linear, choose_linear
 from clipes.errors import WeightsError
 from clipes.types import UInt8Array
 
@@ -122,6 +123,7 @@ class Backbone:
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
         self._positions: dict[Grid, Tensor] = {}
+        self.linear = choose_linear(self.device, visual.proj.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +172,8 @@ class Backbone:
         keep_from = len(first) + 1 - affinity_blocks
         total: Tensor | None = None
         for index, block in enumerate(first):
-            tokens, attention = _forward(block, tokens, want_attention=index >= keep_from)
+            keep = index >= keep_from
+            tokens, attention = _forward(block, tokens, self.linear, want_attention=keep)
             if attention is not None:
                 total = attention if total is None else total.add_(attention)
         encodings = []
@@ -209,15 +212,17 @@ class Backbone:
     def _forward_last(self, block: ResidualAttentionBlock, tokens: Tensor) -> LastBlock:
         """Run the last block and the head on one image (T, D), keeping what a gradient needs."""
         normed = block.ln_1(tokens)
-        query, key, value = (part.squeeze(0) for part in _heads(block.attn, normed[None]))
+        query, key, value = (part.squeeze(0) for part in _heads(block.attn, normed[None], self.linear))
         query = query[:, 1:]
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         attention = scores.softmax(-1)
         mixed = attention @ value
-        residual = tokens[1:] + block.attn.out_proj(mixed.transpose(0, 1).flatten(1))
+        out, mlp = block.attn.out_proj, block.mlp
+        residual = tokens[1:] + self.linear(mixed.transpose(0, 1).flatten(1), out.weight, out.bias)
         ln_2 = _normalise(block.ln_2, residual)
-        hidden = block.mlp.c_fc(ln_2.unit * block.ln_2.weight + block.ln_2.bias)
-        output = residual + block.mlp.c_proj(block.mlp.gelu(hidden))
+        normed_2 = ln_2.unit * block.ln_2.weight + block.ln_2.bias
+        hidden = self.linear(normed_2, mlp.c_fc.weight, mlp.c_fc.bias)
+        output = residual + self.linear(mlp.gelu(hidden), mlp.c_proj.weight, mlp.c_proj.bias)
         ln_post = _normalise(self.visual.ln_post, output)
         pooled = ln_post.unit.mean(0) * self.visual.ln_post.weight + self.visual.ln_post.bias
         return LastBlock(
@@ -235,19 +240,21 @@ class Backbone:
         )
 
 
-def _heads(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(
+    attn: nn.MultiheadAttention, x: Tensor, linear: Linear
+) -> tuple[Tensor, Tensor, Tensor]:
     """Project (B, T, D) to query, key and value, each (B, H, T, d)."""
-    projected = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    projected = linear(x, attn.in_proj_weight, attn.in_proj_bias)
     split = projected.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     query, key, value = split.unbind(0)
     return query, key, value
 
 
 def _forward(
-    block: ResidualAttentionBlock, tokens: Tensor, *, want_attention: bool
+    block: ResidualAttentionBlock, tokens: Tensor, linear: Linear, *, want_attention: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Run one block on (B, T, D); also its patch-to-patch attention (B, N, N), heads averaged."""
-    query, key, value = _heads(block.attn, block.ln_1(tokens))
+    query, key, value = _heads(block.attn, block.ln_1(tokens), linear)
     kept = None
     if want_attention:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -256,8 +263,10 @@ def _forward(
         mixed = attention @ value
     else:
         mixed = F.scaled_dot_product_attention(query, key, value)
-    tokens = tokens + block.attn.out_proj(mixed.transpose(1, 2).flatten(2))
-    return tokens + block.mlp(block.ln_2(tokens)), kept
+    out, mlp = block.attn.out_proj, block.mlp
+    tokens = tokens + linear(mixed.transpose(1, 2).flatten(2), out.weight, out.bias)
+    hidden = linear(block.ln_2(tokens), mlp.c_fc.weight, mlp.c_fc.bias)
+    return tokens + linear(mlp.gelu(hidden), mlp.c_proj.weight, mlp.c_proj.bias), kept
 
 
 def _normalise(norm: LayerNorm, x: Tensor) -> Normalised:
