@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from clipes.artifacts import Run
-from clipes.errors import DatasetError
+from clipes.errors import ClipesError, DatasetError
 from clipes.report import ReportItem, write_report
 from clipes.stages.evaluate import Scored, evaluate_run
 from clipes.stages.reopen import reopen
@@ -49,9 +49,11 @@ def make_report(
         "preset": str(settings["preset"]["name"]),
     }
     note = str(settings["text"]["note"])
+    if note:
+        note = f"{note[0].upper()}{note[1:]}."
     return write_report(
         run.root,
-        _items(run, samples, progress),
+        _items(run, samples, progress, report),
         scored.stages,
         title=f"clipes: {run.root.name}",
         classes=data.classes,
@@ -61,11 +63,24 @@ def make_report(
     )
 
 
-def _items(run: Run, samples: Sequence[Sample], progress: Progress) -> Iterator[ReportItem]:
+def _items(
+    run: Run, samples: Sequence[Sample], progress: Progress, report: Callable[[Failure], None]
+) -> Iterator[ReportItem]:
     for index, sample in enumerate(samples):
-        pseudo = run.load_pseudo(sample.id) if run.has_pseudo(sample.id) else None
-        yield ReportItem(sample.id, sample.image, run.load_cams(sample.id), pseudo, sample.mask)
+        item = _item(run, sample, report)
+        if item is not None:
+            yield item
         progress(index + 1, len(samples))
+
+
+def _item(run: Run, sample: Sample, report: Callable[[Failure], None]) -> ReportItem | None:
+    try:
+        maps = run.load_cams(sample.id)
+        pseudo = run.load_pseudo(sample.id) if run.has_pseudo(sample.id) else None
+    except ClipesError as error:
+        report(Failure(sample.id, str(error)))
+        return None
+    return ReportItem(sample.id, sample.image, maps, pseudo, sample.mask)
 
 
 def _quiet(_done: int, _total: int) -> None:
