@@ -1,0 +1,61 @@
+"""What the README tells people to type exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from clipes.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+
+
+def commands(text: str) -> list[list[str]]:
+    """Indented lines that start with ``clipes``, comments removed."""
+    found = re.findall(r"^    (clipes .*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    return [shlex.split(line)[1:] for line in found]
+
+
+def check(arguments: list[str]) -> None:
+    """Fail unless the command and all its options are known."""
+    command = typer.main.get_command(app)
+    words = list(arguments)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    unknown = [word for word in words if word.startswith("--") and word not in options]
+    assert not unknown, f"{arguments}: {unknown}"
+
+
+@pytest.mark.parametrize("arguments", commands(README), ids=" ".join)
+def test_commands_of_the_readme_exist(arguments: list[str]) -> None:
+    check(arguments)
+
+
+def test_an_unknown_option_would_be_found() -> None:
+    with pytest.raises(AssertionError, match="--nonsense"):
+        check(["cam", "--nonsense"])
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    wanted = set(re.findall(r"^    make (\w+)", README, re.MULTILINE))
+    assert wanted >= {"demo", "test", "eval"}
+    assert wanted <= set(re.findall(r"^(\w+):", MAKEFILE, re.MULTILINE))
+
+
+def test_every_command_is_documented_with_an_example() -> None:
+    root = typer.main.get_command(app)
+    for name, command in root.commands.items():
+        for sub in getattr(command, "commands", {name: command}).values():
+            assert "Example: clipes" in (sub.help or ""), sub.name
+
+
+def test_files_the_readme_names_exist() -> None:
+    for name in re.findall(r"`((?:clipes|tests|benchmarks)/[\w./-]+)`", README):
+        assert (ROOT / name).exists(), name
