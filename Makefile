@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?=
+BASELINE ?= benchmarks/baselines
+TOLERANCE ?= 0.5
 
 .PHONY: help demo test check unit eval bench clean
 
@@ -22,8 +24,8 @@ check: $(VENV)/.installed-dev  ## Lint and type-check
 unit: $(VENV)/.installed-dev  ## All tests, those on the real CLIP tower included where it can be had
 	$(BIN)/python -m pytest --cov=clipes --cov-report=term:skip-covered
 
-eval: $(VENV)/.installed  ## mIoU of every stage that has output, per class (RUN=folder, default the latest)
-	$(BIN)/clipes eval $(RUN)
+eval: $(VENV)/.installed  ## mIoU of every stage that has output, per class, against its baseline (RUN=folder, default the latest)
+	$(BIN)/clipes eval $(RUN) --baseline $(BASELINE) --tolerance $(TOLERANCE)
 
 clean:  ## Remove what make and the tests made, not runs/ and not cached weights
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
@@ -38,4 +40,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[crf]' \
+	  || echo "pydensecrf2 does not build here (it needs a C++ compiler): its tests will be skipped"
 	touch $@ $(VENV)/.installed
