@@ -1,6 +1,6 @@
 """Make the README's picture from a run: image, map, mask and confidence of some images.
 
-Run ``clipes demo`` first, then this with the run folder, the picture to write and image ids, such as
+Run ``clipes demo`` first, then this with the run folder, the picture to write and image ids, as in
 ``runs/examples docs/example.jpg cat astronaut``.
 """
 

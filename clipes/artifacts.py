@@ -6,6 +6,7 @@
              cams/<id>.npz        labels (K,) int64, maps (K, h, w) float16, size (H0, W0)
              pseudo/<id>.png      8-bit palette PNG: 0 background, 1..C, 255 ignore
              confidence/<id>.png  16-bit grey, round(65535 * p)
+             labels.csv           zero-shot tags, if the labels are such; may be corrected
 
 Every file is complete or absent; an existing file means that its image is done.
 """
@@ -48,6 +49,11 @@ class Run:
     def manifest_path(self) -> Path:
         """The file that says what made this run."""
         return self.root / "run.json"
+
+    @property
+    def tags_path(self) -> Path:
+        """Where zero-shot tags are, a label file."""
+        return self.root / "labels.csv"
 
     def exists(self) -> bool:
         """Tell whether the folder is a run folder."""

@@ -6,25 +6,44 @@ torch and everything else that is slow to import is imported inside the commands
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipes import __version__
+from clipes.cli_bench import bench
+from clipes.cli_data import check, masks, tag
+from clipes.cli_options import (
+    RUNS,
+    CrfBackend,
+    DatasetKind,
+    DatasetOption,
+    DifficultOption,
+    FusionName,
+    FusionOption,
+    ModelOption,
+    PresetName,
+    PromptsOption,
+    RootOption,
+    RunArgument,
+    SplitOption,
+    TagThresholdOption,
+    TemplateOption,
+    WeightsOption,
+    command_line,
+    finish,
+    open_run,
+    say_failure,
+)
+from clipes.cli_prompts import prompts_app
+from clipes.cli_seg import predict, train_seg
 from clipes.errors import ClipesError, UsageError
 
 if TYPE_CHECKING:
-    from clipes.artifacts import Run
-    from clipes.runner import Summary
     from clipes.types import Failure
-
-RUNS = Path("runs")
-"""Where run folders go by default: ``runs/<dataset>``."""
 
 _INTERRUPTED = 130  # typer's exit code after Ctrl-C
 
@@ -36,56 +55,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 weights_app = typer.Typer(help="CLIP weights: fetch, list, locate.", no_args_is_help=True)
-prompts_app = typer.Typer(help="The text side: words and vectors.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 app.add_typer(prompts_app, name="prompts")
-
-
-class DatasetKind(str, Enum):
-    """Kinds of data sets, as the command line names them."""
-
-    voc = "voc"
-    folder = "folder"
-    examples = "examples"
-
-
-class PresetName(str, Enum):
-    """Presets, as the command line names them."""
-
-    reference = "reference"
-    default = "default"
-    fast = "fast"
-
-
-class CrfBackend(str, Enum):
-    """Implementations of the dense CRF."""
-
-    numba = "numba"
-    pydensecrf = "pydensecrf"
-
-
-DatasetOption = Annotated[DatasetKind, typer.Option("--dataset", "-d", help="Kind of data set.")]
-RootOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the data set. [default: $CLIPES_DATA, else datasets/]"),
-]
-SplitOption = Annotated[
-    str | None, typer.Option(help="Name of a list of images, or the path of one. [voc: train]")
-]
-LabelsOption = Annotated[
-    Path | None,
-    typer.Option(help="CSV, JSON or txt with each image's labels, instead of annotations."),
-]
-WeightsOption = Annotated[
-    str, typer.Option(help="auto, openai, registry, a file, or an open_clip tag.")
-]
-ModelOption = Annotated[str, typer.Option(help="open_clip name of a ViT.")]
-PromptsOption = Annotated[
-    str | None, typer.Option(help="TOML file with classes, synonyms, background words.")
-]
-RunArgument = Annotated[
-    Path | None, typer.Argument(help="Run folder. [default: the latest below runs/]")
-]
+app.command("check")(check)
+app.command("tag")(tag)
+app.command("masks")(masks)
+app.command("train-seg")(train_seg)
+app.command("predict")(predict)
+app.command("bench")(bench)
 
 
 @app.command()
@@ -93,7 +70,15 @@ def cam(
     dataset: DatasetOption,
     root: RootOption = None,
     split: SplitOption = None,
-    labels: LabelsOption = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV, JSON (COCO's too), txt, npz or npy with each image's labels, instead of "
+            "annotations; auto guesses them, see 'clipes tag'."
+        ),
+    ] = None,
+    difficult: DifficultOption = True,
+    tag_threshold: TagThresholdOption = None,
     preset: Annotated[PresetName, typer.Option(help="Settings.")] = PresetName.default,
     weights: WeightsOption = "auto",
     model: ModelOption = "ViT-B-16",
@@ -101,9 +86,13 @@ def cam(
         Path | None, typer.Option(help=".npz with class and background vectors.")
     ] = None,
     prompts: PromptsOption = None,
+    fusion: FusionOption = FusionName.sentence,
+    template: TemplateOption = None,
     box_threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="lambda of the affinity's boxes. [default: 0.4]"),
+        typer.Option(
+            min=0, max=1, help="lambda of the affinity's boxes. [default: 0.4; coco: 0.7]"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/DATASET]")] = None,
     shard: Annotated[str, typer.Option(help="Do only the i-th of n parts, from 0: i/n.")] = "0/1",
@@ -114,20 +103,29 @@ def cam(
     Example: clipes cam --dataset voc --root data/VOC2012 --split train
     """
     from clipes.artifacts import Run
-    from clipes.config import get_preset
+    from clipes.config import AUTO_LABELS, BOX_THRESHOLDS, TagParams, get_preset
     from clipes.console import progress_bar, say
     from clipes.runner import Shard
     from clipes.stages.cam import CamMaker, make_cams
     from clipes.stages.features import fingerprint
-    from clipes.stages.setup import load_clip, open_labelled
+    from clipes.stages.setup import load_clip, open_labelled, open_unlabelled
+    from clipes.stages.tag import drop_changed
+    from clipes.stages.tag import tag as tag_stage
+    from clipes.vocabulary import Fusion
 
     part = Shard.parse(shard)
     settings = get_preset(preset.value)
-    if box_threshold is not None:
-        settings = settings.with_box_threshold(box_threshold)
-    vocabulary, data = open_labelled(
-        dataset.value, root=root, split=split, labels=labels, prompts=prompts
-    )
+    if box_threshold is None:
+        box_threshold = BOX_THRESHOLDS.get(dataset.value, settings.cam.box_threshold)
+    settings = settings.with_box_threshold(box_threshold)
+    automatic = str(labels) == AUTO_LABELS
+    source: dict[str, Any] = {"root": root, "split": split, "prompts": prompts}
+    source["difficult"] = difficult
+    if automatic:
+        vocabulary, data = open_unlabelled(dataset.value, **source)
+    else:
+        vocabulary, data = open_labelled(dataset.value, labels=labels, **source)
+    run = Run(out or RUNS / dataset.value)
     clip = load_clip(
         weights,
         model,
@@ -137,28 +135,53 @@ def cam(
         device=device,
         say=say,
         progress=progress_bar,
+        fusion=Fusion(fusion.value),
+        template=template,
+        rankings=(run.root, RUNS / dataset.value),
     )
-    run = Run(out or RUNS / dataset.value)
+    unusable: Sequence[Failure] = data.failures
+    if automatic:
+        data, tagged = tag_stage(
+            data,
+            clip,
+            run,
+            TagParams() if tag_threshold is None else TagParams(tag_threshold),
+            split=split,
+            command=command_line(),
+            only_look=part.count > 1,
+            say=say,
+            progress=progress_bar,
+            report=lambda _: None,  # told at the end, with what the data set lacks
+        )
+        unusable = (*data.failures, *tagged.failures)
     run.begin(
         "cam",
         settings={
             "dataset": data.name,
             "split": split,
             "labels": str(labels) if labels else None,
+            "difficult": difficult,
             "classes": data.classes,
             "preset": settings.to_dict(),
             "weights": {"name": clip.weights.name, "sha256": clip.weights.sha256},
-            "text": {"sha256": fingerprint(clip.text), "note": clip.text.note},
+            "text": {
+                "sha256": fingerprint(clip.text),
+                "note": clip.text.note,
+                "fusion": clip.text.fusion.value,
+                "templates": clip.text.templates,
+            },
         },
-        command=_command_line(),
+        command=command_line(),
         facts={"root": str(data.root.absolute()), "device": str(clip.backbone.device)},
     )
+    if automatic and (changed := drop_changed(run, data)):
+        say(f"the labels of {changed} images were changed: their maps are made again")
     maker = CamMaker(clip.backbone, clip.text, settings.cam)
     with progress_bar("cam") as progress:
         summary = make_cams(
-            part.of(data.samples), maker, run, progress=progress, report=_say_failure
+            part.of(data.samples), maker, run, progress=progress, report=say_failure
         )
-    _finish("maps", run, summary, data.failures)
+    finish("maps", run, summary, unusable)
 
 
 @app.command()
@@ -189,7 +212,7 @@ def refine(
     from clipes.stages.reopen import preset_of, reopen
 
     part = Shard.parse(shard)
-    folder = _run(run)
+    folder = open_run(run)
     data = reopen(folder, root)
     settings = preset_of(folder) if preset is None else get_preset(preset.value)
     folder.begin(
@@ -199,7 +222,7 @@ def refine(
             "background_exponent": settings.background_exponent,
             "backend": crf.value,
         },
-        command=_command_line(),
+        command=command_line(),
     )
     with progress_bar("refine") as progress:
         summary = refine_stage(
@@ -210,9 +233,9 @@ def refine(
             crf_backend=crf.value,
             workers=workers or cpu_count(),
             progress=progress,
-            report=_say_failure,
+            report=say_failure,
         )
-    _finish("masks", folder, summary, data.failures)
+    finish("masks", folder, summary, data.failures)
 
 
 @app.command(name="eval")
@@ -233,27 +256,46 @@ def evaluate(
         Path | None, typer.Option("--json", help="Also write the scores to this file.")
     ] = None,
     per_class: Annotated[bool, typer.Option(help="Print IoU per class.")] = True,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Scores to hold these against: a --json file, or a folder of RUN.json."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Points of mIoU that a stage may fall below it.")
+    ] = 0.5,
 ) -> None:
     """MIoU of every stage that has output, per class; or of any folder of masks.
 
     Example: clipes eval runs/voc --exponents 0.75,1,1.5 --json scores.json
     """
     from clipes.artifacts import Run
-    from clipes.console import print_scores, progress_bar, say
+    from clipes.console import print_changes, print_scores, progress_bar, say
     from clipes.files import write_json
+    from clipes.stages.baseline import compare, find_baseline, require
     from clipes.stages.evaluate import evaluate_folder, evaluate_run, scores_to_json
 
     powers = _numbers(exponents)
     with progress_bar("eval") as progress:
         if target is None or Run(target).exists():
-            folder = _run(target)
+            folder = open_run(target)
+            name = folder.root.resolve().name
             scored = evaluate_run(folder, root, gt, powers, progress=progress, say=say)
             write_json(folder.root / "scores.json", scores_to_json(scored))
         else:
+            name = target.resolve().name
             scored = evaluate_folder(target, gt, prompts or "voc", progress=progress, say=say)
     if json_file is not None:
         write_json(json_file, scores_to_json(scored))
     print_scores(scored, per_class=per_class)
+    if baseline is None:
+        return
+    file = find_baseline(baseline, name)
+    if file is None:
+        say(f"no baseline {name}.json in {baseline}")
+        return
+    changes = compare(scored, file)
+    print_changes(changes, tolerance)
+    require(changes, tolerance)
 
 
 @app.command()
@@ -269,7 +311,7 @@ def report(
     from clipes.stages.report import make_report
 
     with progress_bar("report") as progress:
-        page = make_report(_run(run), root, progress=progress, say=say, report=_say_failure)
+        page = make_report(open_run(run), root, progress=progress, say=say, report=say_failure)
     typer.echo(page)
 
 
@@ -339,22 +381,6 @@ def weights_list() -> None:
         say(f"no weights in {cache_dir()}; 'clipes weights fetch' gets some")
 
 
-@prompts_app.command("show")
-def prompts_show(
-    prompts: Annotated[str, typer.Argument(help="A shipped vocabulary or a TOML file.")] = "voc",
-) -> None:
-    """Print what CLIP reads for every class and background word.
-
-    Example: clipes prompts show voc
-    """
-    from clipes.vocabulary import load_vocabulary
-
-    vocabulary = load_vocabulary(prompts)
-    names = [*vocabulary.classes, *(f"({word})" for word in vocabulary.background)]
-    for name, prompt in zip(names, vocabulary.prompts(), strict=True):
-        typer.echo(f"{name}\t{prompt}")
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -381,21 +407,6 @@ def _colour() -> str | None:
     return "red" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else None
 
 
-def _command_line() -> str:
-    return shlex.join(["clipes", *sys.argv[1:]])
-
-
-def _run(path: Path | None) -> Run:
-    from clipes.artifacts import Run, latest_run
-    from clipes.console import say
-
-    if path is not None:
-        return Run(path)
-    run = latest_run(RUNS)
-    say(f"run: {run.root}")
-    return run
-
-
 def _numbers(text: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -412,22 +423,3 @@ def _resolved(source: str, model: str) -> Any:  # noqa: ANN401  (its type costs 
 
     with progress_bar("weights", show_count=False) as progress:
         return resolve(source, model, say=say, progress=progress)
-
-
-def _say_failure(failure: Failure) -> None:
-    from clipes.console import say
-
-    say(f"skipping {failure.id}: {failure.reason}")
-
-
-def _finish(what: str, run: Run, summary: Summary, unusable: Sequence[Failure]) -> None:
-    """Print where the output is; say how the stage went; exit 1 if an image failed."""
-    from clipes.console import say
-
-    for failure in unusable:
-        _say_failure(failure)
-    failed = len(summary.failures) + len(unusable)
-    say(f"{what}: {summary.done} made, {summary.skipped} there before, {failed} failed")
-    typer.echo(run.root)
-    if failed:
-        raise typer.Exit(1)

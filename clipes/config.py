@@ -18,6 +18,27 @@ DEFAULT_TEMPLATE = "a clean origami {}."
 CONFIDENCE_THRESHOLD = 0.95
 """mu of the confidence-guided loss (section 3.4): pixels below it are not trained on."""
 
+BOX_THRESHOLDS = {"coco": 0.7}
+"""lambda of the data sets for which it is not the preset's (section 4.1)."""
+
+AUTO_LABELS = "auto"
+"""Stands for a label file: the labels are zero-shot tags."""
+
+
+@dataclass(frozen=True)
+class TagParams:
+    """Zero-shot tags (not in the paper).
+
+    Attributes:
+        threshold: Score from which a class is a tag. The best F1 on every second image of
+            voc_sample, which held on the others; see ``benchmarks/tagging.py``.
+        patch_share: Share of the patches over which a class is scored, at least one: those that
+            show it best.
+    """
+
+    threshold: float = 0.38
+    patch_share: float = 0.02
+
 
 @dataclass(frozen=True)
 class CamParams:
@@ -112,3 +133,100 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UsageError(f"unknown preset '{name}'", f"choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+TRAIN_SCALES = (1.0, 0.75, 0.5)
+"""Scales of DeepLab-v2's training branches (DeepLab paper, section 4.1.1)."""
+
+
+@dataclass(frozen=True)
+class SegmenterPreset:
+    """How a segmenter is built, trained and asked (METHOD section 5).
+
+    Attributes:
+        name: Name on the command line.
+        arch: Head, one of ``clipes.seg.deeplab.ARCHITECTURES``.
+        backbone: One of ``clipes.seg.backbones.BACKBONES``.
+        output_stride: Pixels of the image per feature.
+        crop: Side of the square training views, in pixels.
+        batch: Images per update, over all processes and accumulated parts.
+        accumulate: Parts an update's images are put through one after the other.
+        iterations: Updates.
+        lr: Learning rate of the backbone; the head's weights take ``head_lr`` times as much, its
+            biases twice that again, and no weight decay.
+        head_lr: See ``lr``.
+        momentum: Of SGD.
+        weight_decay: Of all weights but the head's biases.
+        power: The rates fall as (1 - iteration / iterations)^power.
+        scale: Range of the random scale of a view.
+        colour: Largest relative change of brightness, contrast and saturation.
+        train_scales: Scales of the training branches; more than one adds their maximum.
+        freeze_norms: Whether the backbone's batch normalisation stays as pre-trained; without
+            pre-trained weights it learns.
+        test_scales: Scales whose probabilities are averaged in prediction.
+        flip: Whether prediction also averages over the mirrored image.
+        crf: Whether prediction ends with the dense CRF.
+    """
+
+    name: str
+    arch: str = "deeplabv2"
+    backbone: str = "resnet101"
+    output_stride: int = 8
+    crop: int = 321
+    batch: int = 10
+    accumulate: int = 2
+    iterations: int = 20_000
+    lr: float = 2e-4
+    head_lr: float = 10.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    power: float = 0.9
+    scale: tuple[float, float] = (0.5, 1.5)
+    colour: float = 0.0
+    train_scales: tuple[float, ...] = TRAIN_SCALES
+    freeze_norms: bool = True
+    test_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    flip: bool = True
+    crf: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data, for run.json."""
+        return asdict(self)
+
+
+SEGMENTER_PRESETS = {
+    preset.name: preset
+    for preset in (
+        # CLIP-ES section 4.1 on kazuto1011/deeplab-pytorch's configs/voc12.yaml and coco.yaml; the
+        # rate is for ImageNet weights, CLIP-ES takes 2.5e-5 for COCO's.
+        SegmenterPreset("clip-es-voc"),
+        SegmenterPreset("clip-es-coco", iterations=100_000),
+        SegmenterPreset(
+            "small",
+            backbone="mobilenet_v3_large",
+            output_stride=16,
+            crop=225,
+            batch=8,
+            accumulate=1,
+            iterations=600,
+            lr=2e-4,
+            scale=(0.5, 2.0),
+            colour=0.2,
+            train_scales=(1.0,),
+            test_scales=(0.75, 1.0, 1.25),
+            crf=False,
+        ),
+    )
+}
+
+
+def get_segmenter_preset(name: str) -> SegmenterPreset:
+    """Return the segmenter's preset called ``name``.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if name not in SEGMENTER_PRESETS:
+        known = ", ".join(SEGMENTER_PRESETS)
+        raise UsageError(f"unknown preset '{name}'", f"choose one of {known}")
+    return SEGMENTER_PRESETS[name]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -23,8 +23,11 @@ from rich.table import Table
 from clipes.types import Progress as ProgressCallback
 
 if TYPE_CHECKING:
+    from clipes.stages.baseline import Change
+    from clipes.stages.check import Findings
     from clipes.stages.evaluate import Scored
 
+_IDS_SHOWN = 5
 _SECONDS_BETWEEN_LINES = 20.0  # where a bar cannot be drawn: a log file, CI
 
 
@@ -96,3 +99,72 @@ def print_scores(scored: Scored, *, per_class: bool) -> None:
             cells = ("-" if value is None else f"{100 * value:.1f}" for value in values)
             classes.add_row(name, *cells)
     console.print(classes)
+
+
+def print_changes(changes: Sequence[Change], tolerance: float) -> None:
+    """Print each stage's mIoU beside its baseline on stdout, in percent."""
+    table = Table(title=f"mIoU in %, against the baseline (may fall by {tolerance:g})")
+    for column in ("stage", "baseline", "now", "change", ""):
+        table.add_column(column, justify="left" if column in ("stage", "") else "right")
+    for change in changes:
+        now, moved = "-", "-"
+        if change.now is not None:
+            now, moved = f"{change.now:.2f}", f"{change.now - change.before:+.2f}"
+        verdict = "FELL" if change.fell(tolerance) else "ok"
+        table.add_row(change.stage, f"{change.before:.2f}", now, moved, verdict)
+    Console(highlight=False).print(table)
+
+
+def print_findings(findings: Findings) -> None:
+    """Print how often each kind of problem occurs, and its first images, on stdout."""
+    console = Console(highlight=False, soft_wrap=True)
+    kinds = findings.by_kind()
+    if not kinds:
+        return
+    table = Table(title="Problems")
+    for column in ("problem", "effect", "images", "the first"):
+        table.add_column(column, justify="right" if column == "images" else "left")
+    for kind, problems in kinds.items():
+        ids = [problem.id for problem in problems[:_IDS_SHOWN]]
+        more = ["..."] if len(problems) > _IDS_SHOWN else []
+        effect = "fails" if kind.stops else "remark"
+        table.add_row(kind.value, effect, str(len(problems)), ", ".join([*ids, *more]))
+    console.print(table, markup=False)
+    for kind, problems in kinds.items():
+        console.print(f"{kind.value}: {problems[0].id}: {problems[0].reason}", markup=False)
+
+
+def print_bench(result: dict[str, Any]) -> None:
+    """Print what ``clipes bench`` measured, on stdout."""
+    console = Console(highlight=False)
+    for threads, cam in result["cam"].items():
+        table = Table(
+            title=f"CAM stage, {threads} thread(s), per image of 375 x 500, random ViT-B/16"
+        )
+        for column in ("classes", "literal", "clipes", "speed-up", "bytes", "of the reference's"):
+            table.add_column(column, justify="right")
+        for classes, seconds in cam["seconds"].items():
+            table.add_row(
+                classes,
+                f"{cam['seconds_literal'][classes]:.2f} s",
+                f"{seconds:.2f} s",
+                f"{cam['speedup'][classes]:.2f} x",
+                str(cam["bytes"][classes]),
+                f"{cam['bytes'][classes] / cam['bytes_literal'][classes]:.2%}",
+            )
+        console.print(table)
+        stages = ", ".join(
+            f"{name} {1e3 * seconds:.0f} ms"
+            for name, seconds in cam["stages_at_most_classes"].items()
+        )
+        console.print(f"at the most classes: {stages}")
+        console.print(
+            f"encoder: {cam['encoder_gflop']:.0f} GFLOP at {cam['encoder_gflops']:.0f} GFLOP/s, "
+            f"{cam['encoder_share_of_peak']:.0%} of the measured GEMM peak of "
+            f"{cam['gemm_peak_gflops']:.0f}"
+        )
+    for labels, crf in result["crf"].items():
+        console.print(
+            f"CRF, {labels} labels, one core: {crf['speedup']:.1f} x pydensecrf2 "
+            f"({1e3 * crf['seconds']:.0f} ms), labels agree for {crf['label_agreement']:.4%}"
+        )

@@ -9,6 +9,8 @@ ClipesError
 │   └── DownloadError       the network did not deliver them (clipes.weights)
 ├── ArtifactError       a file of a run folder that is missing or malformed
 │   └── RunConflictError    a run folder made with other settings
+├── TrainingError       a training that cannot go on (clipes.seg.train)
+├── RegressionError     a score below its baseline (clipes.stages.baseline)
 └── BackendError        an optional library that is asked for but not usable
 
 The command line prints ``str(error)`` on one line: what is wrong, where, and what to do.

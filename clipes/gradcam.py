@@ -11,13 +11,15 @@ width of the features.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
-from open_clip.transformer import QuickGELU
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
-from clipes.clip.backbone import Backbone, Encoding, LastBlock, Normalised
+from clipes.clip.backbone import Backbone, Encoding, LastBlock
 from clipes.types import Float32Array
 
 EPSILON = 1e-7
@@ -101,34 +103,87 @@ def _head_gradients(
     return at_pooled
 
 
+@dataclass(frozen=True)
+class _Folded:
+    """Products of the last block's weights that every gradient needs.
+
+    With W1, W2 the MLP's matrices, g and b the weight and bias of ``ln_2``, and O the attention's
+    output matrix, y = W x throughout:
+
+    Attributes:
+        to_mixed: (D, 4D), the way from the MLP's hidden units to the attention: (W1 g O)^T.
+        mean: (4D,), the mean over channels of W1 g.
+        offset: (4D,), W1 b + bias: what the hidden units hold when ``ln_2``'s unit output is zero.
+        ones: (D,), channel sums of O.
+    """
+
+    to_mixed: Tensor
+    mean: Tensor
+    offset: Tensor
+    ones: Tensor
+
+
+@lru_cache(maxsize=2)
+@torch.inference_mode()
+def _folded(block: ResidualAttentionBlock) -> _Folded:
+    hidden, norm, out = block.mlp.c_fc, block.ln_2, block.attn.out_proj.weight
+    scaled = hidden.weight * norm.weight
+    return _Folded(
+        to_mixed=(scaled @ out).T.contiguous(),
+        mean=scaled.mean(1),
+        offset=hidden.weight @ norm.bias + hidden.bias,
+        ones=out.sum(0),
+    )
+
+
 def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> Tensor:
-    """Carry (K, D) gradients at the pooled tokens back to channel weights (K, D)."""
-    block = backbone.blocks[-1]
-    patches = len(last.activations)
-    at_norm = (pooled / patches * backbone.visual.ln_post.weight)[:, None]
-    at_output = _layer_norm_gradient(last.ln_post, at_norm)
-    linear = backbone.linear
-    at_act = linear(at_output, block.mlp.c_proj.weight.T, None)
-    at_hidden = at_act * _slope(block.mlp.gelu, last.hidden)
-    at_ln_2 = linear(at_hidden, block.mlp.c_fc.weight.T, None) * block.ln_2.weight
-    at_residual = at_output + _layer_norm_gradient(last.ln_2, at_ln_2)
-    at_out = linear(at_residual, block.attn.out_proj.weight.T, None)
-    at_mixed = at_out.unflatten(-1, (len(last.key), -1))
-    sums = _attention_sums(last, at_mixed.transpose(1, 2))
+    """Carry (K, D) gradients at the pooled tokens back to channel weights (K, D).
+
+    The gradient at a LayerNorm's input is r (v - mean(v) - x mean(v x)), with x its unit output, r
+    the reciprocal deviation and v the gradient at x. What comes from the pooled tokens is, but for
+    a factor per token and class, the same for all tokens; so of the four matrix products per class
+    on the way to the attention, all but one need to be done only once for all classes.
+    """
+    block, linear = backbone.blocks[-1], backbone.linear
+    folded = _folded(block)
+    patches, width = last.activations.shape
+    out, second = block.attn.out_proj.weight, block.mlp.c_proj.weight
+
+    # At the block's output: r_post (centred_k - unit_post along_k).
+    at_norm = pooled / patches * backbone.visual.ln_post.weight
+    centred = at_norm - at_norm.mean(-1, keepdim=True)
+    along = last.ln_post.unit @ at_norm.T / width  # (N, K)
+
+    # At the hidden units: direct_k slope - along_k common.
+    direct = centred @ second  # (K, 4D)
+    slope = _slope(block.mlp.gelu, last.hidden) * last.ln_post.inverse_std
+    common = slope * linear(last.ln_post.unit, second.T, None)
+
+    # Through ln_2, carried on to the attention's output at once: (N, K, D) and (N, K).
+    per_class = (direct[:, None] * folded.to_mixed).flatten(0, 1)
+    carried = linear(slope, per_class, None).unflatten(-1, (len(pooled), width))
+    carried -= along[..., None] * linear(common, folded.to_mixed, None)[:, None]
+    mean = slope @ (direct * folded.mean).T - along * (common @ folded.mean)[:, None]
+    unit = last.hidden - folded.offset  # W1 g applied to ln_2's unit output
+    on_unit = (slope * unit) @ direct.T - along * (common * unit).sum(-1, keepdim=True)
+    carried -= mean[..., None] * folded.ones
+    carried -= (on_unit / width)[..., None] * linear(last.ln_2.unit, out.T, None)[:, None]
+    carried *= last.ln_2.inverse_std[..., None]
+
+    # Past the MLP, on the residual path.
+    past = centred @ out - along[..., None] * linear(last.ln_post.unit, out.T, None)[:, None]
+    at_mixed = carried.addcmul_(past, last.ln_post.inverse_std[..., None])
+
+    heads = at_mixed.unflatten(-1, (len(last.key), -1)).permute(2, 0, 1, 3)
+    sums = _attention_sums(last, heads.contiguous())
     weights: Tensor = sums @ block.attn.in_proj_weight / patches
     return weights
-
-
-def _layer_norm_gradient(norm: Normalised, gradient: Tensor) -> Tensor:
-    """Gradient at a LayerNorm's input from the one at its unit output: (K, N or 1, D)."""
-    along = (gradient * norm.unit).mean(-1, keepdim=True)
-    return norm.inverse_std * (gradient - gradient.mean(-1, keepdim=True) - norm.unit * along)
 
 
 def _attention_sums(last: LastBlock, at_mixed: Tensor) -> Tensor:
     """Sum over patches of the gradients at query, key and value: (K, 3D).
 
-    With P the attention, G the gradient at its output (K, H, N, d) and c_i = G_i . mixed_i, the
+    With P the attention, G the gradient at its output (H, N, K, d) and c_i = G_i . mixed_i, the
     gradient at the scores is S_ij = P_ij (G_i . V_j - c_i). Wanted are only sums over patches:
 
     - value: each patch gives away all its attention but CLS's share: sum_i (1 - P_i,CLS) G_i;
@@ -136,16 +191,16 @@ def _attention_sums(last: LastBlock, at_mixed: Tensor) -> Tensor:
     - key: the rows of S sum to zero, so over the patch columns they sum to -S_i,CLS.
     """
     scale = last.query.shape[-1] ** -0.5
-    to_cls = last.attention[:, :, 0]  # (H, N)
-    along = (at_mixed * last.mixed).sum(-1)  # c: (K, H, N)
+    to_cls = last.attention[:, :, :1]  # (H, N, 1)
+    along = (at_mixed * last.mixed[:, :, None]).sum(-1)  # c: (H, N, K)
     attention_t = last.attention.transpose(-1, -2)
-    columns = ((attention_t @ at_mixed) * last.value).sum(-1)
-    columns = columns - (attention_t @ along[..., None]).squeeze(-1)  # (K, H, T)
-    at_cls = to_cls * ((at_mixed @ last.value[:, 0, :, None]).squeeze(-1) - along)
-    query = scale * (columns[:, :, None] @ last.key).squeeze(2)
-    key = -scale * (at_cls[:, :, None] @ last.query).squeeze(2)
-    value = ((1 - to_cls)[None, :, None] @ at_mixed).squeeze(2)
-    return torch.cat([query.flatten(1), key.flatten(1), value.flatten(1)], -1)
+    gathered = (attention_t @ at_mixed.flatten(2)).unflatten(-1, at_mixed.shape[2:])
+    columns = (gathered * last.value[:, :, None]).sum(-1) - attention_t @ along  # (H, T, K)
+    at_cls = to_cls * (torch.einsum("hnkd,hd->hnk", at_mixed, last.value[:, 0]) - along)
+    query = scale * columns.transpose(-1, -2) @ last.key
+    key = -scale * at_cls.transpose(-1, -2) @ last.query
+    value = ((1 - to_cls).transpose(-1, -2) @ at_mixed.flatten(2)).reshape(query.shape)
+    return torch.cat([part.transpose(0, 1).flatten(1) for part in (query, key, value)], -1)
 
 
 def _slope(activation: nn.Module, x: Tensor) -> Tensor:

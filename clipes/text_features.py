@@ -6,7 +6,7 @@ stand-in vectors that ship with the package.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from clipes.errors import VocabularyError
 from clipes.files import atomic_write, read_arrays
 from clipes.types import Float32Array
+from clipes.vocabulary import Fusion
 
 _LARGEST_FILE = 1 << 28  # bytes; 254 classes of any CLIP are under a megabyte
 
@@ -30,6 +31,11 @@ class TextFeatures:
         background_vectors: (B, E) float32 unit rows.
         model: Name of the CLIP model they belong to.
         note: What a reader of the results must know about their origin; may be empty.
+        synonym_vectors: For fusion of maps: for each of the C classes (S, E) float32 unit rows, one
+            for each synonym; the class's row of ``class_vectors`` stands for them all where one
+            vector is wanted. Empty without fusion of maps.
+        fusion: How synonyms became, or are to become, one.
+        templates: What the words were put into; empty where that is not known.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +44,9 @@ class TextFeatures:
     background_vectors: Float32Array
     model: str
     note: str = ""
+    synonym_vectors: tuple[Float32Array, ...] = ()
+    fusion: Fusion = Fusion.sentence
+    templates: tuple[str, ...] = ()
 
     def for_classes(self, classes: tuple[str, ...]) -> TextFeatures:
         """Return these features for ``classes``, in that order.
@@ -54,14 +63,12 @@ class TextFeatures:
                 f" among those of {self.model or 'the given file'}",
                 "use weights with a text tower (--weights openai) or give --text-features FILE.npz",
             )
-        vectors = self.class_vectors[[row[name] for name in classes]]
-        return TextFeatures(
-            classes,
-            self.background_words,
-            vectors,
-            self.background_vectors,
-            self.model,
-            self.note,
+        rows = [row[name] for name in classes]
+        return replace(
+            self,
+            classes=classes,
+            class_vectors=self.class_vectors[rows],
+            synonym_vectors=tuple(self.synonym_vectors[k] for k in rows if self.synonym_vectors),
         )
 
 

@@ -212,7 +212,9 @@ class Backbone:
     def _forward_last(self, block: ResidualAttentionBlock, tokens: Tensor) -> LastBlock:
         """Run the last block and the head on one image (T, D), keeping what a gradient needs."""
         normed = block.ln_1(tokens)
-        query, key, value = (part.squeeze(0) for part in _heads(block.attn, normed[None], self.linear))
+        query, key, value = (
+            part.squeeze(0) for part in _heads(block.attn, normed[None], self.linear)
+        )
         query = query[:, 1:]
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         attention = scores.softmax(-1)
@@ -240,9 +242,7 @@ class Backbone:
         )
 
 
-def _heads(
-    attn: nn.MultiheadAttention, x: Tensor, linear: Linear
-) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(attn: nn.MultiheadAttention, x: Tensor, linear: Linear) -> tuple[Tensor, Tensor, Tensor]:
     """Project (B, T, D) to query, key and value, each (B, H, T, d)."""
     projected = linear(x, attn.in_proj_weight, attn.in_proj_bias)
     split = projected.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
@@ -12,12 +13,29 @@ from open_clip.transformer import TextTransformer
 from clipes.errors import VocabularyError
 from clipes.types import Float32Array
 
+CONTEXT_LENGTH = 77
+"""Tokens a CLIP text tower reads, start and end of text among them."""
+
 _PROMPTS_AT_ONCE = 64
+
+
+def tokenize(text: str) -> list[str]:
+    """Return the pieces CLIP reads of a text, which may be none, without start and end of text.
+
+    The last piece of a word ends in ``</w>``; pieces are written byte by byte, so that those of
+    letters beyond ASCII look odd.
+    """
+    tokenizer = _tokenizer()
+    return [tokenizer.decoder[token] for token in tokenizer.encode(text)]
 
 
 @torch.inference_mode()
 def encode_prompts(text: TextTransformer, prompts: Sequence[str]) -> Float32Array:
     """Encode prompts with CLIP's text tower.
+
+    A prompt's feature is read at its end, and attention only looks back, so what follows the end
+    changes nothing: batches are cut to their longest prompt. Prompts are batched by length, then
+    alphabetically, so that the order they are given in does not even change the last bit.
 
     Args:
         text: The tower.
@@ -29,19 +47,37 @@ def encode_prompts(text: TextTransformer, prompts: Sequence[str]) -> Float32Arra
     Raises:
         VocabularyError: A prompt is longer than the tower's context.
     """
-    tokenizer = SimpleTokenizer(context_length=text.context_length)
-    for prompt in prompts:
-        length = len(tokenizer.encode(prompt)) + 2  # start and end of text
+    tokenizer = _tokenizer()
+    lengths = {prompt: len(tokenizer.encode(prompt)) + 2 for prompt in prompts}
+    for prompt, length in lengths.items():
         if length > text.context_length:
             raise VocabularyError(
                 f"the prompt '{prompt[:60]}...' has {length} tokens, CLIP reads "
                 f"{text.context_length}",
                 "shorten its words or synonyms",
             )
+    unique = sorted(lengths, key=lambda prompt: (lengths[prompt], prompt))
     device = text.positional_embedding.device
-    batches = [
-        F.normalize(text(tokenizer(prompts[start : start + _PROMPTS_AT_ONCE]).to(device)).float())
-        for start in range(0, len(prompts), _PROMPTS_AT_ONCE)
-    ]
-    features: Float32Array = torch.cat(batches).cpu().numpy()
+    batches = []
+    for start in range(0, len(unique), _PROMPTS_AT_ONCE):
+        batch = unique[start : start + _PROMPTS_AT_ONCE]
+        tokens = tokenizer(batch, context_length=lengths[batch[-1]]).to(device)
+        batches.append(F.normalize(_forward(text, tokens).float()).cpu())
+    row = {prompt: index for index, prompt in enumerate(unique)}
+    features: Float32Array = torch.cat(batches)[[row[prompt] for prompt in prompts]].numpy()
     return features
+
+
+def _forward(text: TextTransformer, tokens: torch.Tensor) -> torch.Tensor:
+    """Run the tower on (n, L) tokens to (n, E); its own forward takes no L below its context."""
+    length = tokens.shape[1]
+    hidden = text.token_embedding(tokens) + text.positional_embedding[:length]
+    hidden = text.ln_final(text.transformer(hidden, attn_mask=text.attn_mask[:length, :length]))
+    end = tokens.argmax(-1)  # the end of text has the highest number
+    features: torch.Tensor = hidden[torch.arange(len(tokens)), end] @ text.text_projection
+    return features
+
+
+@cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer(context_length=CONTEXT_LENGTH)

@@ -6,19 +6,24 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
+from clipes.datasets.problems import Kind, Problem, ProblemError
 from clipes.errors import DatasetError
 from clipes.files import check_id, list_files
-from clipes.types import MAX_CLASSES, Failure, Sample
+from clipes.types import MAX_CLASSES, Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes, in lower case, of the files taken for images."""
 
 MAX_LIST_BYTES = 64 * 2**20
 """Largest list of images, labels or classes that is read: about a million lines."""
+
+_SPLIT_FOLDER = Path("ImageSets", "Segmentation")
+_NO_PATHS: Mapping[str, str] = MappingProxyType({})
 
 _LEADING_IMAGE = re.compile(
     rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))(?:\s+(.*))?$", re.IGNORECASE
@@ -33,15 +38,24 @@ class Dataset:
         name: Kind of data set.
         root: Folder it was found in.
         classes: Class names in mask order; class k has mask value k + 1.
-        samples: Images with at least one label; ids are unique.
+        samples: Images with at least one label, or without any if none were asked for; ids are
+            unique.
         failures: Images left out, each with the reason.
+        empty: Ids of images left out because they are known to show none of the classes.
     """
 
     name: str
     root: Path
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[Problem, ...]
+    empty: tuple[str, ...] = ()
+
+    def without_unlabelled(self) -> Dataset:
+        """Return this data set with images that lack labels taken for ones that show no class."""
+        empty = tuple(item.id for item in self.failures if item.kind is Kind.no_labels)
+        failures = tuple(item for item in self.failures if item.kind is not Kind.no_labels)
+        return replace(self, failures=failures, empty=(*self.empty, *empty))
 
 
 def find_base(root: Path | None) -> Path:
@@ -121,12 +135,20 @@ def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def read_split(root: Path, split: str) -> tuple[list[str], list[Failure]]:
+def find_split(root: Path, split: str) -> Path | None:
+    """Return the list of images ``split``: one that comes with the data set, else a path."""
+    return next((place for place in _split_places(root, split) if place.is_file()), None)
+
+
+def read_split(
+    root: Path, split: str, ids_by_path: Mapping[str, str] = _NO_PATHS
+) -> tuple[list[str], list[Problem]]:
     """Read a list of images, one a line: ids, file names, or CLIP-ES's pairs of paths.
 
     Args:
         root: Folder of the data set.
         split: Name of a ``.txt`` file in ``ImageSets/Segmentation`` or in ``root``, or a path.
+        ids_by_path: Ids of images whose file names alone are no ids, by folder and file name.
 
     Returns:
         The ids, in order and without repeats, and a failure for each line that names none.
@@ -134,13 +156,12 @@ def read_split(root: Path, split: str) -> tuple[list[str], list[Failure]]:
     Raises:
         DatasetError: There is no such list, or it cannot be read or is empty.
     """
-    folder = root / "ImageSets" / "Segmentation"
-    places = [folder / f"{split}.txt", root / f"{split}.txt", Path(split)]
-    path = next((place for place in places if place.is_file()), None)
+    path = find_split(root, split)
     if path is None:
+        places = ", ".join(map(str, _split_places(root, split)))
         raise DatasetError(
-            f"no list of images '{split}': looked for {', '.join(map(str, places))}",
-            f"name one of {_known_splits(folder)} or the path of a list with --split",
+            f"no list of images '{split}': looked for {places}",
+            f"name one of {_known_splits(root)} or the path of a list with --split",
         )
     ids: dict[str, None] = {}
     failures = []
@@ -148,10 +169,12 @@ def read_split(root: Path, split: str) -> tuple[list[str], list[Failure]]:
         if not line.strip():
             continue
         name, _ = split_line(line)
+        known = ids_by_path.get("/".join(name.replace("\\", "/").split("/")[-2:]))
         try:
-            ids[image_id(name)] = None
+            ids[known or image_id(name)] = None
         except DatasetError as error:
-            failures.append(Failure(printable(name), f"{path} line {number}: {error}"))
+            reason = f"{path} line {number}: {error}"
+            failures.append(Problem(printable(name), reason, Kind.unusable_entry))
     if not ids and not failures:
         raise DatasetError(f"{path} lists no image", "put one id a line")
     return list(ids), failures
@@ -190,13 +213,14 @@ def class_index(name: str, classes: Sequence[str]) -> int:
     """Return the 0-based index of the class ``name``.
 
     Raises:
-        DatasetError: There is none of that name.
+        ProblemError: There is none of that name.
     """
     if name in classes:
         return classes.index(name)
     lower = {known.lower(): known for known in classes}
     near = difflib.get_close_matches(name.lower()[:60], lower, n=1)
-    raise DatasetError(
+    raise ProblemError(
+        Kind.unknown_class,
         f"unknown class {name[:60]!r}",
         f"did you mean '{lower[near[0]]}'?" if near else "correct it, or add it to the classes",
     )
@@ -210,22 +234,46 @@ def index_files(folder: Path, *suffixes: str) -> dict[str, Path]:
 
 
 def collect(
-    ids: Iterable[str], make: Callable[[str], Sample]
-) -> tuple[list[Sample], list[Failure]]:
-    """Make a sample of each id; what raises a ``DatasetError`` becomes a failure instead."""
+    name: str,
+    root: Path,
+    classes: tuple[str, ...],
+    ids: Iterable[str],
+    make: Callable[[str], Sample],
+    failures: Iterable[Problem] = (),
+) -> Dataset:
+    """Make the data set of the samples of ``ids``.
 
-    def attempt(id_: str) -> Sample | Failure:
+    Args:
+        name: Kind of data set.
+        root: Folder it was found in.
+        classes: Class names in mask order.
+        ids: Its images.
+        make: Makes the sample of an id; what raises a ``ProblemError`` is left out.
+        failures: Problems that are known already.
+    """
+
+    def attempt(id_: str) -> Sample | Problem:
         try:
             return make(id_)
-        except DatasetError as error:
-            return Failure(id_, str(error))
+        except ProblemError as error:
+            return error.of(id_)
 
     results = [attempt(id_) for id_ in ids]
-    return (
-        [result for result in results if isinstance(result, Sample)],
-        [result for result in results if isinstance(result, Failure)],
+    problems = [*failures, *(result for result in results if isinstance(result, Problem))]
+    return Dataset(
+        name,
+        root,
+        classes,
+        tuple(result for result in results if isinstance(result, Sample)),
+        tuple(problem for problem in problems if problem.kind.stops),
+        tuple(problem.id for problem in problems if not problem.kind.stops),
     )
 
 
-def _known_splits(folder: Path) -> str:
+def _split_places(root: Path, split: str) -> list[Path]:
+    return [root / _SPLIT_FOLDER / f"{split}.txt", root / f"{split}.txt", Path(split)]
+
+
+def _known_splits(root: Path) -> str:
+    folder = root / _SPLIT_FOLDER
     return ", ".join(sorted(index_files(folder, ".txt"))[:8]) or f"the lists in {folder} (none yet)"

@@ -48,6 +48,7 @@ def open_examples(
     split: str | None = None,
     labels: Path | None = None,
     classes: tuple[str, ...] | None = None,
+    labelled: bool = True,
 ) -> Dataset:
     """Write the examples to the folder ``examples`` where data sets are, and list them.
 
@@ -57,6 +58,7 @@ def open_examples(
         split: List of images; all of them if None.
         labels: Label file read instead of the one that comes with the examples.
         classes: Class names in mask order, which can only be VOC's.
+        labelled: False lists the images without looking for labels.
 
     Raises:
         DatasetError: scikit-image or one of its photos is missing, or ``classes`` are not VOC's.
@@ -72,7 +74,8 @@ def open_examples(
         folder /= "examples"
     write_examples(folder)
     chosen = folder / "labels.csv" if labels is None else labels
-    return replace(open_voc(root=folder, split=split, labels=chosen), name="examples")
+    data = open_voc(root=folder, split=split, labels=chosen, labelled=labelled)
+    return replace(data, name="examples")
 
 
 def write_examples(root: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from clipes.datasets.base import (
@@ -17,14 +19,37 @@ from clipes.datasets.base import (
     read_list,
     read_split,
 )
-from clipes.datasets.labels import LabelFile, LabelRow, read_labels
+from clipes.datasets.labels import (
+    LABEL_FILES,
+    LabelFile,
+    LabelRow,
+    find_label_file,
+    read_labels,
+)
+from clipes.datasets.problems import Kind, Problem, ProblemError
 from clipes.errors import DatasetError
 from clipes.files import list_files
-from clipes.types import Failure, Sample
+from clipes.types import Sample
 
-_LABEL_FILES = ("labels.csv", "labels.json", "labels.txt")
 _IMAGE_FOLDERS = ("images", "JPEGImages")
 _MASK_FOLDERS = ("masks", "SegmentationClassAug", "SegmentationClass")
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images by id.
+
+    Attributes:
+        paths: The files that have an id.
+        names: ``file name`` or ``folder/file name``, by id.
+        ids_by_path: Ids that are more than a file name, by ``folder/file name``.
+        problems: What is wrong with those that have no id of their own, by name.
+    """
+
+    paths: dict[str, list[Path]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    ids_by_path: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, Problem] = field(default_factory=dict)
 
 
 def open_folder(
@@ -33,20 +58,25 @@ def open_folder(
     split: str | None = None,
     labels: Path | None = None,
     classes: tuple[str, ...] | None = None,
+    labelled: bool = True,
 ) -> Dataset:
     """List the images of any folder.
 
     Images lie in ``root``, ``root/images`` or ``root/JPEGImages``. Their labels come from
-    ``labels``, else from ``labels.csv``, ``labels.json`` or ``labels.txt`` in ``root``, else from
+    ``labels``, else from ``labels.csv``, ``.json``, ``.txt`` or ``.npz`` in ``root``, else from
     the sub-folders that they lie in, one per class. Masks come from ``masks``,
-    ``SegmentationClassAug`` or ``SegmentationClass`` in ``root``, under the image's name.
+    ``SegmentationClassAug`` or ``SegmentationClass`` in ``root``, under the image's id.
+
+    The id of an image is the stem of its file name. Where two sub-folders hold the same stem, the
+    folder's name and ``_`` come before it: ``cat/1.jpg`` is ``cat_1`` if there is a ``dog/1.jpg``.
 
     Args:
         root: The folder; if None, ``folder`` in ``$CLIPES_DATA``, else in ``datasets/``, or these.
         split: Name of a list of images in ``root``, or path of one; all images if None.
         labels: Label file, see ``read_labels``.
         classes: Class names in mask order; if None those of ``root/classes.txt``, one a line, else
-            the names that occur, sorted.
+            those that the label file lists, else the names that occur, sorted.
+        labelled: False lists the images without looking for labels; the classes may stay unknown.
 
     Returns:
         The images in the order of the split, else of the label file, else of the file names.
@@ -56,26 +86,35 @@ def open_folder(
     """
     root = _find(root)
     folder = _image_folder(root)
-    known = _known_classes(root, classes)
-    path = labels if labels is not None else _label_file(root)
-    table = _labels_by_folder(folder) if path is None else read_labels(path, known)
-    names = known or check_classes(table.names(), str(table.path))
-    by_id, failures = _index_images(folder)
-    if split is None:
-        ids = list(dict.fromkeys([*table.rows, *table.problems, *by_id]))
+    names = _known_classes(root, classes)
+    here = _images_in(folder)
+    below = _images_below(folder, here)
+    listed, failures = None, list(here.problems.values())
+    if split is not None:
+        listed, failures = read_split(root, split, below.ids_by_path)
+    path = (labels or find_label_file(root)) if labelled else None
+    if path is not None:
+        table = read_labels(path, names, listed)
+    elif labelled:
+        table = _labels_by_folder(folder, below)
     else:
-        ids, failures = read_split(root, split)
+        everything = {**below.names, **here.names}
+        rows = {id_: LabelRow(name, ()) for id_, name in everything.items()}
+        table = LabelFile(folder, rows, below.problems)
+    if labelled and not names:
+        names = check_classes(table.names(), str(table.path))
+    ids = listed if listed is not None else {**table.rows, **table.problems, **here.paths}
     masks: dict[str, Path] = {}
     for name in reversed(_MASK_FOLDERS):
         masks |= index_files(root / name, ".png")
 
     def make(id_: str) -> Sample:
-        present = table.indices(id_, names)
-        image = _locate(table.rows[id_].image, (folder, root), by_id.get(id_, []))
-        return Sample(id_, image, present, masks.get(id_))
+        present = table.indices(id_, names) if labelled else ()
+        called = table.rows[id_].image if id_ in table.rows else id_
+        same_id = here.paths.get(id_) or below.paths.get(id_, [])
+        return Sample(id_, _locate(called, (folder, root), same_id), present, masks.get(id_))
 
-    samples, left_out = collect(ids, make)
-    return Dataset("folder", root, names, tuple(samples), (*failures, *left_out))
+    return collect("folder", root, names, ids, make, failures)
 
 
 def _find(root: Path | None) -> Path:
@@ -83,7 +122,7 @@ def _find(root: Path | None) -> Path:
     places = [base] if root is not None else [base / "folder", base]
     for place in places:
         folder = _image_folder(place)
-        if list_files(folder, *IMAGE_SUFFIXES) or _class_folders(folder) or _label_file(place):
+        if list_files(folder, *IMAGE_SUFFIXES) or _class_folders(folder) or find_label_file(place):
             return place
     raise DatasetError(
         f"no images: looked for {', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)} files in "
@@ -120,52 +159,59 @@ def _known_classes(root: Path, classes: tuple[str, ...] | None) -> tuple[str, ..
     return check_classes([line for line in lines if line], str(path))
 
 
-def _label_file(root: Path) -> Path | None:
-    found = [root / name for name in _LABEL_FILES if (root / name).is_file()]
-    if len(found) > 1:
-        raise DatasetError(
-            f"{root} holds {' and '.join(path.name for path in found)}",
-            "remove all but one, or choose with --labels",
-        )
-    return found[0] if found else None
-
-
-def _labels_by_folder(folder: Path) -> LabelFile:
+def _labels_by_folder(folder: Path, images: _Images) -> LabelFile:
     """Return the labels that the names of the sub-folders are."""
-    rows: dict[str, LabelRow] = {}
-    problems: dict[str, str] = {}
-    for name, images in _class_folders(folder).items():
-        for path in images:
-            image = f"{name}/{path.name}"
-            try:
-                id_ = image_id(image)
-            except DatasetError as error:
-                problems[printable(image)] = str(error)
-                continue
-            if id_ in rows:
-                both = f"{printable(rows[id_].image)} and {printable(image)}"
-                problems[id_] = f"{both} have one name; rename one, they share their output files"
-            rows.setdefault(id_, LabelRow(image, (name,)))
-    if not rows and not problems:
+    if not images.paths and not images.problems:
         raise DatasetError(
-            f"no labels for the images in {folder}: looked for {', '.join(_LABEL_FILES)} and for "
+            f"no labels for the images in {folder}: looked for {', '.join(LABEL_FILES)} and for "
             "one sub-folder per class",
             "write a labels.csv with the header 'image,labels', or name a file with --labels",
         )
-    return LabelFile(folder, {k: row for k, row in rows.items() if k not in problems}, problems)
+    rows = {id_: LabelRow(name, (name.split("/")[0],)) for id_, name in images.names.items()}
+    return LabelFile(folder, rows, images.problems)
 
 
-def _index_images(folder: Path) -> tuple[dict[str, list[Path]], list[Failure]]:
-    """Return the images right in ``folder`` by id, and a failure for each that can have none."""
-    by_id: dict[str, list[Path]] = {}
-    failures = []
+def _images_in(folder: Path) -> _Images:
+    """Return the images right in ``folder``."""
+    images = _Images()
     for path in list_files(folder, *IMAGE_SUFFIXES):
         name = printable(path.name)
         try:
-            by_id.setdefault(image_id(path.name), []).append(path)
+            id_ = image_id(path.name)
         except DatasetError as error:
-            failures.append(Failure(name, f"{error}; rename it"))
-    return by_id, failures
+            reason = f"{error}; rename it"
+            images.problems[name] = Problem(name, reason, Kind.unusable_entry)
+            continue
+        images.paths.setdefault(id_, []).append(path)
+        images.names.setdefault(id_, path.name)
+    return images
+
+
+def _images_below(folder: Path, here: _Images) -> _Images:
+    """Return the images in the sub-folders of ``folder``; ``here`` are those right in it."""
+    images = _Images()
+    found = [(name, path) for name, paths in _class_folders(folder).items() for path in paths]
+    places = {(path.stem, name) for name, path in found} | {(stem, "") for stem in here.paths}
+    repeated = Counter(stem for stem, _ in places)
+    for name, path in found:
+        relative = f"{name}/{path.name}"
+        try:
+            id_ = image_id(f"{name}_{path.name}" if repeated[path.stem] > 1 else path.name)
+        except DatasetError as error:
+            key = printable(relative)
+            images.problems[key] = Problem(key, str(error), Kind.unusable_entry)
+            continue
+        if id_ in images.paths:
+            both = f"{printable(images.names[id_])} and {printable(relative)}"
+            reason = f"{both} have one name; rename one, they share their output files"
+            images.problems[id_] = Problem(id_, reason, Kind.duplicate_id)
+        images.paths.setdefault(id_, []).append(path)
+        images.names.setdefault(id_, relative)
+        if repeated[path.stem] > 1:
+            images.ids_by_path[relative] = id_
+    for id_ in images.problems.keys() & images.paths.keys():
+        del images.paths[id_], images.names[id_]
+    return images
 
 
 def _locate(name: str, folders: tuple[Path, ...], same_id: list[Path]) -> Path:
@@ -185,9 +231,14 @@ def _locate(name: str, folders: tuple[Path, ...], same_id: list[Path]) -> Path:
     exact = [path for path in same_id if unicodedata.normalize("NFC", path.name) == named]
     found = exact or same_id
     if not found:
-        raise DatasetError(f"no image {printable(name)} in {folders[0]}", "add it, or drop its row")
+        raise ProblemError(
+            Kind.missing_image,
+            f"no image {printable(name)} in {folders[0]}",
+            "add it, or drop its row",
+        )
     if len(found) > 1:
-        raise DatasetError(
+        raise ProblemError(
+            Kind.duplicate_id,
             f"{' and '.join(path.name for path in found)} in {folders[0]} have one name",
             "rename one, or give the suffix in the label file",
         )

@@ -19,6 +19,7 @@ from clipes.datasets.base import (
     read_split,
 )
 from clipes.datasets.labels import read_labels
+from clipes.datasets.problems import Kind, ProblemError
 from clipes.errors import DatasetError
 from clipes.types import Sample
 
@@ -66,6 +67,7 @@ def open_voc(
     labels: Path | None = None,
     classes: tuple[str, ...] | None = None,
     difficult: bool = True,
+    labelled: bool = True,
 ) -> Dataset:
     """List the images of Pascal VOC, or of a data set laid out like it.
 
@@ -76,6 +78,7 @@ def open_voc(
         labels: Label file read instead of ``Annotations``.
         classes: Class names in mask order; VOC's if None.
         difficult: Whether objects marked difficult count (in CLIP-ES they do).
+        labelled: False lists the images without looking for labels.
 
     Returns:
         The images in the order of the split. Labels stand in the order in which the annotation
@@ -88,8 +91,8 @@ def open_voc(
     names = VOC_CLASSES if classes is None else check_classes(classes, "classes")
     ids, failures = read_split(root, "train" if split is None else split)
     annotations = root / "Annotations"
-    table = None if labels is None else read_labels(labels, names)
-    if table is None and not annotations.is_dir():
+    table = read_labels(labels, names, ids) if labelled and labels is not None else None
+    if labelled and table is None and not annotations.is_dir():
         raise DatasetError(
             f"there is no folder {annotations}", "add it, or name a label file with --labels"
         )
@@ -99,17 +102,19 @@ def open_voc(
 
     def make(id_: str) -> Sample:
         if id_ not in images:
-            raise DatasetError(
-                f"no image {id_} in {root / 'JPEGImages'}", "add it, or drop it from the split"
+            raise ProblemError(
+                Kind.missing_image,
+                f"no image {id_} in {root / 'JPEGImages'}",
+                "add it, or drop it from the split",
             )
-        if table is None:
-            present = read_annotation(annotations / f"{id_}.xml", names, difficult=difficult)
-        else:
+        present: tuple[int, ...] = ()
+        if table is not None:
             present = table.indices(id_, names)
+        elif labelled:
+            present = read_annotation(annotations / f"{id_}.xml", names, difficult=difficult)
         return Sample(id_, images[id_], present, masks.get(id_))
 
-    samples, left_out = collect(ids, make)
-    return Dataset("voc", root, names, tuple(samples), (*failures, *left_out))
+    return collect("voc", root, names, ids, make, failures)
 
 
 def read_annotation(
@@ -126,34 +131,44 @@ def read_annotation(
         0-based classes, in the order of their first appearance.
 
     Raises:
-        DatasetError: The file is missing or malformed, or it names no object or an unknown class.
+        ProblemError: The file is missing or malformed, or it names no object or an unknown class.
     """
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_XML_BYTES + 1)
         if len(data) > _MAX_XML_BYTES:
-            raise DatasetError(
-                f"{path} is larger than {_MAX_XML_BYTES // 2**20} MB", "is it an annotation?"
+            raise ProblemError(
+                Kind.bad_annotation,
+                f"{path} is larger than {_MAX_XML_BYTES // 2**20} MB",
+                "is it an annotation?",
             )
         objects = fromstring(data).findall("object")
     except FileNotFoundError as error:
-        raise DatasetError(
-            f"no annotation {path}", "add it, or name a label file with --labels"
+        raise ProblemError(
+            Kind.bad_annotation,
+            f"no annotation {path}",
+            "add it, or name a label file with --labels",
         ) from error
     # The encoding named in the file may be unknown (LookupError) or of no use here (ValueError).
     except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise DatasetError(f"cannot read {path}: {error}", "replace the file") from error
+        raise ProblemError(
+            Kind.bad_annotation, f"cannot read {path}: {error}", "replace the file"
+        ) from error
     present: dict[int, None] = {}
     for item in objects:
         if difficult or (item.findtext("difficult") or "").strip() != "1":
             name = (item.findtext("name") or "").strip()
             try:
                 present[class_index(name, classes)] = None
-            except DatasetError as error:
-                raise DatasetError(f"{path}: {error.what}", error.remedy) from error
+            except ProblemError as error:
+                raise ProblemError(error.kind, f"{path}: {error.what}", error.remedy) from error
+    if objects and not present:
+        raise ProblemError(Kind.shows_nothing, f"{path} names only difficult objects")
     if not present:
-        raise DatasetError(
-            f"{path} names no object", "drop the image, or name a label file with --labels"
+        raise ProblemError(
+            Kind.no_labels,
+            f"{path} names no object",
+            "drop the image, or name a label file with --labels",
         )
     return tuple(present)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from clipes.artifacts import Run
 from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.datasets import Dataset
 from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError
 from clipes.files import list_files
 from clipes.images import read_mask
@@ -76,11 +77,7 @@ def evaluate_run(
         ArtifactError: Nothing to score, or an output does not fit its ground truth.
     """
     data = reopen(run, root)
-    truths = {
-        sample.id: truth
-        for sample in data.samples
-        if (truth := _truth(sample, gt)) is not None and truth.is_file()
-    }
+    truths = _truths(data, gt)
     if not truths:
         raise DatasetError(
             f"no ground-truth masks for the images of {run.root}",
@@ -89,9 +86,6 @@ def evaluate_run(
     outputs: dict[str, Callable[[str], dict[str, UInt8Array]]] = {
         "cams": lambda id_: dict(_cam_masks(run.load_cams(id_), exponents)),
         "pseudo": lambda id_: _pseudo_masks(run.load_pseudo(id_)),
-        "predictions": lambda id_: {
-            "segmenter": read_mask(run.root / "predictions" / f"{id_}.png")
-        },
     }
     stages: dict[str, Scores] = {}
     for folder, masks in outputs.items():
@@ -101,6 +95,7 @@ def evaluate_run(
             stages |= _score(((id_, masks(id_)) for id_ in some), some, len(data.classes), progress)
         if present and len(some) < len(truths):
             say(f"{folder}: {len(truths) - len(some)} of {len(truths)} images have none yet")
+    stages |= _segmenter(run, root, gt, data, progress, say)
     if not stages:
         raise ArtifactError(f"nothing to score in {run.root}", "run 'clipes cam' first")
     return Scored(data.classes, stages)
@@ -140,6 +135,41 @@ def evaluate_folder(
         say(f"{len(masks) - len(truths)} of {len(masks)} masks have no ground truth in {gt}")
     named = ((id_, {"masks": read_mask(masks[id_])}) for id_ in truths)
     return Scored(classes, _score(named, truths, len(classes), progress))
+
+
+def _segmenter(
+    run: Run,
+    root: Path | None,
+    gt: Path | None,
+    data: Dataset,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> dict[str, Scores]:
+    """Score the predictions of a trained segmenter, on whichever images it was asked."""
+    present = set(run.ids("predictions"))
+    if not present:
+        return {}
+    # Masks that another program put there have no such section: they are of the run's images.
+    settings = run.manifest()["stages"].get("train-seg", {}).get("settings", {})
+    val, split = settings.get("val"), settings.get("split")
+    asked = reopen(run, root, val or split) if val or split else data
+    truths = _truths(asked, gt)
+    some = {id_: path for id_, path in truths.items() if id_ in present}
+    if len(some) < len(truths):
+        say(f"predictions: {len(truths) - len(some)} of {len(truths)} images have none yet")
+    name = "segmenter, train" if val is None else f"segmenter, {Path(val).stem}"
+    folder = run.root / "predictions"
+    masks = ((id_, {name: read_mask(folder / f"{id_}.png")}) for id_ in some)
+    return _score(masks, some, len(data.classes), progress) if some else {}
+
+
+def _truths(data: Dataset, gt: Path | None) -> dict[str, Path]:
+    """Return the ground-truth masks there are, by id."""
+    return {
+        sample.id: truth
+        for sample in data.samples
+        if (truth := _truth(sample, gt)) is not None and truth.is_file()
+    }
 
 
 def _truth(sample: Sample, gt: Path | None) -> Path | None:

@@ -6,24 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from clipes.artifacts import Run
-from clipes.config import CamParams, CrfParams, Preset
+from clipes.config import AUTO_LABELS, CamParams, CrfParams, Preset
 from clipes.datasets import Dataset, open_dataset
 from clipes.errors import ArtifactError
 
 
-def reopen(run: Run, root: Path | None) -> Dataset:
-    """Open the data set a run was made from, wherever ``root`` or run.json say it is."""
+def reopen(run: Run, root: Path | None, split: str | None = None) -> Dataset:
+    """Open the data set a run was made from, wherever ``root`` or run.json say it is.
+
+    ``split`` names another list of its images than the one the run was made from.
+    """
     section = run.stage("cam")
     settings, facts = section.get("settings", {}), section.get("facts", {})
     try:
         labels = settings["labels"]
-        return open_dataset(
+        tagged = labels == AUTO_LABELS
+        if tagged:
+            labels = run.tags_path
+        data = open_dataset(
             settings["dataset"],
             root=root or Path(facts["root"]),
-            split=settings["split"],
+            split=split or settings["split"],
             labels=Path(labels) if labels else None,
             classes=tuple(settings["classes"]),
+            difficult=settings.get("difficult", True),
         )
+        return data.without_unlabelled() if tagged else data
     except (KeyError, TypeError) as error:
         raise _damaged(run, error) from error
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
 
 from clipes.clip.backbone import Backbone
 from clipes.clip.load import load_visual
 from clipes.datasets import Dataset, open_dataset
 from clipes.errors import UsageError
 from clipes.stages.features import text_features as resolve_text
+from clipes.stages.templates import choose_templates
 from clipes.text_features import TextFeatures
 from clipes.types import Progress
-from clipes.vocabulary import Vocabulary, load_vocabulary
+from clipes.vocabulary import Fusion, Vocabulary, load_vocabulary
 from clipes.weights import Weights, cache_dir, read_state_dict, resolve
 
 
@@ -35,6 +38,43 @@ class Clip:
     weights: Weights
 
 
+@dataclass(frozen=True)
+class OpenedWeights:
+    """Weights in memory, before towers are made of them.
+
+    Attributes:
+        weights: Where they come from.
+        state: Their tensors.
+        device: Where towers are to run.
+    """
+
+    weights: Weights
+    state: Mapping[str, Tensor]
+    device: torch.device
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosine similarities before the softmax."""
+        return float(self.state["logit_scale"].exp())
+
+    def visual(self) -> VisionTransformer:
+        """Make the image tower, on its device."""
+        recipe = self.weights.recipe
+        visual = load_visual(self.state, quick_gelu=recipe.quick_gelu, head_width=recipe.head_width)
+        return visual.to(self.device)
+
+    def backbone(self, *, fp16_positions: bool) -> Backbone:
+        """Make the image tower ready for maps; see ``CamParams`` for ``fp16_positions``."""
+        recipe = self.weights.recipe
+        return Backbone(
+            self.visual(),
+            logit_scale=self.logit_scale,
+            mean=recipe.mean,
+            std=recipe.std,
+            fp16_positions=fp16_positions,
+        )
+
+
 def open_labelled(
     kind: str,
     *,
@@ -42,16 +82,64 @@ def open_labelled(
     split: str | None,
     labels: Path | None,
     prompts: str | None,
+    difficult: bool = True,
 ) -> tuple[Vocabulary, Dataset]:
     """Open a data set and the vocabulary of its classes.
 
     The classes of a folder are its own unless ``prompts`` name them; the background words are VOC's
-    unless ``prompts`` say more.
+    or COCO's unless ``prompts`` say more.
     """
-    vocabulary = load_vocabulary(prompts or "voc")
-    classes = vocabulary.classes if prompts or kind != "folder" else None
-    data = open_dataset(kind, root=root, split=split, labels=labels, classes=classes)
+    vocabulary, classes = _vocabulary(kind, prompts)
+    data = open_dataset(
+        kind, root=root, split=split, labels=labels, classes=classes, difficult=difficult
+    )
     return vocabulary if classes else vocabulary.with_classes(data.classes), data
+
+
+def open_unlabelled(
+    kind: str,
+    *,
+    root: Path | None,
+    split: str | None,
+    prompts: str | None,
+    difficult: bool = True,
+) -> tuple[Vocabulary, Dataset]:
+    """Open a data set without its labels, and the vocabulary to look for; as ``open_labelled``.
+
+    Raises:
+        UsageError: Nothing says what to look for.
+    """
+    vocabulary, classes = _vocabulary(kind, prompts)
+    data = open_dataset(
+        kind, root=root, split=split, classes=classes, difficult=difficult, labelled=False
+    )
+    if not data.classes:
+        raise UsageError(
+            f"nothing says which classes to look for in {data.root}",
+            "name a vocabulary with --prompts (voc, coco or a file), or write classes.txt there",
+        )
+    return vocabulary if classes else vocabulary.with_classes(data.classes), data
+
+
+def _vocabulary(kind: str, prompts: str | None) -> tuple[Vocabulary, tuple[str, ...] | None]:
+    """Return the vocabulary of a kind of data set, and its classes unless they are the data's."""
+    vocabulary = load_vocabulary(prompts or ("coco" if kind == "coco" else "voc"))
+    return vocabulary, vocabulary.classes if prompts or kind != "folder" else None
+
+
+def open_weights(
+    source: str,
+    model: str,
+    *,
+    device: str,
+    say: Callable[[str], None],
+    progress: Callable[..., AbstractContextManager[Progress]],
+) -> OpenedWeights:
+    """Get weights and read them; arguments as for ``load_clip``."""
+    place = _device(device)
+    with progress("weights", show_count=False) as bar:
+        weights = resolve(source, model, say=say, progress=bar)
+    return OpenedWeights(weights, read_state_dict(weights.path), place)
 
 
 def load_clip(
@@ -64,6 +152,9 @@ def load_clip(
     device: str,
     say: Callable[[str], None],
     progress: Callable[..., AbstractContextManager[Progress]],
+    fusion: Fusion = Fusion.sentence,
+    template: str | None = None,
+    rankings: Sequence[Path] = (),
 ) -> Clip:
     """Get weights and text features, and put the image tower on its device.
 
@@ -76,21 +167,23 @@ def load_clip(
         device: ``auto`` or a torch device.
         say: Told what is used, and why.
         progress: Opens a progress bar.
+        fusion: Where synonyms become one.
+        template: ``--template``: what takes the place of the vocabulary's template.
+        rankings: Run folders in which a ranking may tell the best template.
     """
-    place = _device(device)
-    with progress("weights", show_count=False) as bar:
-        weights = resolve(source, model, say=say, progress=bar)
-    state = read_state_dict(weights.path)
-    text = resolve_text(vocabulary, state, weights, file=text_features, cache=cache_dir(), say=say)
-    recipe = weights.recipe
-    visual = load_visual(state, quick_gelu=recipe.quick_gelu, head_width=recipe.head_width)
-    backbone = Backbone(
-        visual.to(place),
-        logit_scale=float(state["logit_scale"].exp()),
-        mean=recipe.mean,
-        std=recipe.std,
-        fp16_positions=fp16_positions,
+    opened = open_weights(source, model, device=device, say=say, progress=progress)
+    weights = opened.weights
+    text = resolve_text(
+        vocabulary,
+        opened.state,
+        weights,
+        file=text_features,
+        cache=cache_dir(),
+        say=say,
+        fusion=fusion,
+        templates=choose_templates(template, vocabulary, weights.sha256, rankings, say),
     )
+    backbone = opened.backbone(fp16_positions=fp16_positions)
     return Clip(backbone, text, weights)
 
 

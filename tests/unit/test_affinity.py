@@ -10,8 +10,8 @@ import torch
 from scipy import ndimage
 
 from clipes.affinity import box_mask, propagate, refine, sinkhorn
+from clipes.bench import literal
 from clipes.config import CamParams
-from tests import literal
 
 GRID = (6, 9)
 

@@ -111,13 +111,34 @@ def test_sub_folders_are_classes(tmp_path):
     assert data.failures == ()
 
 
-def test_one_name_in_two_sub_folders_is_a_failure(tmp_path):
-    data = open_dataset(
-        "folder", root=folder(tmp_path, "cat/1.jpg", "dog/1.png", "dog/2.jpg", "3.jpg")
-    )
-    assert named(data) == {"2": ["dog"]}
-    assert "cat/1.jpg and dog/1.png" in reasons(data)["1"]
+def test_one_name_in_several_sub_folders_takes_the_folder_into_the_id(tmp_path):
+    names = ("cat/1.jpg", "dog/1.png", "dog/2.jpg", "cat/3.jpg", "3.jpg")
+    root = folder(tmp_path, *names, "masks/dog_1.png", some_txt="dog/1.png\n2\n")
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"cat_1": ["cat"], "cat_3": ["cat"], "dog_1": ["dog"], "2": ["dog"]}
+    assert {sample.id: sample.image for sample in data.samples} == {
+        "cat_1": root / "cat/1.jpg",
+        "cat_3": root / "cat/3.jpg",
+        "dog_1": root / "dog/1.png",
+        "2": root / "dog/2.jpg",
+    }
+    assert [sample.mask for sample in data.samples if sample.id == "dog_1"] == [
+        root / "masks/dog_1.png"
+    ]
+    assert list(reasons(data)) == ["3"]
     assert "no labels" in reasons(data)["3"]
+    listed = open_dataset("folder", root=root, split="some")
+    assert named(listed) == {"dog_1": ["dog"], "2": ["dog"]}
+
+
+def test_one_name_that_stays_ambiguous_is_a_failure(tmp_path):
+    root = folder(
+        tmp_path, "cat/1.jpg", "cat/1.png", "dog/2.jpg", "cat/2.jpg", "dog/cat_2.jpg", "dog/4.jpg"
+    )
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"4": ["dog"], "dog_2": ["dog"]}
+    assert "cat/1.jpg and cat/1.png have one name" in reasons(data)["1"]
+    assert "cat/2.jpg and dog/cat_2.jpg have one name" in reasons(data)["cat_2"]
     assert len(data.failures) == 2
 
 

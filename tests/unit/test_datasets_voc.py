@@ -268,9 +268,9 @@ def test_no_argument_raises_anything_else(voc, text):
 
 
 def test_unknown_kind_of_data_set():
-    with pytest.raises(UsageError, match="unknown data set 'vok'; choose one of voc, folder"):
+    with pytest.raises(UsageError, match="unknown data set 'vok'; choose one of voc, coco, folder"):
         open_dataset("vok")
-    assert {"voc", "folder"} <= set(DATASETS)
+    assert {"voc", "coco", "folder"} <= set(DATASETS)
 
 
 def test_the_sample_agrees_with_a_plain_reading(shared):

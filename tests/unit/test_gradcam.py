@@ -9,9 +9,11 @@ import torch.nn.functional as F  # noqa: N812
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
 
+from clipes.affinity import refine
+from clipes.bench import literal
 from clipes.clip.backbone import Backbone
+from clipes.config import CamParams
 from clipes.gradcam import channel_weights, class_probabilities, min_max, softmax_gradcam
-from tests import literal
 
 WIDTH, OUT, SCALE = 64, 32, 30.0
 BLOCKS = 5
@@ -47,8 +49,7 @@ def test_closed_form_equals_one_autograd_pass_per_class(act: type[nn.Module], cl
     text, background = make_text(classes), make_text(4)
 
     visual = backbone.visual
-    position = backbone._position(encoding.grid)
-    tokens, maps = literal.run_blocks(visual, literal.embed(visual, prepared, position))
+    tokens, maps = literal.run_blocks(visual, literal.embed(visual, prepared))
     expected, activations = literal.channel_weights(visual, tokens, text, background, SCALE)
 
     weights = channel_weights(backbone, encoding.last, text, background)
@@ -58,6 +59,19 @@ def test_closed_form_equals_one_autograd_pass_per_class(act: type[nn.Module], cl
     )
     attention = torch.stack(maps[-BLOCKS:]).mean(0)[1:, 1:]
     torch.testing.assert_close(encoding.attention, attention, rtol=1e-4, atol=1e-6)
+
+
+def test_the_whole_stage_equals_the_literal_way() -> None:
+    backbone = make_backbone(QuickGELU)
+    prepared = backbone.prepare(make_image(90, 75), 1600)
+    text, background = make_text(3), make_text(4)
+    (encoding,) = backbone.encode(prepared[None], BLOCKS)
+    cams = softmax_gradcam(backbone, encoding, text, background)
+    for last_row_in_box in (True, False):
+        params = CamParams(affinity_blocks=BLOCKS, last_row_in_box=last_row_in_box)
+        expected = literal.refined_maps(backbone.visual, prepared, text, background, SCALE, params)
+        refined = refine(encoding.attention, cams, params)
+        np.testing.assert_allclose(refined, expected, atol=2e-3)  # scaling magnifies
 
 
 def test_order_of_classes_and_background_does_not_matter() -> None:

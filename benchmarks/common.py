@@ -1,0 +1,98 @@
+"""What the benchmarks on real images share: where those are, text features, running clipes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from clipes.datasets import COCO_CLASSES, VOC_CLASSES
+
+SHARED = Path(os.environ.get("CLIPES_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+# Background words of WEIGHTS.md and their rows in coco_single.npy (COCO, then COCO-Stuff by name).
+BACKGROUND = {
+    "ground-other": 114, "dirt": 99, "grass": 112, "tree": 157, "building-other": 84,
+    "wall-other": 161, "sky-other": 145, "water-other": 166, "river": 136, "sea": 143,
+    "railroad": 135, "keyboard": 66, "clouds": 94, "house": 116, "mountain": 123, "road": 137,
+    "rock": 138, "pavement": 128, "hill": 115, "bridge": 83, "floor-other": 103, "stone": 150,
+}  # fmt: skip
+
+
+def write_text_features(path: Path, kind: str) -> None:
+    """Write published vectors in the ``--text-features`` format.
+
+    Args:
+        path: The .npz to write.
+        kind: ``voc``: the classes and background words of WEIGHTS.md. ``coco``: COCO's classes and
+            the same background words, less those that are classes.
+    """
+    coco = _load("coco_single.npy")
+    names: tuple[str, ...] = VOC_CLASSES if kind == "voc" else COCO_CLASSES
+    classes = _load("voc12_single.npy") if kind == "voc" else coco[: len(names)]
+    background = {word: row for word, row in BACKGROUND.items() if word not in names}
+    np.savez(
+        path,
+        names=np.array([*names, *background]),
+        features=np.concatenate([classes, coco[list(background.values())]]).astype(np.float32),
+        background=np.arange(len(names) + len(background)) >= len(names),
+        model=np.array("OpenAI ViT-B/16, 'a photo of a {}'"),
+    )
+
+
+def stage_options(description: str | None) -> argparse.Namespace:
+    """Return the options of a benchmark that runs the stages."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--preset", default="reference")
+    parser.add_argument("--limit", type=int, help="only the first N images")
+    parser.add_argument("--out", type=Path, help="keep the run folder here")
+    parser.add_argument("--json", type=Path, help="also write the scores to this file")
+    return parser.parse_args()
+
+
+def run_stages(kind: str, data: Path, ids: Sequence[str], options: argparse.Namespace) -> None:
+    """Run cam, refine and eval as a user would, on the registry's weights, and print the scores.
+
+    Args:
+        kind: ``voc`` or ``coco``.
+        data: Folder of the data set.
+        ids: Its images.
+        options: See ``stage_options``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        run = options.out or work / "run"
+        write_text_features(work / "text.npz", kind)
+        (work / "split.txt").write_text("\n".join(ids[: options.limit]) + "\n")
+        cam = ["cam", "--dataset", kind, "--root", data, "--split", work / "split.txt"]
+        cam += ["--weights", "registry", "--text-features", work / "text.npz"]
+        clipes(*cam, "--preset", options.preset, "--out", run)
+        clipes("refine", run)
+        clipes("eval", run, *(["--json", options.json] if options.json else []))
+
+
+def clipes(*arguments: object) -> None:
+    """Run a command of the product; stop if it fails."""
+    command = [sys.executable, "-m", "clipes", *map(str, arguments)]
+    subprocess.run(command, check=True)
+
+
+def sample(name: str) -> Path | None:
+    """Return the folder of a data set in ``shared/data``; say so if it is not there."""
+    path = SHARED / "data" / name
+    if path.is_dir():
+        return path
+    print(f"skipped: {name} is not at {path}; set CLIPES_SHARED")
+    return None
+
+
+def _load(name: str) -> npt.NDArray[np.floating]:
+    array: npt.NDArray[np.floating] = np.load(SHARED / "features" / name, allow_pickle=False)
+    return array

@@ -1,0 +1,193 @@
+"""Time of the CAM stage against the literal way, stage by stage, and against the processor."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from open_clip.transformer import QuickGELU, VisionTransformer
+from torch import Tensor
+
+from clipes.affinity import refine
+from clipes.bench import literal
+from clipes.clip.backbone import Backbone
+from clipes.clip.gemm import linear_by_convolution
+from clipes.config import CamParams
+from clipes.gradcam import softmax_gradcam
+from clipes.types import Progress, UInt8Array
+
+CLASSES = (1, 2, 4, 8)
+"""Numbers of classes per image that are timed."""
+
+_BACKGROUND_WORDS = 25
+_SIZE = (375, 500)  # VOC's most common
+_LOGIT_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class CamTimes:
+    """What one comparison found; seconds are medians over the rounds.
+
+    Attributes:
+        threads: torch's threads.
+        literal: Seconds per image of the literal way, by number of classes.
+        ours: Seconds per image, likewise.
+        stages: Seconds of each step at the largest number of classes.
+        encoder_gflop: Floating-point operations of the encoder for one image, in 10^9.
+        gemm_peak: Measured GFLOP/s of the fastest fp32 matrix product.
+        bytes_ours: Size of the file with the maps of one image, by number of classes.
+        bytes_literal: Size of the full-size fp16 arrays the reference saves, likewise.
+        largest_difference: Of the two ways' maps.
+    """
+
+    threads: int
+    literal: dict[int, float]
+    ours: dict[int, float]
+    stages: dict[str, float]
+    encoder_gflop: float
+    gemm_peak: float
+    bytes_ours: dict[int, int]
+    bytes_literal: dict[int, int]
+    largest_difference: float
+
+    @property
+    def speedup(self) -> dict[int, float]:
+        """Literal time over ours, by number of classes."""
+        return {k: self.literal[k] / self.ours[k] for k in self.ours}
+
+    @property
+    def encoder_share_of_peak(self) -> float:
+        """Share of the measured GEMM peak that the encoder reaches."""
+        return self.encoder_gflop / self.stages["encode"] / self.gemm_peak
+
+
+def random_backbone() -> Backbone:
+    """Return a ViT-B/16 with random weights: as fast as the real one."""
+    torch.manual_seed(0)
+    visual = VisionTransformer(224, 16, 768, 12, 12, 4.0, output_dim=512, act_layer=QuickGELU)
+    half = (0.5, 0.5, 0.5)
+    return Backbone(visual, _LOGIT_SCALE, half, half)
+
+
+def compare_cam(threads: int, rounds: int, progress: Progress) -> CamTimes:
+    """Time both ways in turns on random weights and a random image.
+
+    Args:
+        threads: torch's threads.
+        rounds: Measurements of each.
+        progress: Called after each measurement.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _compare(random_backbone(), threads, rounds, progress)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compare(backbone: Backbone, threads: int, rounds: int, progress: Progress) -> CamTimes:
+    params = CamParams()
+    image = np.random.default_rng(0).integers(0, 256, (*_SIZE, 3), dtype=np.uint8)
+    texts = {k: _unit_rows(k, seed=k) for k in CLASSES}
+    background = _unit_rows(_BACKGROUND_WORDS, seed=0)
+
+    def run_literal(k: int) -> np.ndarray:
+        prepared = backbone.prepare(image, params.max_patches)
+        return literal.refined_maps(
+            backbone.visual, prepared, texts[k], background, _LOGIT_SCALE, params
+        )
+
+    def run_ours(k: int) -> np.ndarray:
+        maps, times = _timed_stages(backbone, image, texts[k], background, params)
+        if k == CLASSES[-1]:
+            stage_times.append(times)
+        return maps
+
+    stage_times: list[dict[str, float]] = []
+    difference = max(float(np.abs(run_ours(k) - run_literal(k)).max()) for k in CLASSES)
+    stage_times.clear()  # the first run measures warming up
+    seconds: dict[tuple[str, int], list[float]] = {}
+    peaks = []
+    total, done = rounds * 2 * len(CLASSES), 0
+    for _ in range(rounds):
+        peaks.append(_gemm_peak())
+        for k in CLASSES:
+            for name, run in (("literal", run_literal), ("ours", run_ours)):
+                seconds.setdefault((name, k), []).append(_seconds(partial(run, k)))
+                done += 1
+                progress(done, total)
+    h, w = backbone.grid(_SIZE, params.max_patches)
+    return CamTimes(
+        threads=threads,
+        literal={k: median(seconds["literal", k]) for k in CLASSES},
+        ours={k: median(seconds["ours", k]) for k in CLASSES},
+        stages={name: median(row[name] for row in stage_times) for name in stage_times[0]},
+        encoder_gflop=encoder_flop(backbone, h * w) / 1e9,
+        gemm_peak=max(peaks),
+        bytes_ours={k: _file_size(k, h, w) for k in CLASSES},
+        bytes_literal={k: 2 * k * _SIZE[0] * _SIZE[1] for k in CLASSES},
+        largest_difference=difference,
+    )
+
+
+def encoder_flop(backbone: Backbone, patches: int) -> float:
+    """Return the floating-point operations of one pass over one image: products alone."""
+    width, blocks = backbone.visual.proj.shape[0], len(backbone.blocks)
+    tokens = patches + 1
+    linear = 2 * tokens * 12 * width**2  # query, key, value, output, and the MLP's 4 + 4
+    attention = 2 * 2 * tokens**2 * width
+    embed = 2 * patches * width * 3 * backbone.patch**2
+    return float(blocks * (linear + attention) + embed)
+
+
+def _timed_stages(
+    backbone: Backbone, image: UInt8Array, text: Tensor, background: Tensor, params: CamParams
+) -> tuple[np.ndarray, dict[str, float]]:
+    marks = [time.perf_counter()]
+    prepared = backbone.prepare(image, params.max_patches)
+    marks.append(time.perf_counter())
+    (encoding,) = backbone.encode(prepared[None], params.affinity_blocks)
+    marks.append(time.perf_counter())
+    cams = softmax_gradcam(backbone, encoding, text, background)
+    marks.append(time.perf_counter())
+    maps = refine(encoding.attention, cams, params)
+    marks.append(time.perf_counter())
+    names = ("prepare", "encode", "gradcam", "affinity")
+    spans = (after - start for start, after in pairwise(marks))
+    return maps, dict(zip(names, spans, strict=True))
+
+
+def _unit_rows(count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, 512, generator=generator), dim=1)
+
+
+def _gemm_peak() -> float:
+    x, weight = torch.randn(1024, 768), torch.randn(3072, 768)
+    flop = 2 * x.shape[0] * weight.numel()
+    ways: Sequence[Callable[..., Tensor]] = (F.linear, linear_by_convolution)
+    with torch.inference_mode():
+        best = min(_seconds(partial(way, x, weight, None)) for way in ways for _ in range(5))
+    return flop / best / 1e9
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _file_size(classes: int, h: int, w: int) -> int:
+    rng = np.random.default_rng(0)
+    file = io.BytesIO()
+    maps = rng.random((classes, h, w)).astype(np.float16)  # noise: real maps pack better
+    np.savez_compressed(file, labels=np.arange(classes), maps=maps, size=np.array(_SIZE))
+    return len(file.getvalue())

@@ -1,0 +1,159 @@
+"""The commands that look at a data set or complete it: check, tag, masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipes.cli_options import (
+    RUNS,
+    DatasetOption,
+    DifficultOption,
+    FusionName,
+    FusionOption,
+    LabelsOption,
+    ModelOption,
+    PromptsOption,
+    RootOption,
+    SplitOption,
+    TagThresholdOption,
+    TemplateOption,
+    WeightsOption,
+    command_line,
+    finish,
+    say_failure,
+)
+from clipes.config import AUTO_LABELS, TagParams
+
+
+def check(
+    dataset: DatasetOption,
+    root: RootOption = None,
+    split: SplitOption = None,
+    labels: LabelsOption = None,
+    prompts: PromptsOption = None,
+    difficult: DifficultOption = True,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads. [default: one per core]")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything found as JSON, not a table.")
+    ] = False,
+) -> None:
+    """Look through a data set before an hour is spent on it; exit 1 if anything would fail.
+
+    Example: clipes check --dataset voc --root data/VOC2012
+    """
+    from joblib import cpu_count
+
+    from clipes.console import print_findings, progress_bar, say
+    from clipes.stages.check import check as check_stage
+    from clipes.stages.check import open_checked
+
+    automatic = str(labels) == AUTO_LABELS
+    data = open_checked(
+        dataset.value,
+        root=root,
+        split=split,
+        labels=None if automatic else labels,
+        prompts=prompts,
+        difficult=difficult,
+        labelled=not automatic,
+    )
+    with progress_bar("check") as progress:
+        findings = check_stage(data, workers=workers or cpu_count(), progress=progress)
+    if as_json:
+        typer.echo(json.dumps(findings.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print_findings(findings)
+    failing = {problem.id for problem in findings.problems if problem.kind.stops}
+    say(
+        f"check: {findings.images} images, {findings.masks} masks in {findings.root}; "
+        f"{len(failing)} would fail"
+    )
+    if failing:
+        raise typer.Exit(1)
+
+
+def tag(
+    dataset: DatasetOption,
+    root: RootOption = None,
+    split: SplitOption = None,
+    weights: WeightsOption = "auto",
+    model: ModelOption = "ViT-B-16",
+    text_features: Annotated[
+        Path | None, typer.Option(help=".npz with class and background vectors.")
+    ] = None,
+    prompts: PromptsOption = None,
+    fusion: FusionOption = FusionName.sentence,
+    template: TemplateOption = None,
+    tag_threshold: TagThresholdOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/DATASET]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Guess labels for images that have none, into a file to look through: RUN/labels.csv.
+
+    'clipes cam --labels auto' with the same options uses them, corrected or not.
+
+    Example: clipes tag --dataset folder --root my-photos --prompts voc
+    """
+    from clipes.artifacts import Run
+    from clipes.console import progress_bar, say
+    from clipes.stages.setup import load_clip, open_unlabelled
+    from clipes.stages.tag import tag as tag_stage
+    from clipes.vocabulary import Fusion
+
+    vocabulary, data = open_unlabelled(dataset.value, root=root, split=split, prompts=prompts)
+    run = Run(out or RUNS / dataset.value)
+    clip = load_clip(
+        weights,
+        model,
+        vocabulary,
+        text_features=text_features,
+        fp16_positions=False,
+        device=device,
+        say=say,
+        progress=progress_bar,
+        fusion=Fusion(fusion.value),
+        template=template,
+        rankings=(run.root, RUNS / dataset.value),
+    )
+    labelled, summary = tag_stage(
+        data,
+        clip,
+        run,
+        TagParams() if tag_threshold is None else TagParams(tag_threshold),
+        split=split,
+        command=command_line(),
+        only_look=False,
+        say=say,
+        progress=progress_bar,
+        report=say_failure,
+    )
+    finish("tags", run, summary, labelled.failures)
+
+
+def masks(
+    root: RootOption = None,
+    split: SplitOption = None,
+) -> None:
+    """Draw the ground-truth masks of COCO from its annotations, for eval.
+
+    They go where the data set is, into SegmentationClass. Crowds become 255, and of overlapping
+    objects the smaller lies above.
+
+    Example: clipes masks --root data/coco --split val
+    """
+    from clipes.console import progress_bar, say
+    from clipes.stages.masks import draw_coco_masks
+
+    with progress_bar("masks") as progress:
+        folder, summary = draw_coco_masks(root, split, progress=progress, report=say_failure)
+    failed = len(summary.failures)
+    say(f"masks: {summary.done} drawn, {summary.skipped} there before, {failed} failed")
+    typer.echo(folder)
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,138 @@
+"""Options and small talk that several commands share."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clipes.artifacts import Run
+    from clipes.runner import Summary
+    from clipes.types import Failure
+
+RUNS = Path("runs")
+"""Where run folders go by default: ``runs/<dataset>``."""
+
+
+class DatasetKind(str, Enum):
+    """Kinds of data sets, as the command line names them."""
+
+    voc = "voc"
+    coco = "coco"
+    folder = "folder"
+    examples = "examples"
+
+
+class PresetName(str, Enum):
+    """Presets, as the command line names them."""
+
+    reference = "reference"
+    default = "default"
+    fast = "fast"
+
+
+class FusionName(str, Enum):
+    """Levels of synonym fusion, as the command line names them."""
+
+    sentence = "sentence"
+    feature = "feature"
+    cam = "cam"
+    cam_max = "cam-max"
+
+
+class CrfBackend(str, Enum):
+    """Implementations of the dense CRF."""
+
+    numba = "numba"
+    pydensecrf = "pydensecrf"
+
+
+DatasetOption = Annotated[DatasetKind, typer.Option("--dataset", "-d", help="Kind of data set.")]
+RootOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the data set. [default: $CLIPES_DATA, else datasets/]"),
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(help="Name of a list of images, or the path of one. [voc, coco: train]"),
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV, JSON (COCO's too), txt, npz or npy with each image's labels, instead of "
+        "annotations."
+    ),
+]
+DifficultOption = Annotated[
+    bool,
+    typer.Option("--difficult/--no-difficult", help="Whether VOC's difficult objects count."),
+]
+TagThresholdOption = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Score from which a class is a tag. [default: 0.38]"),
+]
+WeightsOption = Annotated[
+    str, typer.Option(help="auto, openai, registry, a file, or an open_clip tag.")
+]
+ModelOption = Annotated[str, typer.Option(help="open_clip name of a ViT.")]
+PromptsOption = Annotated[
+    str | None, typer.Option(help="TOML file with classes, synonyms, background words.")
+]
+FusionOption = Annotated[
+    FusionName,
+    typer.Option(help="Where synonyms become one: prompt, vector, or map (mean or maximum)."),
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Sentence with {}, a file of them to average, or best (of 'clipes prompts rank'). "
+        "[default: the vocabulary's]"
+    ),
+]
+RunArgument = Annotated[
+    Path | None, typer.Argument(help="Run folder. [default: the latest below runs/]")
+]
+
+
+def command_line() -> str:
+    """Return the command as it was typed, for run.json."""
+    return shlex.join(["clipes", *sys.argv[1:]])
+
+
+def say_failure(failure: Failure) -> None:
+    """Say in one line which image is skipped, and why."""
+    from clipes.console import say
+
+    say(f"skipping {failure.id}: {failure.reason}")
+
+
+def open_run(path: Path | None) -> Run:
+    """Return the run folder asked for, or the latest below ``runs/``."""
+    from clipes.artifacts import Run, latest_run
+    from clipes.console import say
+
+    if path is not None:
+        return Run(path)
+    run = latest_run(RUNS)
+    say(f"run: {run.root}")
+    return run
+
+
+def finish(what: str, run: Run, summary: Summary, unusable: Sequence[Failure]) -> None:
+    """Print where the output is; say how the stage went; exit 1 if an image failed."""
+    from clipes.console import say
+
+    for failure in unusable:
+        say_failure(failure)
+    failed = len(summary.failures) + len(unusable)
+    say(f"{what}: {summary.done} made, {summary.skipped} there before, {failed} failed")
+    typer.echo(run.root)
+    if failed:
+        raise typer.Exit(1)

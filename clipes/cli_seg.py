@@ -1,0 +1,353 @@
+"""The commands of the segmenter: train it, and ask it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipes.cli_options import command_line, finish, open_run, say_failure
+from clipes.errors import UsageError
+
+if TYPE_CHECKING:
+    from clipes.config import SegmenterPreset
+    from clipes.seg.train import Step
+
+
+_SECONDS_BETWEEN_LINES = 20.0  # where a bar cannot be drawn
+
+
+class SegPreset(str, Enum):
+    """Segmenter presets, as the command line names them."""
+
+    auto = "auto"
+    clip_es_voc = "clip-es-voc"
+    clip_es_coco = "clip-es-coco"
+    small = "small"
+
+
+class Arch(str, Enum):
+    """Heads."""
+
+    deeplabv2 = "deeplabv2"
+    deeplabv3 = "deeplabv3"
+    deeplabv3plus = "deeplabv3plus"
+
+
+class BackboneName(str, Enum):
+    """Backbones; ``_v1`` strides in the first 1 x 1, as weights from Caffe and Keras need."""
+
+    resnet18 = "resnet18"
+    resnet50 = "resnet50"
+    resnet101 = "resnet101"
+    resnet50_v1 = "resnet50_v1"
+    resnet101_v1 = "resnet101_v1"
+    mobilenet_v3_large = "mobilenet_v3_large"
+
+
+class LossName(str, Enum):
+    """Losses: plain cross-entropy, or weighted by confidence."""
+
+    ce = "ce"
+    soft = "soft"
+
+
+class Amp(str, Enum):
+    """Precision of the network."""
+
+    auto = "auto"
+    none = "none"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+def train_seg(
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder. [default: the latest below runs/]")
+    ] = None,
+    cgl: Annotated[
+        bool, typer.Option("--cgl/--no-cgl", help="Leave out pixels of low confidence.")
+    ] = True,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="mu: the confidence that --cgl asks for.")
+    ] = 0.95,
+    loss: Annotated[
+        LossName, typer.Option(help="soft: each pixel counts by its confidence.")
+    ] = LossName.ce,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the latest checkpoint, or start over.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the output. [default: the run folder]")
+    ] = None,
+    preset: Annotated[
+        SegPreset, typer.Option(help="Recipe. auto: clip-es-* on a GPU, small on a CPU.")
+    ] = SegPreset.auto,
+    arch: Annotated[Arch | None, typer.Option(help="Head. [default: the preset's]")] = None,
+    backbone: Annotated[
+        BackboneName | None, typer.Option(help="Backbone. [default: the preset's]")
+    ] = None,
+    backbone_weights: Annotated[
+        str, typer.Option(help="auto (torchvision's ImageNet weights), none, or a file.")
+    ] = "auto",
+    output_stride: Annotated[
+        int | None, typer.Option(help="8, 16 or 32. [default: the preset's]")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="List of images to learn from. [default: the run's]")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of masks to learn. [default: the run's]")
+    ] = None,
+    confidence: Annotated[
+        Path | None, typer.Option(help="Folder of confidence maps that goes with --masks.")
+    ] = None,
+    val: Annotated[
+        str | None, typer.Option(help="List of images to predict at the end. [default: val]")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the data set. [default: as in cam]")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Updates.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per update, in all.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Parts an update's images are put through in.")
+    ] = None,
+    crop: Annotated[int | None, typer.Option(min=8, help="Side of the views, in pixels.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Rate of the backbone.")] = None,
+    multi_scale: Annotated[
+        bool | None, typer.Option(help="Train at scales 1, .75, .5 and on their maximum.")
+    ] = None,
+    freeze_norms: Annotated[
+        bool | None, typer.Option(help="Keep the backbone's batch normalisation.")
+    ] = None,
+    crf: Annotated[bool | None, typer.Option(help="End predictions with the dense CRF.")] = None,
+    test_scales: Annotated[
+        str | None, typer.Option(help="Scales that predictions average, by comma.")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option(help="Predictions average in the mirror image.")
+    ] = None,
+    amp: Annotated[Amp, typer.Option(help="Precision of the network.")] = Amp.auto,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Loader processes. [default: 4 for a GPU, else 0]")
+    ] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and views.")] = 0,
+) -> None:
+    """Masks and confidence to a trained DeepLab and its predictions; torchrun -m clipes for more.
+
+    Example: clipes train-seg --cgl
+    """
+    from clipes.artifacts import Run
+    from clipes.config import TRAIN_SCALES
+    from clipes.console import progress_bar, say
+    from clipes.seg.parallel import join_processes
+    from clipes.seg.train import TrainOptions, choose_precision
+    from clipes.stages.train_seg import Sources, Talk, train_segmenter
+
+    source = open_run(run)
+    with join_processes(device) as processes:
+        dataset = source.stage("cam")["settings"].get("dataset", "")
+        cuda = processes.device.type == "cuda"
+        recipe = _recipe(preset, dataset, cuda)
+        recipe = _changed(
+            recipe,
+            arch=arch and arch.value,
+            backbone=backbone and backbone.value,
+            output_stride=output_stride,
+            iterations=iterations,
+            batch=batch,
+            accumulate=accumulate,
+            crop=crop,
+            lr=lr,
+            freeze_norms=freeze_norms,
+            crf=crf,
+            test_scales=test_scales and _scales(test_scales),
+            flip=flip,
+            train_scales=None if multi_scale is None else TRAIN_SCALES if multi_scale else (1.0,),
+        )
+        summary = train_segmenter(
+            Sources(
+                source,
+                Run(out) if out else source,
+                root=root,
+                split=split,
+                masks=masks,
+                confidence=confidence,
+                val=val,
+                backbone_weights=backbone_weights,
+            ),
+            recipe,
+            TrainOptions(
+                seed=seed,
+                threshold=threshold if cgl else None,
+                loss=loss.value,
+                amp=choose_precision(amp.value, processes.device),
+                save_every=save_every,
+                workers=(4 if cuda else 0) if workers is None else workers,
+            ),
+            processes,
+            resume=resume,
+            command=command_line(),
+            talk=Talk(say, say_failure, progress_bar, _step_bar)
+            if processes.first
+            else Talk(_nothing, say_failure, _no_bar, _no_bar),
+        )
+        first = processes.first
+    if first:
+        finish("predictions", Run(out) if out else source, summary, ())
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that train-seg wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    scales: Annotated[
+        str | None, typer.Option(help="Scales to average, by comma. [default: the training's]")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option(help="Average in the mirror image. [default: the training's]")
+    ] = None,
+    crf: Annotated[
+        bool | None, typer.Option(help="End with the dense CRF. [default: the training's]")
+    ] = None,
+    window: Annotated[
+        int, typer.Option(min=64, help="Largest side, in pixels, that is taken in at once.")
+    ] = 1024,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Masks of any images with a trained segmenter: OUT/<name>.png, VOC colours.
+
+    Example: clipes predict runs/voc/checkpoints/final.pt my-photos --out masks
+    """
+    from clipes.artifacts import Run
+    from clipes.config import CrfParams
+    from clipes.console import progress_bar
+    from clipes.seg.checkpoint import load_checkpoint
+    from clipes.seg.parallel import choose_device
+    from clipes.seg.predict import Predictor, TestSettings
+    from clipes.stages.predict import find_images
+    from clipes.stages.predict import predict as predict_stage
+
+    saved = load_checkpoint(checkpoint)
+    settings = TestSettings(
+        tuple(saved.test["scales"]) if scales is None else _scales(scales),
+        saved.test["flip"] if flip is None else flip,
+        window,
+    )
+    found = find_images(images)
+    model = saved.build().to(choose_device(device))
+    with progress_bar("predict") as progress:
+        summary = predict_stage(
+            found,
+            Predictor(model, settings),
+            out,
+            crf=CrfParams() if (saved.test["crf"] if crf is None else crf) else None,
+            replace=True,
+            progress=progress,
+            report=say_failure,
+        )
+    finish("masks", Run(out), summary, ())
+
+
+def _recipe(preset: SegPreset, dataset: str, cuda: bool) -> SegmenterPreset:
+    from clipes.config import get_segmenter_preset
+
+    if preset is not SegPreset.auto:
+        return get_segmenter_preset(preset.value)
+    if not cuda:
+        return get_segmenter_preset("small")
+    return get_segmenter_preset("clip-es-coco" if dataset == "coco" else "clip-es-voc")
+
+
+def _changed(recipe: SegmenterPreset, **options: Any) -> SegmenterPreset:  # noqa: ANN401
+    """Return a preset with the options that were given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("output_stride", 8) not in (8, 16, 32):
+        raise UsageError(f"an output stride of {given['output_stride']}", "choose 8, 16 or 32")
+    return replace(recipe, **given)
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"'{text}' is not a list of scales", "write 0.75,1,1.25") from error
+    if not all(0.05 <= scale <= 8 for scale in scales):
+        raise UsageError(f"scales {text} are not all between 0.05 and 8", "write 0.75,1,1.25")
+    return scales
+
+
+@contextmanager
+def _step_bar() -> Iterator[Callable[[Step], None]]:
+    """Yield what shows training steps: a bar with loss and rate, or a line now and then."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from clipes.console import talk
+
+    console = talk()
+    if not console.is_terminal:
+        yield _StepLines()
+        return
+    columns: list[ProgressColumn] = [
+        TextColumn("train"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+    ]
+    columns += [TextColumn("left"), TimeRemainingColumn()]
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("train", total=None, state="")
+        yield lambda step: bar.update(
+            task, completed=step.iteration, total=step.total, state=_state(step)
+        )
+
+
+class _StepLines:
+    """Steps as lines for a log, at most one every ``_SECONDS_BETWEEN_LINES``."""
+
+    def __init__(self) -> None:
+        self._start = self._printed = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, step: Step) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._start = step.iteration, now
+        last = step.iteration == step.total
+        if not last and now - self._printed < _SECONDS_BETWEEN_LINES:
+            return
+        self._printed = now
+        made = step.iteration - self._first
+        left = (now - self._start) / made * (step.total - step.iteration) if made else 0
+        ending = f", about {left:.0f} s left" if made and not last else ""
+        sys.stderr.write(f"train: {step.iteration}/{step.total}, {_state(step)}{ending}\n")
+
+
+def _state(step: Step) -> str:
+    return f"loss {step.loss:.3f}, lr {step.lr:.2g}, {100 * step.kept:.0f} % of pixels"
+
+
+@contextmanager
+def _no_bar(*_: object) -> Iterator[Callable[..., None]]:
+    yield _nothing
+
+
+def _nothing(*_: object) -> None:
+    """What processes other than the first say."""

@@ -1,0 +1,60 @@
+"""What the readers of all label formats return."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from clipes.datasets.base import image_id, printable
+from clipes.datasets.problems import Problem
+from clipes.errors import DatasetError
+
+Label: TypeAlias = str | int
+"""A class as a label file names it: by name, or by number."""
+
+SEPARATOR = re.compile(r"[;|]")
+"""What stands between labels that may hold spaces."""
+
+
+@dataclass(frozen=True)
+class RawLabels:
+    """The content of a label file, images as it names them.
+
+    Attributes:
+        rows: Images with their labels; a text holds labels that are still to be split.
+        problems: What is wrong with the entries that are not among ``rows``, by name.
+        classes: Class names in order, if the file lists them.
+        complete: Whether an image without labels shows none of the classes.
+    """
+
+    rows: Sequence[tuple[str, str | Sequence[Label]]]
+    problems: dict[str, Problem] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    complete: bool = False
+
+    def has_separator(self) -> bool:
+        """Tell whether any text of labels holds a separator other than space."""
+        return any(isinstance(text, str) and SEPARATOR.search(text) for _, text in self.rows)
+
+
+def labels_of_classes(stated: Sequence[str], classes: Sequence[str]) -> list[Label]:
+    """Return what each class that a file lists is called among the data set's classes.
+
+    By name; but a list of the same length in which some or all names are others (another spelling,
+    another language) and the rest stand where they should is taken to be in the same order.
+    """
+    known = set(stated) & set(classes)
+    in_order = len(stated) == len(classes) and all(
+        one == other or not {one, other} & known for one, other in zip(stated, classes, strict=True)
+    )
+    return list(range(len(stated))) if in_order else list(stated)
+
+
+def id_or_text(name: str) -> str:
+    """Return the id of the image that is called ``name``, or what can be printed of it."""
+    try:
+        return image_id(name)
+    except DatasetError:
+        return printable(name)

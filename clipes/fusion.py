@@ -1,0 +1,72 @@
+"""Synonym fusion below the prompt: several vectors, or several maps, of one class become one.
+
+The paper (section 3.2) names sentence, feature and map level and uses the first, which is only a
+matter of words (``clipes.vocabulary``). The other two are here. Shapes as in ``clipes.gradcam``; S
+synonyms of a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipes.clip.backbone import Backbone, Encoding
+from clipes.gradcam import min_max, softmax_gradcam
+from clipes.text_features import unit_rows
+from clipes.types import Float32Array
+
+
+def fuse_vectors(vectors: Float32Array) -> Float32Array:
+    """Return the mean of (S, E) unit vectors, scaled to length 1: (E,). One stays as it is."""
+    if len(vectors) == 1:
+        only: Float32Array = vectors[0]
+        return only
+    fused: Float32Array = unit_rows(vectors.astype(np.float64).mean(0, keepdims=True))[0]
+    return fused
+
+
+def fused_gradcam(
+    backbone: Backbone,
+    encoding: Encoding,
+    text: Tensor,
+    background: Tensor,
+    synonyms: Sequence[Tensor],
+    *,
+    largest: bool = False,
+) -> Float32Array:
+    """Activation map of every class present, fused from one map per synonym.
+
+    Each synonym has a softmax of its own, in which it takes the place of its class: against the
+    background words and the other classes present, but not against the other synonyms of its class,
+    because what they share would then count against them all. A class enters the softmax of the
+    others with its one vector in ``text``, so that it weighs no more for having many synonyms. The
+    maps are fused before the affinity, so that boxes are drawn and sources spread once for each
+    class.
+
+    Args:
+        backbone: The tower ``encoding`` came from.
+        encoding: One image.
+        text: (K, E) unit vectors, one for each class present.
+        background: (B, E) unit vectors of the background words.
+        synonyms: K tensors (S, E) of unit vectors; a class with one synonym keeps the map of its
+        row
+            of ``text``. Empty: all do.
+        largest: Take the largest of the maps at each patch instead of their mean.
+
+    Returns:
+        (K, h, w) float32 in [0, 1].
+    """
+    maps = softmax_gradcam(backbone, encoding, text, background)
+    for row, vectors in enumerate(synonyms):
+        if len(vectors) == 1:
+            continue
+        rivals = torch.cat([text[:row], text[row + 1 :], background])
+        each = np.concatenate(
+            [softmax_gradcam(backbone, encoding, vector[None], rivals) for vector in vectors]
+        )
+        fused = each.max(0, keepdims=True) if largest else each.mean(0, keepdims=True)
+        maps[row] = min_max(fused)[0]
+    return maps

@@ -1,0 +1,99 @@
+"""One random view of an image, its mask and its confidence map, the three kept aligned."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from clipes.config import SegmenterPreset
+from clipes.types import IGNORE, Float32Array, UInt8Array
+
+MEAN = (0.485, 0.456, 0.406)
+"""ImageNet's mean colour, RGB in [0, 1], as torchvision's weights expect it taken off."""
+
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's standard deviation of colours, likewise."""
+
+_GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
+
+Example = tuple[UInt8Array, UInt8Array, Float32Array]
+"""Image (H, W, 3) RGB uint8, mask (H, W) uint8, confidence (H, W) float32."""
+
+
+def augment(example: Example, preset: SegmenterPreset, rng: np.random.Generator) -> Example:
+    """Scale, pad, crop, flip and colour an example at random.
+
+    Args:
+        example: The three arrays, of one size.
+        preset: Says how much.
+        rng: Source of chance; the same state gives the same view.
+
+    Returns:
+        The three at ``preset.crop`` pixels square. Where the image had to be padded, with its mean
+        colour, the mask is ``IGNORE`` and the confidence 0.
+    """
+    scaled = scale(example, rng.uniform(*preset.scale))
+    image, mask, confidence = crop(scaled, preset.crop, rng)
+    if rng.random() < 0.5:
+        image, mask, confidence = image[:, ::-1], mask[:, ::-1], confidence[:, ::-1]
+    if preset.colour > 0:
+        image = recolour(image, preset.colour, rng)
+    return (
+        np.ascontiguousarray(image),
+        np.ascontiguousarray(mask),
+        np.ascontiguousarray(confidence),
+    )
+
+
+def scale(example: Example, factor: float) -> Example:
+    """Resize an example; a pixel keeps the confidence that belongs to its label."""
+    image, mask, confidence = example
+    height, width = mask.shape
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    nearest = cv2.INTER_NEAREST_EXACT
+    return (
+        np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8),
+        np.asarray(cv2.resize(mask, size, interpolation=nearest), np.uint8),
+        np.asarray(cv2.resize(confidence, size, interpolation=nearest), np.float32),
+    )
+
+
+def crop(example: Example, side: int, rng: np.random.Generator) -> Example:
+    """Cut a random square of ``side`` pixels; smaller examples are padded at a random place."""
+    image, mask, confidence = example
+    height, width = mask.shape
+    view = np.full((side, side, 3), np.rint(np.multiply(MEAN, 255)), np.uint8)
+    labels = np.full((side, side), IGNORE, np.uint8)
+    sure = np.zeros((side, side), np.float32)
+    rows, to_rows = _overlap(height, side, rng)
+    columns, to_columns = _overlap(width, side, rng)
+    view[to_rows, to_columns] = image[rows, columns]
+    labels[to_rows, to_columns] = mask[rows, columns]
+    sure[to_rows, to_columns] = confidence[rows, columns]
+    return view, labels, sure
+
+
+def recolour(image: UInt8Array, strength: float, rng: np.random.Generator) -> UInt8Array:
+    """Change brightness, contrast and saturation, each by up to ``strength`` of itself."""
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    pixels = image.astype(np.float32) * np.float32(brightness)
+    grey = pixels @ np.array(_GREY, np.float32)
+    pixels = grey[..., None] + (pixels - grey[..., None]) * np.float32(saturation)
+    pixels = grey.mean() + (pixels - grey.mean()) * np.float32(contrast)
+    coloured: UInt8Array = np.rint(pixels.clip(0, 255)).astype(np.uint8)
+    return coloured
+
+
+def normalise(image: UInt8Array) -> Float32Array:
+    """Return an image (H, W, 3) RGB uint8 as the (3, H, W) float32 that a backbone reads."""
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    pixels = (image.astype(np.float32) / 255 - mean) / std
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+
+
+def _overlap(length: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Return where the view lies in the example, and where the example lies in the view."""
+    shared = min(length, side)
+    start = int(rng.integers(length - shared + 1))
+    to = int(rng.integers(side - shared + 1))
+    return slice(start, start + shared), slice(to, to + shared)

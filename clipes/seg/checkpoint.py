@@ -1,0 +1,170 @@
+"""Checkpoints: a segmenter, and everything its training needs to go on as if never stopped."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from clipes.errors import ArtifactError, WeightsError
+from clipes.files import atomic_write, list_files
+from clipes.seg.backbones import BACKBONES, OUTPUT_STRIDES
+from clipes.seg.deeplab import ARCHITECTURES, ModelSpec, Segmenter
+from clipes.seg.weights import load_plain
+
+FORMAT = "clipes-segmenter-1"
+
+FINAL = "final.pt"
+"""File of a finished training: the model without the optimizer."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: The file.
+        spec: What the model is built from.
+        weights: The model's tensors.
+        training: State of the training: ``iteration``, and, unless it is finished,
+            ``freeze_norms``, ``optimizer``, ``scaler``.
+        test: How to predict unless asked otherwise: ``scales``, ``flip``, ``crf``.
+    """
+
+    path: Path
+    spec: ModelSpec
+    weights: Mapping[str, Tensor]
+    training: Mapping[str, Any]
+    test: Mapping[str, Any]
+
+    @property
+    def iteration(self) -> int:
+        """Updates made so far."""
+        return int(self.training.get("iteration", 0))
+
+    def build(self) -> Segmenter:
+        """Return the model, on the CPU.
+
+        Raises:
+            ArtifactError: The tensors are another architecture's.
+        """
+        model = Segmenter(self.spec)
+        fill_model(model, self)
+        return model
+
+
+def fill_model(model: Segmenter, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's weights into a model.
+
+    Raises:
+        ArtifactError: The model is of another architecture or has other classes.
+    """
+    for field in ("arch", "backbone", "output_stride", "classes"):
+        theirs, ours = getattr(checkpoint.spec, field), getattr(model.spec, field)
+        if theirs != ours:
+            raise ArtifactError(
+                f"{checkpoint.path} has {field} {_short(theirs)}, not {_short(ours)}",
+                "take the checkpoint of this training",
+            )
+    expected = model.state_dict()
+    fits = expected.keys() == checkpoint.weights.keys() and all(
+        value.shape == checkpoint.weights[key].shape for key, value in expected.items()
+    )
+    if not fits:
+        raise ArtifactError(
+            f"{checkpoint.path}: its tensors are not those of {model.spec.arch} on "
+            f"{model.spec.backbone} with {len(model.spec.classes)} classes",
+            "the file was changed; take another checkpoint",
+        )
+    model.load_state_dict(dict(checkpoint.weights))
+
+
+def save_checkpoint(
+    path: Path, model: Segmenter, training: Mapping[str, Any], test: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint: complete, or not at all.
+
+    Raises:
+        ArtifactError: It cannot be written: permissions, no space left.
+    """
+    content = {
+        "format": FORMAT,
+        "model": model.spec.to_dict(),
+        "weights": model.state_dict(),
+        "training": dict(training),
+        "test": dict(test),
+    }
+    # By way of memory: torch turns a full disk into an error without a reason.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; the file is not trusted.
+
+    Raises:
+        ArtifactError: There is none, it is damaged, or it is not one of ours.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"there is no checkpoint {path}", "run 'clipes train-seg' first")
+    try:
+        content = load_plain(path)
+    except WeightsError as error:
+        raise ArtifactError(error.what, "delete it, or take another checkpoint") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path} is no checkpoint of clipes", "give one that 'clipes train-seg' wrote"
+        )
+    spec = _spec(content.get("model"))
+    weights, training, test = (content.get(key) for key in ("weights", "training", "test"))
+    if not (spec and isinstance(weights, dict) and isinstance(training, dict)) or not _is_test(
+        test
+    ):
+        raise ArtifactError(f"{path} is damaged", "take another checkpoint")
+    return Checkpoint(path, spec, weights, training, test)
+
+
+def iteration_path(folder: Path, iteration: int) -> Path:
+    """Where the checkpoint of an iteration is."""
+    return folder / f"iteration-{iteration:07d}.pt"
+
+
+def saved_iterations(folder: Path) -> list[Path]:
+    """Return the checkpoints of a training, oldest first."""
+    return [p for p in list_files(folder, ".pt") if p.name.startswith("iteration-")]
+
+
+def _spec(value: object) -> ModelSpec | None:
+    match value:
+        case {
+            "arch": str(arch),
+            "backbone": str(backbone),
+            "output_stride": int(stride),
+            "classes": list(classes),
+        } if (
+            arch in ARCHITECTURES
+            and backbone in BACKBONES
+            and stride in OUTPUT_STRIDES
+            and all(isinstance(name, str) for name in classes)
+        ):
+            return ModelSpec(arch, backbone, stride, tuple(classes))
+    return None
+
+
+def _is_test(value: object) -> TypeGuard[dict[str, Any]]:
+    match value:
+        case {"scales": [*scales], "flip": bool(), "crf": bool()}:
+            return bool(scales) and all(isinstance(scale, float) for scale in scales)
+    return False
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

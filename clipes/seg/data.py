@@ -1,0 +1,176 @@
+"""Training examples: what is on disk, checked, and the endless random sequence drawn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clipes.config import SegmenterPreset
+from clipes.errors import ArtifactError, ClipesError
+from clipes.images import read_confidence, read_image, read_mask
+from clipes.seg.augment import Example, augment, normalise
+from clipes.types import IGNORE, Int64Array, Progress, UInt8Array
+
+_CHECKERS = 4  # threads; decoding leaves Python's lock
+
+Item: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Image (3, H, W) float32, labels (H, W) int64, confidence (H, W) float32; or a batch of each."""
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """Files of one training example.
+
+    Attributes:
+        id: Of the image.
+        image: The photo.
+        mask: Its labels.
+        confidence: How sure they are; None: everywhere 1.
+    """
+
+    id: str
+    image: Path
+    mask: Path
+    confidence: Path | None
+
+    def read(self, labels: int) -> Example:
+        """Read the three arrays.
+
+        Args:
+            labels: Number of labels, background included.
+
+        Raises:
+            ImageError: A file is missing or damaged.
+            ArtifactError: Sizes differ, or a label is no class.
+        """
+        mask = self.read_mask(labels)
+        image = read_image(self.image)
+        self._check_size("the image", image.shape[:2], mask.shape)
+        if self.confidence is None:
+            return image, mask, np.ones(mask.shape, np.float32)
+        confidence = read_confidence(self.confidence)
+        self._check_size("the confidence map", confidence.shape, mask.shape)
+        return image, mask, confidence
+
+    def read_mask(self, labels: int) -> UInt8Array:
+        """Read the mask and check its labels."""
+        mask = read_mask(self.mask)
+        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+        wrong = present[(present >= labels) & (present != IGNORE)]
+        if wrong.size:
+            raise ArtifactError(
+                f"{self.mask} holds label {wrong[0]}, but there are {labels - 1} classes",
+                "give the masks of this run's classes",
+            )
+        return mask
+
+    def _check_size(self, what: str, size: tuple[int, ...], mask: tuple[int, ...]) -> None:
+        if size != mask:
+            raise ArtifactError(
+                f"{self.id}: {what} is {size[0]} x {size[1]}, its mask {mask[0]} x {mask[1]} "
+                f"({self.mask})",
+                "make the masks again from these images",
+            )
+
+
+def check_pairs(pairs: Sequence[TrainingPair], labels: int, progress: Progress) -> None:
+    """Read everything once, so that a bad file is known before hours of training.
+
+    Raises:
+        ClipesError: The first bad file's, as in ``TrainingPair.read``.
+    """
+    with ThreadPoolExecutor(_CHECKERS) as pool:
+        for done, _ in enumerate(pool.map(lambda pair: _checked(pair, labels), pairs), start=1):
+            progress(done, len(pairs))
+
+
+def _checked(pair: TrainingPair, labels: int) -> None:
+    pair.read(labels)
+
+
+class TrainingSet(Dataset["Item | ClipesError"]):
+    """An endless sequence of random views: position p always gives the same one.
+
+    Every pass over the examples has its own order, and every (seed, pass, example) its own chance,
+    so neither the number of loader processes nor a restart changes what is seen.
+
+    Args:
+        pairs: The examples.
+        labels: Number of labels, background included.
+        preset: Augmentation.
+        seed: Chooses the sequence.
+    """
+
+    def __init__(
+        self, pairs: Sequence[TrainingPair], labels: int, preset: SegmenterPreset, seed: int
+    ) -> None:
+        self._pairs = pairs
+        self._labels = labels
+        self._preset = preset
+        self._seed = seed
+        self._order: tuple[int, Int64Array] = (-1, np.empty(0, np.int64))
+
+    def __getitem__(self, position: int) -> Item | ClipesError:
+        """Return a view, or the error of an example that cannot be read.
+
+        Returned, because an exception that crosses a loader process becomes a page of traceback.
+        """
+        turn, place = divmod(position, len(self._pairs))
+        if self._order[0] != turn:
+            order = np.random.default_rng([self._seed, turn]).permutation(len(self._pairs))
+            self._order = turn, order
+        index = int(self._order[1][place])
+        rng = np.random.default_rng([self._seed, turn, 1 + index])
+        try:
+            example = self._pairs[index].read(self._labels)
+        except ClipesError as error:
+            return error
+        image, mask, confidence = augment(example, self._preset, rng)
+        return (
+            torch.from_numpy(normalise(image)),
+            torch.from_numpy(mask.astype(np.int64)),
+            torch.from_numpy(confidence),
+        )
+
+
+def batches(
+    data: TrainingSet, positions: Sequence[Sequence[int]], workers: int, *, pin: bool
+) -> Iterator[Item]:
+    """Yield a batch for each list of positions.
+
+    Args:
+        data: The sequence.
+        positions: Of the examples in each batch.
+        workers: Loader processes; 0 loads in this one.
+        pin: Whether to lock the batches in memory, for faster copies to a GPU.
+
+    Raises:
+        ClipesError: An example cannot be read.
+    """
+    loader = DataLoader(
+        data,
+        batch_sampler=[list(batch) for batch in positions],
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+    )
+    for batch in loader:
+        if isinstance(batch, ClipesError):
+            raise batch
+        yield batch
+
+
+def _collate(items: Sequence[Item | ClipesError]) -> Item | ClipesError:
+    good = [item for item in items if not isinstance(item, ClipesError)]
+    if len(good) < len(items):
+        return next(item for item in items if isinstance(item, ClipesError))
+    images, labels, confidence = zip(*good, strict=True)
+    return torch.stack(images), torch.stack(labels), torch.stack(confidence)

@@ -1,0 +1,185 @@
+"""DeepLab: a dilated backbone and a head that looks at several ranges at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
+
+from clipes.seg.backbones import build_backbone
+
+ARCHITECTURES = ("deeplabv2", "deeplabv3", "deeplabv3plus")
+
+_RATES_V2 = (6, 12, 18, 24)
+_RATES_V3 = (12, 24, 36)  # at output stride 8; halved at 16, as in the DeepLab-v3 paper
+_LOW_CHANNELS = 48  # DeepLab-v3+ paper, section 4.1
+_WIDTH = 256
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What has to be known to build a segmenter for its weights.
+
+    Attributes:
+        arch: One of ``ARCHITECTURES``.
+        backbone: One of ``clipes.seg.backbones.BACKBONES``.
+        output_stride: Pixels of the image per feature: 8, 16 or 32.
+        classes: Class names in mask order, without the background.
+    """
+
+    arch: str
+    backbone: str
+    output_stride: int
+    classes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+
+class Segmenter(nn.Module):
+    """A backbone and a head that scores background and classes.
+
+    Attributes:
+        spec: What it was built from.
+        stride: Pixels of the image per logit.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = build_backbone(spec.backbone, spec.output_stride)
+        channels, labels = self.backbone.channels, len(spec.classes) + 1
+        self.stride = spec.output_stride
+        self.head: nn.Module
+        if spec.arch == "deeplabv2":
+            self.head = SummedAspp(channels, labels)
+        elif spec.arch == "deeplabv3":
+            self.head = DeepLabHead(channels, labels, _rates_v3(spec.output_stride))
+        elif spec.arch == "deeplabv3plus":
+            self.head = PlusHead(channels, self.backbone.low_channels, labels, spec.output_stride)
+            self.stride = 4
+        else:
+            raise ValueError(f"no architecture {spec.arch}")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of background and classes.
+
+        Args:
+            images: (N, 3, H, W) RGB, normalised with ImageNet's mean and deviation.
+
+        Returns:
+            (N, 1 + C, h, w) with h, w of ``logit_size``.
+        """
+        low, features = self.backbone(images)
+        logits: Tensor = (
+            self.head(low, features) if isinstance(self.head, PlusHead) else self.head(features)
+        )
+        return logits
+
+    def logit_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of the logits of an image of ``size``."""
+        return -(-size[0] // self.stride), -(-size[1] // self.stride)
+
+
+class SummedAspp(nn.Module):
+    """DeepLab-v2's head: dilated 3 x 3 convolutions at four rates, summed."""
+
+    def __init__(self, channels: int, labels: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList()
+        for rate in _RATES_V2:
+            branch = nn.Conv2d(channels, labels, 3, padding=rate, dilation=rate)
+            nn.init.normal_(branch.weight, std=0.01)
+            branch.bias = nn.Parameter(torch.zeros(labels))
+            self.branches.append(branch)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (N, labels, h, w) logits of (N, C, h, w) features."""
+        return torch.stack([branch(features) for branch in self.branches]).sum(0)
+
+
+class PlusHead(nn.Module):
+    """DeepLab-v3+'s decoder: ASPP features, enlarged and sharpened by low-level ones."""
+
+    def __init__(self, channels: int, low_channels: int, labels: int, output_stride: int) -> None:
+        super().__init__()
+        self.aspp = ASPP(channels, _rates_v3(output_stride), _WIDTH)
+        self.low = _conv_norm_relu(low_channels, _LOW_CHANNELS, 1)
+        self.fuse = nn.Sequential(
+            _conv_norm_relu(_WIDTH + _LOW_CHANNELS, _WIDTH, 3), _conv_norm_relu(_WIDTH, _WIDTH, 3)
+        )
+        self.classify = nn.Conv2d(_WIDTH, labels, 1)
+
+    def forward(self, low: Tensor, features: Tensor) -> Tensor:
+        """Return (N, labels, H / 4, W / 4) logits."""
+        wide = resize(self.aspp(features), (low.shape[2], low.shape[3]))
+        logits: Tensor = self.classify(self.fuse(torch.cat([wide, self.low(low)], dim=1)))
+        return logits
+
+
+class MultiScale(nn.Module):
+    """Shows a segmenter its images at several scales, as DeepLab-v2 is trained.
+
+    Args:
+        model: The segmenter.
+        scales: Factors of the input's size; the first is 1.
+    """
+
+    def __init__(self, model: Segmenter, scales: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.scales = tuple(scales)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the logits at each scale and, of several, their maximum at the first's size."""
+        size = (images.shape[2], images.shape[3])
+        logits = [
+            self.model(images if scale == 1 else resize(images, _scaled(size, scale)))
+            for scale in self.scales
+        ]
+        if len(logits) == 1:
+            return logits
+        full = (logits[0].shape[2], logits[0].shape[3])
+        same = [logits[0], *(resize(other, full) for other in logits[1:])]
+        return [*logits, torch.stack(same).amax(0)]
+
+    def logit_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the sizes of what ``forward`` returns for images of ``size``."""
+        sizes = [self.model.logit_size(_scaled(size, scale)) for scale in self.scales]
+        return sizes if len(sizes) == 1 else [*sizes, sizes[0]]
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, C, h, w) maps to ``size``, bilinear, corners not aligned."""
+    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Keep every batch normalisation below ``module`` at its statistics, scale and shift."""
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.eval()
+            for parameter in child.parameters():
+                parameter.requires_grad = False
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+
+
+def _rates_v3(output_stride: int) -> list[int]:
+    return [max(1, rate * 8 // output_stride) for rate in _RATES_V3]
+
+
+def _conv_norm_relu(inputs: int, outputs: int, size: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )

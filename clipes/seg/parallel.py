@@ -1,0 +1,99 @@
+"""The processes that ``torchrun`` starts, and what they have to agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from clipes.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together.
+
+    Attributes:
+        rank: From 0; 0 also writes and talks.
+        count: How many there are; 1 without torchrun.
+        device: Where this one computes.
+    """
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of ``values`` over all processes."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process' ``value``, which has to be picklable, in the order of ranks."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_processes(device: str) -> Iterator[Processes]:
+    """Join the group that torchrun set up, or be alone.
+
+    Args:
+        device: ``auto``, or a torch device.
+
+    Raises:
+        UsageError: The device is unknown or not here.
+    """
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if count == 1:
+        yield Processes(0, 1, place)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield Processes(rank, count, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device to compute on; of several GPUs, that of the local rank.
+
+    Raises:
+        UsageError: It is unknown or not here.
+    """
+    if name in ("auto", "cuda"):
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank)
+        if name == "auto":
+            return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device '{name}'", "use auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device '{name}': no CUDA device here", "use --device cpu")
+    return device

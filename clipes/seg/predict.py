@@ -1,0 +1,115 @@
+"""A trained segmenter on whole images: at several scales, mirrored, large ones in windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipes.seg.augment import normalise
+from clipes.seg.deeplab import Segmenter, resize
+from clipes.types import Float32Array, UInt8Array
+
+_OVERLAP = 4  # neighbouring windows share 1/4 of their side
+
+
+@dataclass(frozen=True)
+class TestSettings:
+    """How an image is asked.
+
+    Attributes:
+        scales: Factors of the image's size whose probabilities are averaged.
+        flip: Whether the mirrored image is averaged in.
+        window: Longest side, in pixels, that the network sees at once.
+    """
+
+    __test__ = False  # not a test, whatever its name makes pytest believe
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: int = 1024
+
+
+class Predictor:
+    """Turns images into probabilities of labels.
+
+    Takes about 12 bytes per pixel and label of the image, at scales above 1 more by the square of
+    the scale, beside the network's need for a window.
+
+    Args:
+        model: The segmenter; put into evaluation mode.
+        settings: Scales, mirroring, window.
+    """
+
+    def __init__(self, model: Segmenter, settings: TestSettings) -> None:
+        self._model = model.eval()
+        self._settings = settings
+        self._device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, image: UInt8Array) -> Float32Array:
+        """Return (1 + C, H, W) float32 that sum to 1, background first.
+
+        Args:
+            image: (H, W, 3) RGB uint8.
+        """
+        size = (image.shape[0], image.shape[1])
+        pixels = torch.from_numpy(normalise(image))[None].to(self._device)
+        total = torch.zeros(1, len(self._model.spec.classes) + 1, *size, device=self._device)
+        count = 0
+        for scale in self._settings.scales:
+            scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+            view = pixels if scaled == size else resize(pixels, scaled)
+            total += resize(self._probs(view), size)
+            count += 1
+            if self._settings.flip:
+                total += resize(self._probs(view.flip(3)), size).flip(3)
+                count += 1
+        probs: Float32Array = (total[0] / count).cpu().numpy()
+        return probs
+
+    def _probs(self, view: Tensor) -> Tensor:
+        """Return the probabilities of a view (1, 3, H, W) at its own size."""
+        height, width = view.shape[2], view.shape[3]
+        side = self._settings.window
+        if height <= side and width <= side:
+            return self._network(view)
+        labels = len(self._model.spec.classes) + 1
+        total = view.new_zeros(1, labels, height, width)
+        weight = view.new_zeros(1, 1, height, width)
+        for rows in windows(height, side):
+            for columns in windows(width, side):
+                probs = self._network(view[:, :, rows, columns])
+                # A window knows little beyond its edges: there its neighbour counts more.
+                share = _ramp(probs.shape[2])[:, None] * _ramp(probs.shape[3])
+                share = share.to(view.device)
+                total[:, :, rows, columns] += probs * share
+                weight[:, :, rows, columns] += share
+        return total / weight
+
+    def _network(self, view: Tensor) -> Tensor:
+        logits = resize(self._model(view).float(), (view.shape[2], view.shape[3]))
+        return logits.softmax(1)
+
+
+def windows(length: int, side: int) -> Iterator[slice]:
+    """Yield slices of at most ``side`` that cover ``length`` and overlap by a quarter at least.
+
+    >>> [(part.start, part.stop) for part in windows(20, 12)]
+    [(0, 12), (8, 20)]
+    """
+    side = min(side, length)
+    step = side - side // _OVERLAP
+    count = 1 + math.ceil((length - side) / step)
+    for index in range(count):
+        start = index * (length - side) // max(count - 1, 1)
+        yield slice(start, start + side)
+
+
+def _ramp(length: int) -> Tensor:
+    """Return weights that rise from the edges to the middle."""
+    position = torch.arange(length, dtype=torch.float32)
+    return torch.minimum(position + 1, length - position)

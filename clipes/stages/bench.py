@@ -1,0 +1,89 @@
+"""All measurements of ``clipes bench`` as plain data."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from clipes.bench.cam import CamTimes, compare_cam
+from clipes.bench.crf import compare_crf, synthetic_image
+from clipes.errors import BackendError
+from clipes.types import Progress
+
+_CRF_LABELS = (3, 21)
+
+
+def run_bench(
+    threads: Sequence[int],
+    rounds: int,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[..., AbstractContextManager[Progress]],
+) -> dict[str, Any]:
+    """Measure the CAM stage and the CRF against their baselines.
+
+    Args:
+        threads: Numbers of torch threads to measure the CAM stage with; the last one's results
+            stand at the top level.
+        rounds: Measurements of each.
+        say: Told what is not measured, and why.
+        progress: Opens a progress bar.
+
+    Returns:
+        ``cam_speedup_by_classes``, ``crf_speedup_vs_pydensecrf2`` and the rest, as plain data.
+    """
+    cam = {}
+    for count in threads:
+        with progress(f"cam, {count} thread{'s' if count > 1 else ''}") as bar:
+            cam[count] = compare_cam(count, rounds, bar)
+    crf = _crf(rounds, say)
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "rounds": rounds,
+        "cam_speedup_by_classes": _text_keys(cam[threads[-1]].speedup),
+        "crf_speedup_vs_pydensecrf2": {labels: row["speedup"] for labels, row in crf.items()},
+        "cam": {str(count): _cam_report(times) for count, times in cam.items()},
+        "crf": crf,
+    }
+
+
+def _cam_report(times: CamTimes) -> dict[str, Any]:
+    return {
+        "speedup": _text_keys(times.speedup),
+        "seconds_literal": _text_keys(times.literal),
+        "seconds": _text_keys(times.ours),
+        "stages_at_most_classes": times.stages,
+        "encoder_gflop": times.encoder_gflop,
+        "encoder_gflops": times.encoder_gflop / times.stages["encode"],
+        "gemm_peak_gflops": times.gemm_peak,
+        "encoder_share_of_peak": times.encoder_share_of_peak,
+        "bytes": _text_keys(times.bytes_ours),
+        "bytes_literal": _text_keys(times.bytes_literal),
+        "largest_difference": times.largest_difference,
+    }
+
+
+def _crf(rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    image = synthetic_image()
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+    try:
+        if affinity:
+            os.sched_setaffinity(0, {min(affinity)})  # both on one core
+        return {str(labels): compare_crf(image, labels, rounds) for labels in _CRF_LABELS}
+    except BackendError as error:
+        say(f"crf: not compared: {error}")
+        return {}
+    finally:
+        if affinity:
+            os.sched_setaffinity(0, affinity)
+
+
+def _text_keys(values: dict[int, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in values.items()}

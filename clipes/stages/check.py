@@ -1,0 +1,182 @@
+"""Looks through a data set before an hour is spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, delayed
+
+from clipes.datasets import Dataset, open_dataset
+from clipes.datasets.problems import Kind, Problem
+from clipes.errors import ImageError
+from clipes.images import read_image, read_mask
+from clipes.types import IGNORE, Progress, Sample, UInt8Array
+from clipes.vocabulary import load_vocabulary
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in a data set.
+
+    Attributes:
+        name: Kind of data set.
+        root: Its folder.
+        images: Number of images that were looked at or should have been.
+        masks: How many of them have a mask.
+        problems: What is wrong with which image, in the order of the images.
+    """
+
+    name: str
+    root: Path
+    images: int
+    masks: int
+    problems: tuple[Problem, ...]
+
+    def by_kind(self) -> dict[Kind, list[Problem]]:
+        """Return the problems of each kind that occurs, in the order of the kinds."""
+        found = {kind: [p for p in self.problems if p.kind is kind] for kind in Kind}
+        return {kind: problems for kind, problems in found.items() if problems}
+
+    def stops(self) -> bool:
+        """Tell whether cam, refine or eval would fail on any image."""
+        return any(problem.kind.stops for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the findings as plain data."""
+        return {
+            "dataset": self.name,
+            "root": str(self.root),
+            "images": self.images,
+            "masks": self.masks,
+            "ok": not self.stops(),
+            "problems": [
+                {
+                    "kind": kind.value,
+                    "stops": kind.stops,
+                    "count": len(problems),
+                    "images": [{"id": item.id, "reason": item.reason} for item in problems],
+                }
+                for kind, problems in self.by_kind().items()
+            ],
+        }
+
+
+def open_checked(
+    kind: str,
+    *,
+    root: Path | None,
+    split: str | None,
+    labels: Path | None,
+    prompts: str | None,
+    difficult: bool,
+    labelled: bool,
+) -> Dataset:
+    """Open a data set as ``cam`` would, but without what CLIP needs.
+
+    Args:
+        kind: One of ``DATASETS``.
+        root: As in ``open_dataset``.
+        split: As in ``open_dataset``.
+        labels: As in ``open_dataset``.
+        prompts: Vocabulary whose classes take the place of the data set's.
+        difficult: As in ``open_dataset``.
+        labelled: As in ``open_dataset``.
+    """
+    return open_dataset(
+        kind,
+        root=root,
+        split=split,
+        labels=labels,
+        classes=load_vocabulary(prompts).classes if prompts else None,
+        difficult=difficult,
+        labelled=labelled,
+    )
+
+
+def check(data: Dataset, *, workers: int, progress: Progress) -> Findings:
+    """Decode every image and mask of a data set and compare masks with labels.
+
+    Args:
+        data: The data set; without labels, masks are only compared with the classes.
+        workers: Threads: decoding, which is what takes the time, runs outside the interpreter.
+        progress: Called after each image.
+    """
+    some_masks = any(sample.mask is not None for sample in data.samples)
+    found: list[Problem] = [
+        *data.failures,
+        *(Problem(id_, "its labels name no class", Kind.shows_nothing) for id_ in data.empty),
+    ]
+    progress(0, len(data.samples))
+    parallel = Parallel(n_jobs=workers, backend="threading", return_as="generator")
+    jobs = (delayed(check_sample)(s, data.classes, some_masks) for s in data.samples)
+    for index, problems in enumerate(parallel(jobs)):
+        found += problems
+        progress(index + 1, len(data.samples))
+    return Findings(
+        data.name,
+        data.root,
+        len(data.samples) + len(data.failures) + len(data.empty),
+        sum(sample.mask is not None for sample in data.samples),
+        tuple(found),
+    )
+
+
+def check_sample(sample: Sample, classes: Sequence[str], some_masks: bool) -> list[Problem]:
+    """Return what is wrong with one image, its mask, and how it fits its labels.
+
+    Args:
+        sample: The image.
+        classes: Class names in mask order.
+        some_masks: Whether the data set has masks, so that the lack of one is worth a remark.
+    """
+    found: list[Problem] = []
+
+    def note(kind: Kind, reason: str) -> None:
+        found.append(Problem(sample.id, reason, kind))
+
+    size = None
+    try:
+        size = read_image(sample.image).shape[:2]
+    except ImageError as error:
+        note(Kind.unreadable_image, str(error))
+    if sample.mask is None:
+        if some_masks:
+            note(Kind.no_mask, "eval leaves it out")
+        return found
+    try:
+        mask = read_mask(sample.mask)
+    except ImageError as error:
+        note(Kind.unreadable_mask, str(error))
+        return found
+    if size is not None and mask.shape != size:
+        note(Kind.size_mismatch, f"image {_size(size)}, mask {sample.mask} {_size(mask.shape)}")
+    _compare(mask, sample, classes, note)
+    return found
+
+
+def _compare(
+    mask: UInt8Array, sample: Sample, classes: Sequence[str], note: Callable[[Kind, str], None]
+) -> None:
+    """Compare the values of a mask with the classes and, if there are any, with the labels."""
+    values = set(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()) - {0, IGNORE}
+    strange = sorted(value for value in values if value > len(classes))
+    if strange:
+        wrong = ", ".join(map(str, strange[:5]))
+        note(Kind.mask_value, f"{sample.mask} holds {wrong}, the classes end at {len(classes)}")
+    if not sample.labels:
+        return
+    shown = {value - 1 for value in values if value <= len(classes)}
+    for kind, missing in (
+        (Kind.not_in_labels, shown - set(sample.labels)),
+        (Kind.not_in_mask, set(sample.labels) - shown),
+    ):
+        if missing:
+            note(kind, ", ".join(classes[label] for label in sorted(missing)))
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,275 @@
+"""Stage 3: pseudo-masks and confidence to a trained segmenter and its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from clipes.artifacts import Run
+from clipes.config import CrfParams, SegmenterPreset
+from clipes.datasets import Dataset
+from clipes.errors import ArtifactError, DatasetError
+from clipes.files import list_files, write_json
+from clipes.runner import Shard, Summary
+from clipes.seg.checkpoint import FINAL, fill_model, load_checkpoint, saved_iterations
+from clipes.seg.data import TrainingPair, TrainingSet, check_pairs
+from clipes.seg.deeplab import ModelSpec, Segmenter
+from clipes.seg.log import TensorBoard
+from clipes.seg.parallel import Processes
+from clipes.seg.predict import Predictor, TestSettings
+from clipes.seg.train import Step, Trainer, TrainOptions, part_size
+from clipes.seg.weights import load_backbone
+from clipes.stages.predict import predict
+from clipes.stages.reopen import reopen
+from clipes.types import Failure, Progress
+
+STAGE = "train-seg"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a training learns from.
+
+    Attributes:
+        run: The run folder with the pseudo-masks.
+        out: Folder for checkpoints and predictions; the run folder itself, or another one.
+        root: Where the data set is, if not where run.json says.
+        split: Name or path of the list of images to learn from, if not the run's.
+        masks: Folder of masks ``<id>.png`` to learn instead of the run's.
+        confidence: Folder of confidence maps that goes with ``masks``.
+        val: Name or path of the list of images to predict at the end; None looks for ``val``.
+        backbone_weights: ``auto``, ``none`` or a file.
+    """
+
+    run: Run
+    out: Run
+    root: Path | None = None
+    split: str | None = None
+    masks: Path | None = None
+    confidence: Path | None = None
+    val: str | None = None
+    backbone_weights: str = "auto"
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How a stage that takes long is followed.
+
+    Attributes:
+        say: Takes remarks.
+        report: Takes images that could not be processed.
+        progress: Opens a progress bar of images.
+        steps: Opens one of training steps.
+    """
+
+    say: Callable[[str], None]
+    report: Callable[[Failure], None]
+    progress: Callable[[str], AbstractContextManager[Progress]]
+    steps: Callable[[], AbstractContextManager[Callable[[Step], None]]]
+
+
+def train_segmenter(
+    sources: Sources,
+    preset: SegmenterPreset,
+    options: TrainOptions,
+    processes: Processes,
+    *,
+    resume: bool,
+    command: str,
+    talk: Talk,
+) -> Summary:
+    """Train a segmenter on a run's masks and predict the validation images.
+
+    Args:
+        sources: What it learns from, and where its output goes.
+        preset: Model and recipe.
+        options: Seed, loss, precision and so on.
+        processes: Who trains together.
+        resume: Go on from the latest checkpoint, if there is one; else start over.
+        command: The command line, for run.json.
+        talk: How to follow it.
+
+    Returns:
+        How the predictions of all processes went.
+
+    Raises:
+        ArtifactError: Masks or confidence maps are missing or do not fit, a checkpoint is of
+            another model, or the disk is full.
+        RunConflictError: The folder was trained with other settings.
+        TrainingError: The loss is not finite.
+        UsageError: The batch cannot be divided among the processes.
+    """
+    _check_target(sources)
+    data = reopen(sources.run, sources.root, sources.split)
+    guided = options.threshold is not None or options.loss == "soft"
+    pairs = training_pairs(sources, data, guided=guided, say=talk.say)
+    val_name, val = _validation(sources, data, talk.say)
+    spec = ModelSpec(preset.arch, preset.backbone, preset.output_stride, data.classes)
+    torch.manual_seed(options.seed)
+    model = Segmenter(spec).to(processes.device)
+    part_size(preset, processes.count)
+    settings = {
+        "preset": preset.to_dict(),
+        "seed": options.seed,
+        "threshold": options.threshold,
+        "loss": options.loss,
+        "amp": options.amp,
+        "masks": str(sources.masks.absolute()) if sources.masks else None,
+        "confidence": str(sources.confidence.absolute()) if sources.confidence else None,
+        "split": sources.split,
+        "examples": len(pairs),
+        "backbone_weights": sources.backbone_weights,
+        "val": val_name,
+    }
+    facts = {"processes": processes.count, "device": str(processes.device)}
+    folder = sources.out.root / "checkpoints"
+    final, saved = folder / FINAL, saved_iterations(folder)
+    freeze = preset.freeze_norms
+    fresh = not resume or not (saved or final.exists())
+    if fresh:
+        with talk.progress("check") as progress:
+            check_pairs(pairs, len(data.classes) + 1, progress)
+        origin = load_backbone(
+            model.backbone, preset.backbone, sources.backbone_weights, say=talk.say
+        )
+        freeze = preset.freeze_norms and origin != "none"  # nothing to keep in random weights
+    processes.wait()  # every process has seen what is there before the first changes it
+    if processes.first:
+        if fresh:
+            _forget(sources)
+        sources.out.begin(STAGE, settings, command, facts)
+    processes.wait()
+    if not fresh and final.exists():
+        talk.say(f"trained before: {final}")
+    else:
+        latest = None if fresh else load_checkpoint(saved[-1])
+        if latest is not None:
+            freeze = bool(latest.training.get("freeze_norms"))
+        trainer = Trainer(model, replace(preset, freeze_norms=freeze), options, processes)
+        if latest is not None:
+            trainer.restore(latest)
+            talk.say(f"going on after iteration {trainer.iteration}: {latest.path}")
+        labels = len(data.classes) + 1
+        stream = TrainingSet(pairs, labels, preset, options.seed)
+        _train(trainer, stream, sources.out, talk, log=processes.first)
+    fill_model(model, load_checkpoint(final))
+    predictor = Predictor(model, TestSettings(preset.test_scales, preset.flip))
+    mine = Shard(processes.rank, processes.count).of(val.samples)
+    with talk.progress("predict") as progress:
+        mine_done = predict(
+            {sample.id: sample.image for sample in mine},
+            predictor,
+            sources.out.root / "predictions",
+            crf=CrfParams() if preset.crf else None,
+            replace=False,
+            progress=progress,
+            report=talk.report,
+        )
+    summaries = processes.gather(mine_done)
+    return Summary(
+        sum(summary.done for summary in summaries),
+        sum(summary.skipped for summary in summaries),
+        tuple(failure for summary in summaries for failure in summary.failures),
+    )
+
+
+def training_pairs(
+    sources: Sources, data: Dataset, *, guided: bool, say: Callable[[str], None]
+) -> list[TrainingPair]:
+    """Return the images that have a mask, with the confidence map where it is needed.
+
+    Args:
+        sources: Where masks and confidence maps are.
+        data: The images.
+        guided: Whether the loss uses confidence.
+        say: Told how many images have no mask.
+
+    Raises:
+        ArtifactError: No image has a mask, or one with a mask has no confidence map.
+    """
+    run = sources.run
+    masks = sources.masks or run.root / "pseudo"
+    maps = sources.confidence if sources.masks else sources.confidence or run.root / "confidence"
+    if guided and maps is None:
+        raise ArtifactError(
+            f"the masks of {masks} come without confidence",
+            "give --confidence DIR, or train with --no-cgl",
+        )
+    pairs = []
+    for sample in data.samples:
+        mask = masks / f"{sample.id}.png"
+        if not mask.is_file():
+            continue
+        confidence = maps / f"{sample.id}.png" if guided and maps else None
+        if confidence is not None and not confidence.is_file():
+            raise ArtifactError(
+                f"{sample.id} has a mask but no confidence map {confidence}",
+                "make both with 'clipes refine', or train with --no-cgl",
+            )
+        pairs.append(TrainingPair(sample.id, sample.image, mask, confidence))
+    if not pairs:
+        raise ArtifactError(
+            f"no image of {run.root} has a mask in {masks}",
+            "run 'clipes refine' first, or name another folder with --masks",
+        )
+    if len(pairs) < len(data.samples):
+        say(f"{len(data.samples) - len(pairs)} of {len(data.samples)} images have no mask")
+    return pairs
+
+
+def _train(trainer: Trainer, stream: TrainingSet, out: Run, talk: Talk, *, log: bool) -> None:
+    board = TensorBoard(out.root / "tensorboard", talk.say) if log else None
+    with talk.steps() as show:
+
+        def on_step(step: Step) -> None:
+            show(step)
+            if board is not None:
+                board.write(step)
+
+        trainer.run(stream, out.root / "checkpoints", on_step)
+    if board is not None:
+        board.close()
+
+
+def _validation(
+    sources: Sources, data: Dataset, say: Callable[[str], None]
+) -> tuple[str | None, Dataset]:
+    """Return the images to predict, and the name of their list; None for those trained on."""
+    if sources.val is not None:
+        return sources.val, reopen(sources.run, sources.root, sources.val)
+    try:
+        return "val", reopen(sources.run, sources.root, "val")
+    except DatasetError:
+        say(
+            "no list of validation images 'val' (--val names another): predicting those learnt from"
+        )
+        return None, data
+
+
+def _check_target(sources: Sources) -> None:
+    """Refuse a folder whose scores would be those of other data."""
+    run, out = sources.run, sources.out
+    if out.root == run.root or not out.exists():
+        return
+    if out.stage("cam").get("settings") != run.stage("cam").get("settings"):
+        raise ArtifactError(
+            f"{out.root} is a run of its own, not one of {run.root}", "choose another --out"
+        )
+
+
+def _forget(sources: Sources) -> None:
+    """Make room for a training: nothing of an earlier one may be taken for its output.
+
+    A folder other than the run's learns what data its masks came from.
+    """
+    out = sources.out
+    manifest = out.manifest() if out.exists() else sources.run.manifest()
+    manifest["stages"].pop(STAGE, None)
+    write_json(out.manifest_path, manifest)
+    checkpoints, predictions = out.root / "checkpoints", out.root / "predictions"
+    for old in [*list_files(checkpoints, ".pt"), *list_files(predictions, ".png")]:
+        old.unlink()

@@ -1,0 +1,214 @@
+"""clipes prompts as a user runs it, and what cam does with its results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipes.artifacts import Run
+from clipes.cli import main
+from tests.cli.conftest import Cli
+
+# Most of what follows goes through ``main`` in this process: a new one has to import torch again.
+TEMPLATES = "# mine\na photo of a {}.\nthe plastic {}.\nitap of my {}.\n"
+
+
+@pytest.fixture
+def inline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cli:
+    """Run a command in this process; the answer looks like that of a real one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess("clipes", int(stop.value.code or 0), told.out, told.err)
+
+    return run
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("clipes: ")]
+    return line
+
+
+def folder(photos: Path, weights: Path) -> tuple[object, ...]:
+    return ("--dataset", "folder", "--root", photos, "--weights", weights)
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'template = "a {}."\nclasses = ["cat", "cow", "dog", "person", "sofa"]\n'
+        'background = ["sky", "grass"]\n[synonyms]\nperson = ["people", "human"]\n'
+    )
+    return path
+
+
+def test_show_prints_what_each_class_becomes(inline: Cli, vocabulary: Path) -> None:
+    shown = inline("prompts", "show", vocabulary)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert lines[3] == "person\ta people,human."
+    assert lines[-1] == "(grass)\ta grass."
+    assert len(lines) == 7
+    each = inline("prompts", "show", vocabulary, "--fusion", "cam", "--template", "the {}")
+    assert each.stdout.splitlines()[3] == "person\tthe people\tthe human"
+    assert "one map per prompt" in each.stderr
+    assert "aeroplane" in inline("prompts", "show").stdout
+    assert "hairdrier,blowdrier" in inline("prompts", "show", "coco").stdout
+    assert "best" in one_line(inline("prompts", "show", "--template", "best"), 2)
+    assert "clases" in one_line(_with(inline, vocabulary, "clases = []\n"))
+
+
+def _with(inline: Cli, vocabulary: Path, line: str) -> subprocess.CompletedProcess[str]:
+    vocabulary.write_text(line + vocabulary.read_text())
+    return inline("prompts", "show", vocabulary)
+
+
+def test_the_best_template_of_a_ranking_makes_maps(
+    cli: Cli, inline: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    options = folder(photos, tiny_weights)
+    assert "clipes prompts rank" in one_line(inline("cam", *options, "--template", "best"))
+    (tmp_path / "mine.txt").write_text(TEMPLATES)
+    ranked = cli("prompts", "rank", *options, "--templates", "mine.txt")
+    assert ranked.returncode == 0, ranked.stderr
+    assert "6 images, 2 of them with several classes" in ranked.stderr
+    table = [line.split("\t") for line in ranked.stdout.splitlines()]
+    assert [row[0] for row in table] == ["1", "2", "3"]
+    assert [float(row[1]) for row in table] == sorted(float(row[1]) for row in table)
+    stored = json.loads((tmp_path / "runs" / "folder" / "prompts.json").read_text())
+    assert [name for name, _ in stored["ranking"]] == [row[2] for row in table]
+    again = inline("prompts", "rank", *options, "--templates", "mine.txt")
+    assert again.stdout == ranked.stdout
+
+    best = cli("cam", *options, "--template", "best")
+    assert best.returncode == 0, best.stderr
+    text = Run(tmp_path / "runs" / "folder").stage("cam")["settings"]["text"]
+    assert text["templates"] == [table[0][2]]
+    assert text["fusion"] == "sentence"
+    same = inline("cam", *options, "--template", table[0][2])
+    assert "0 made, 6 there before" in same.stderr
+    assert "text.fusion" in one_line(
+        inline("cam", *options, "--template", "best", "--fusion", "feature")
+    )
+    other = inline("cam", *options, "--template", table[1][2])
+    assert "text.sha256" in one_line(other)
+
+    (photos / "classes.txt").write_text("cat\ncow\ndog\nperson\nsofa\nsheep\n")
+    assert "other classes" in one_line(
+        inline("cam", *options, "--template", "best", "--out", "elsewhere")
+    )
+
+
+def test_fusion_changes_the_maps_of_classes_with_synonyms_and_no_others(
+    inline: Cli, photos: Path, tiny_weights: Path, vocabulary: Path, tmp_path: Path
+) -> None:
+    options = (*folder(photos, tiny_weights), "--prompts", vocabulary)
+    runs = {}
+    for level in ("sentence", "feature", "cam", "cam-max"):
+        done = inline("cam", *options, "--out", level, "--fusion", level)
+        assert done.returncode == 0, done.stderr
+        runs[level] = Run(tmp_path / level)
+        assert runs[level].stage("cam")["settings"]["text"]["fusion"] == level
+    cats = [run.load_cams("p2").maps for run in runs.values()]
+    people = [run.load_cams("p3").maps for run in runs.values()]
+    for index in range(1, 4):
+        np.testing.assert_array_equal(cats[index], cats[0])
+        assert all(np.abs(people[index] - people[k]).max() > 1e-3 for k in range(index))
+
+
+def test_a_bad_image_is_named_and_the_others_are_ranked(
+    inline: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    (photos / "images" / "p0.jpg").write_bytes(b"no picture")
+    (tmp_path / "mine.txt").write_text(TEMPLATES)
+    ranked = inline("prompts", "rank", *folder(photos, tiny_weights), "--templates", "mine.txt")
+    assert ranked.returncode == 1
+    assert "skipping p0: " in ranked.stderr
+    assert len(ranked.stdout.splitlines()) == 3
+    assert "5 images" in ranked.stderr
+
+
+def test_without_a_text_tower_files_of_features_are_ranked(
+    inline: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    state = torch.load(tiny_weights, weights_only=True)
+    image_only = {key: value for key, value in state.items() if key.startswith(("vis", "logit"))}
+    torch.save(image_only, tmp_path / "image.pt")
+    options = folder(photos, tmp_path / "image.pt")
+    told = one_line(inline("prompts", "rank", *options))
+    assert "needs a text tower" in told
+    assert "--weights openai" in told
+
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            names=np.array(["cat", "cow", "dog", "person", "sofa", "sky"]),
+            features=rng.standard_normal((6, 64)),
+            background=np.arange(6) == 5,
+            model=np.array("tiny"),
+        )
+    files = ("--text-features", "a.npz", "--text-features", "b.npz")
+    ranked = inline("prompts", "rank", *options, *files, "--limit", 5)
+    assert ranked.returncode == 0, ranked.stderr
+    assert sorted(line.split("\t")[2] for line in ranked.stdout.splitlines()) == ["a.npz", "b.npz"]
+    assert "5 images" in ranked.stderr
+    told = one_line(inline("cam", *options, "--text-features", "a.npz", "--template", "a {}"))
+    assert "come from a file" in told
+    both = inline("prompts", "rank", *options, *files, "--templates", "x.txt")
+    assert "exclude each other" in one_line(both, 2)
+
+
+def test_check_warns_and_stops_only_for_what_stops_cam(
+    inline: Cli, vocabulary: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    before = vocabulary.read_text()
+    fine = inline("prompts", "check", vocabulary)
+    assert fine.returncode == 0, fine.stderr
+    assert "0 warnings, 0 errors" in fine.stderr
+    assert fine.stdout.splitlines()[0] == "cat\t5"
+
+    collides = before.replace('"sky"', '"humans"')
+    vocabulary.write_text(collides)
+    warned = inline("prompts", "check", vocabulary, "--weights", tiny_weights)
+    assert warned.returncode == 0, warned.stderr
+    assert "warning: background word 'humans' is also the class 'person'" in warned.stderr
+    assert vocabulary.read_text() == collides
+    name, tokens, nearest, cosine = warned.stdout.splitlines()[0].split("\t")
+    assert (name, tokens) == ("cat", "5")
+    assert nearest in {"cow", "dog", "person", "sofa", "humans", "grass"}
+    assert -1 <= float(cosine) <= 1
+
+    long = json.dumps([f"person number {k}" for k in range(40)])
+    vocabulary.write_text(before.replace('["people", "human"]', long))
+    stopped = inline("prompts", "check", vocabulary, "--weights", tiny_weights)
+    assert stopped.returncode == 1
+    assert "error: the prompt of 'person' has " in stopped.stderr
+    assert inline("prompts", "check", vocabulary, "--fusion", "cam").returncode == 0
+
+    np.savez(
+        tmp_path / "f.npz",
+        names=np.array(["cat"]),
+        features=np.ones((1, 4)),
+        background=np.array([False]),
+        model=np.array("x"),
+    )
+    vocabulary.write_text(before)
+    missing = inline("prompts", "check", vocabulary, "--text-features", "f.npz")
+    assert "no text feature for the class 'cow'" in one_line(missing)
+    assert "nonsense" in one_line(inline("prompts", "check", "nonsense"))

@@ -1,0 +1,336 @@
+"""train-seg, predict and the baseline of eval as a user runs them, killed and on two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from clipes.artifacts import Run
+from clipes.cli import main
+from clipes.images import read_mask, write_confidence, write_mask
+from clipes.seg.checkpoint import load_checkpoint, save_checkpoint
+from clipes.seg.deeplab import ModelSpec, Segmenter
+from clipes.types import PseudoLabel
+from tests.cli.conftest import Cli
+
+SMALL = ["--backbone", "mobilenet_v3_large", "--backbone-weights", "none", "--crop", "64"]
+SMALL += ["--batch", "2", "--no-multi-scale"]
+CLASSES = ["cat", "cow", "dog", "person", "sofa"]
+
+
+@pytest.fixture
+def run(photos: Path, tmp_path: Path) -> Run:
+    """A run folder as cam and refine leave it."""
+    folder = Run(tmp_path / "runs" / "folder")
+    settings = {"dataset": "folder", "split": None, "labels": None, "classes": CLASSES}
+    folder.begin("cam", settings, "clipes cam", {"root": str(photos)})
+    rng = np.random.default_rng(0)
+    for path in sorted((photos / "masks").iterdir()):
+        mask = read_mask(path)
+        sure = rng.uniform(0.9, 1.0, mask.shape).astype(np.float32)
+        folder.save_pseudo(path.stem, PseudoLabel(mask, sure))
+    return folder
+
+
+def one_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.startswith("clipes: ")]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+def fails(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command in this process; return its one line of error."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 1
+    return one_line(capfd.readouterr().err)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(run.root / "checkpoints" / "final.pt").weights)
+
+
+def test_train_predict_and_score(
+    cli: Cli,
+    run: Run,
+    photos: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = ["train-seg", "--cgl", *SMALL, "--iterations", "3", "--save-every", "1"]
+    first = cli(*train)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == "runs/folder\n"
+    assert "random weights" in first.stderr
+    assert re.search(r"train: 3/3, loss \d+\.\d+, lr \S+, \d\d % of pixels", first.stderr)
+    assert "6 made, 0 there before, 0 failed" in first.stderr
+    for path in (photos / "masks").iterdir():
+        predicted = read_mask(run.root / "predictions" / path.name)
+        assert predicted.shape == read_mask(path).shape
+        assert predicted.max() <= len(CLASSES)
+    assert [p.name for p in (run.root / "checkpoints").iterdir()] == ["final.pt"]
+    section = json.loads((run.root / "run.json").read_text())["stages"]["train-seg"]
+    assert section["settings"]["threshold"] == 0.95
+    assert section["settings"]["preset"]["backbone"] == "mobilenet_v3_large"
+
+    monkeypatch.chdir(tmp_path)
+    before = weights(run)
+    main_ok(*train)
+    told = capfd.readouterr().err
+    assert "trained before" in told
+    assert "0 made, 6 there before" in told
+    assert "threshold = 0.95, not null" in fails(capfd, *train, "--no-cgl")
+    main_ok(*train, "--no-resume", "--iterations", "1", "--no-cgl")
+    assert "6 made" in capfd.readouterr().err
+    after = weights(run)
+    assert any(not torch.equal(value, after[key]) for key, value in before.items())
+
+    main_ok("eval", "--json", "base.json")
+    assert set(json.loads((tmp_path / "base.json").read_text())["stages"]) == {
+        "CRF",
+        "CRF >= 0.95",
+        "segmenter, train",
+    }
+
+
+def test_half_of_the_images_teach_and_the_others_are_asked(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("half.txt").write_text("p0\np1\np2\n")
+    Path("other.txt").write_text("p3\np4\n")
+    train = ["train-seg", *SMALL, "--iterations", "1", "--split", "half.txt"]
+    main_ok(*train, "--val", "other.txt", "--test-scales", "1", "--out", "elsewhere")
+    out = Run(tmp_path / "elsewhere")
+    assert out.ids("predictions") == ["p3", "p4"]
+    assert out.stage("train-seg")["settings"]["examples"] == 3
+    assert "train-seg" not in run.manifest()["stages"]
+    main_ok("eval", "elsewhere", "--json", "scores.json")
+    stages = json.loads(Path("scores.json").read_text())["stages"]
+    assert {name: scores["images"] for name, scores in stages.items()} == {"segmenter, other": 2}
+
+
+def test_predict_takes_files_and_folders_and_goes_on_after_a_bad_one(
+    run: Run,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main_ok("train-seg", *SMALL, "--iterations", "1")
+    final = run.root / "checkpoints" / "final.pt"
+    Path("more").mkdir()
+    picture = (photos / "images" / "p0.jpg").read_bytes()
+    (Path("more") / "good.jpg").write_bytes(picture)
+    main_ok("predict", final, "more", photos / "images" / "p1.jpg", "--out", "out", "--crf")
+    assert sorted(p.name for p in Path("out").iterdir()) == ["good.png", "p1.png"]
+    assert read_mask(Path("out") / "good.png").shape == (80, 120)
+    small = ["--window", "64", "--scales", "1,1.5", "--no-flip", "--no-crf"]
+    main_ok("predict", final, "more", "--out", "windows", *small)
+    assert read_mask(Path("windows") / "good.png").shape == (80, 120)
+
+    (Path("more") / "bad.jpg").write_bytes(picture[:200])
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", str(final), "more", "--out", "other"])
+    assert stop.value.code == 1
+    told = capfd.readouterr().err
+    assert "skipping bad: " in told
+    assert "Traceback" not in told
+    assert [p.name for p in Path("other").iterdir()] == ["good.png"]
+
+    (Path("more") / "good.png").write_bytes(picture)
+    assert "would both become good.png" in fails(capfd, "predict", final, "more", "--out", "x")
+    assert "no file or folder gone" in fails(capfd, "predict", final, "gone", "--out", "x")
+    Path("empty").mkdir()
+    assert "no image in empty" in fails(capfd, "predict", final, "empty", "--out", "x")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_training_ends_with_the_same_bits(
+    cli: Cli, run: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    train = ["train-seg", *SMALL, "--iterations", "8", "--save-every", "1"]
+    whole = cli(*train, "--out", "whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "clipes", *train, "--out", "broken"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoints = tmp_path / "broken" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(checkpoints.glob("iteration-*[2-9].pt")):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert not (checkpoints / "final.pt").exists()
+
+    resumed = cli(*train, "--out", "broken", "--resume", "--workers", 1)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after iteration" in resumed.stderr
+    expected, found = weights(Run(tmp_path / "whole")), weights(Run(tmp_path / "broken"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_do_what_one_does(
+    cli: Cli, run: Run, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    # Weights from a file, because only pre-trained normalisation is frozen; the other kind sees
+    # each process' images by themselves.
+    torch.manual_seed(0)
+    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), tmp_path / "w.pth")
+    train = ["train-seg", *SMALL, "--iterations", "2", "--device", "cpu"]
+    train += ["--backbone-weights", "w.pth"]
+    alone = cli(*train, "--out", "alone")
+    assert alone.returncode == 0, alone.stderr
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [sys.executable, *launcher, "clipes", *train, "--out", "pair"]
+    pair = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert pair.returncode == 0, pair.stderr
+    losses = [re.findall(r"train: 2/2, loss (\d+\.\d+)", done.stderr) for done in (alone, pair)]
+    assert len(losses[0]) == len(losses[1]) == 1
+    assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), abs=0.0011)
+    expected, found = weights(Run(tmp_path / "alone")), weights(Run(tmp_path / "pair"))
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+    assert len(list((tmp_path / "pair" / "predictions").iterdir())) == 6
+    assert pair.stdout == "pair\n"
+    assert pair.stderr.count("predictions: 6 made, 0 there before, 0 failed") == 1
+
+
+def test_bad_masks_are_one_line(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = ["train-seg", *SMALL, "--iterations", 1]
+    mask = read_mask(run.pseudo_path("p2"))
+    sure = run.confidence_path("p2").read_bytes()
+
+    write_mask(run.pseudo_path("p2"), mask[:, :-1].copy())
+    assert "p2: the image is 112 x 120, its mask 112 x 119" in fails(capfd, *train)
+    write_mask(run.pseudo_path("p2"), np.full_like(mask, 6))
+    assert "label 6, but there are 5 classes" in fails(capfd, *train)
+    write_mask(run.pseudo_path("p2"), mask)
+    write_confidence(run.confidence_path("p2"), np.ones((4, 4), np.float32))
+    assert "p2: the confidence map is 4 x 4" in fails(capfd, *train)
+    run.confidence_path("p2").unlink()
+    assert "p2 has a mask but no confidence map" in fails(capfd, *train)
+    run.confidence_path("p2").write_bytes(sure)
+    other = fails(capfd, *train, "--masks", run.root / "pseudo")
+    assert "come without confidence; give --confidence DIR, or train with --no-cgl" in other
+    assert "no image" in fails(capfd, *train, "--masks", tmp_path, "--no-cgl")
+    assert "clipes cam" in fails(capfd, *train, "--run", "nowhere")
+    Run(tmp_path / "other").begin("cam", {"dataset": "voc"}, "clipes cam")
+    assert "other is a run of its own" in fails(capfd, *train, "--out", "other")
+    absent = fails(capfd, *train, "--backbone-weights", "absent.pth")
+    assert "there is no file absent.pth" in absent
+    assert not (run.root / "checkpoints").exists()
+
+
+def test_bad_checkpoints_are_one_line(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo = tmp_path / "photos" / "images" / "p0.jpg"
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    assert "junk.pt" in fails(capfd, "predict", "junk.pt", photo, "--out", "out")
+    torch.save({"fc.weight": torch.zeros(2)}, "foreign.pt")
+    foreign = fails(capfd, "predict", "foreign.pt", photo, "--out", "out")
+    assert "foreign.pt is no checkpoint of clipes" in foreign
+    assert "no checkpoint absent.pt" in fails(capfd, "predict", "absent.pt", photo, "--out", "out")
+    assert not (tmp_path / "out").exists()
+
+    train = ["train-seg", *SMALL, "--iterations", "1", "--test-scales", "1"]
+    main_ok(*train)
+    final = run.root / "checkpoints" / "final.pt"
+    own = load_checkpoint(final)
+    other = Segmenter(ModelSpec("deeplabv3", "mobilenet_v3_large", 16, tuple(CLASSES)))
+    save_checkpoint(final, other, {}, own.test)
+    assert "final.pt has arch deeplabv3, not deeplabv2" in fails(capfd, *train)
+    other = Segmenter(ModelSpec("deeplabv2", "mobilenet_v3_large", 16, ("cat", "dog")))
+    save_checkpoint(final, other, {}, own.test)
+    assert "final.pt has classes ('cat', 'dog'), not ('cat', 'cow'" in fails(capfd, *train)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--output-stride", "7"),
+        ("--batch", "3", "--accumulate", "2"),
+        ("--arch", "unet"),
+        ("--amp", "fp16", "--device", "cpu"),
+        ("--device", "nonsense"),
+        ("--arch", "deeplabv3", "--batch", "1"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_exit_with_2(
+    run: Run,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["train-seg", *SMALL, "--iterations", "1", *arguments])
+    assert stop.value.code == 2
+    told = capfd.readouterr().err
+    assert told.strip()
+    assert "Traceback" not in told
+
+
+def test_a_drop_below_the_baseline_fails(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main_ok("eval", "--json", "now.json")
+    scores = json.loads(Path("now.json").read_text())
+    Path("baselines").mkdir()
+    baseline = Path("baselines") / "folder.json"
+    main_ok("eval", "--baseline", "baselines")
+    assert "no baseline folder.json in baselines" in capfd.readouterr().err
+
+    baseline.write_text(json.dumps(scores))
+    main_ok("eval", "--baseline", "baselines")
+    assert "+0.00" in capfd.readouterr().out
+    scores["stages"]["CRF"]["miou"] += 0.01
+    baseline.write_text(json.dumps(scores))
+    fell = fails(capfd, "eval", "--baseline", baseline)
+    assert "by more than 0.5 points: CRF fell from 101.00 to 100.00" in fell
+    main_ok("eval", "--baseline", baseline, "--tolerance", "1.5")
+
+    scores["stages"]["segmenter, val"] = {"miou": 0.5, "images": 6}
+    baseline.write_text(json.dumps(scores))
+    missing = fails(capfd, "eval", "--baseline", baseline, "--tolerance", "1.5")
+    assert "segmenter, val is missing" in missing
+    scores["stages"] = {"CRF": {"miou": 0.5, "images": 5}}
+    baseline.write_text(json.dumps(scores))
+    assert "scored on 5 images, now on 6" in fails(capfd, "eval", "--baseline", baseline)
+    baseline.write_text("{}")
+    assert "is no baseline" in fails(capfd, "eval", "--baseline", baseline)
+    assert "there is no baseline absent" in fails(capfd, "eval", "--baseline", "absent")
+
+
+def main_ok(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 0

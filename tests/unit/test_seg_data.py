@@ -1,0 +1,105 @@
+"""The endless sequence of views, and files that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipes.config import SegmenterPreset
+from clipes.errors import ArtifactError, ClipesError, ImageError
+from clipes.images import write_confidence, write_mask
+from clipes.seg.data import TrainingPair, TrainingSet, batches, check_pairs
+
+PRESET = SegmenterPreset("test", crop=32, colour=0.1)
+
+
+def quiet(_done: int, _total: int) -> None:
+    pass
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[TrainingPair]:
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(5):
+        pair = TrainingPair(
+            f"p{index}",
+            tmp_path / f"p{index}.jpg",
+            tmp_path / f"m{index}.png",
+            tmp_path / f"c{index}.png",
+        )
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(pair.image)
+        write_mask(pair.mask, np.full((40, 50), index % 3, np.uint8))
+        assert pair.confidence
+        write_confidence(pair.confidence, rng.random((40, 50), np.float32))
+        made.append(pair)
+    return made
+
+
+def test_a_position_always_gives_the_same_view(pairs: list[TrainingPair]) -> None:
+    first, second = (TrainingSet(pairs, 3, PRESET, seed=4) for _ in range(2))
+    for position in (7, 0, 12):
+        for one, other in zip(first[position], second[position], strict=True):
+            assert torch.equal(one, other)
+    assert not torch.equal(first[0][0], TrainingSet(pairs, 3, PRESET, seed=5)[0][0])
+
+
+def test_every_pass_shows_every_example_in_another_order(pairs: list[TrainingPair]) -> None:
+    flat = SegmenterPreset("test", crop=8, scale=(1.0, 1.0))
+    for index, pair in enumerate(pairs):
+        write_mask(pair.mask, np.full((40, 50), index, np.uint8))
+    data = TrainingSet(pairs, 5, flat, seed=0)
+    passes = [[int(data[5 * turn + place][1].max()) for place in range(5)] for turn in range(4)]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in passes)
+    assert len({tuple(order) for order in passes}) > 1
+    assert not torch.equal(data[0][0], data[5 + passes[1].index(passes[0][0])][0])
+
+
+# Python warns about forks in processes with threads; the loader's children only read files.
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_loader_processes_change_nothing(pairs: list[TrainingPair]) -> None:
+    data = TrainingSet(pairs, 3, PRESET, seed=1)
+    positions = [range(0, 3), range(3, 6), range(6, 9)]
+    alone = list(batches(data, positions, 0, pin=False))
+    helped = list(batches(data, positions, 2, pin=False))
+    assert len(alone) == 3
+    for one, other in zip(alone, helped, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_is_one_line_from_any_process(pairs: list[TrainingPair], workers: int) -> None:
+    pairs[2].image.write_bytes(b"junk")
+    data = TrainingSet(pairs, 3, PRESET, seed=1)
+    with pytest.raises(ImageError, match=r"p2\.jpg") as error:
+        list(batches(data, [range(5)], workers, pin=False))
+    assert "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def test_what_does_not_fit_is_known_before_training(pairs: list[TrainingPair]) -> None:
+    check_pairs(pairs, 3, quiet)
+    with pytest.raises(ArtifactError, match=r"label 2, but there are 1 classes"):
+        check_pairs(pairs, 2, quiet)
+    write_mask(pairs[3].mask, np.zeros((40, 49), np.uint8))
+    with pytest.raises(ArtifactError, match=r"p3: the image is 40 x 50, its mask 40 x 49"):
+        check_pairs(pairs, 3, quiet)
+    write_mask(pairs[3].mask, np.full((40, 50), 255, np.uint8))
+    assert pairs[3].confidence
+    write_confidence(pairs[3].confidence, np.zeros((20, 50), np.float32))
+    with pytest.raises(ArtifactError, match=r"p3: the confidence map is 20 x 50"):
+        check_pairs(pairs, 3, quiet)
+    pairs[3].confidence.unlink()
+    with pytest.raises(ClipesError, match=r"c3\.png"):
+        check_pairs(pairs, 3, quiet)
+
+
+def test_without_a_map_every_pixel_is_sure(pairs: list[TrainingPair]) -> None:
+    pair = pairs[0]
+    _, _, confidence = TrainingPair(pair.id, pair.image, pair.mask, None).read(3)
+    assert (confidence == 1).all()

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipes.artifacts import Run
+from clipes.clip.backbone import Backbone
+from clipes.clip.load import load_visual
+from clipes.config import TagParams
+from clipes.datasets import open_dataset
+from clipes.datasets.base import Dataset
+from clipes.errors import DatasetError
+from clipes.stages.tag import Tagger, drop_changed, make_tags, untagged
+from clipes.tagging import choose_tags, class_scores, patch_features
+from clipes.text_features import TextFeatures, unit_rows
+from clipes.types import CamMaps, Failure, PseudoLabel, Sample
+from clipes.weights import read_state_dict
+from tests.unit.coco_support import write_image
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_weights: Path) -> Backbone:
+    return Backbone(load_visual(read_state_dict(tiny_weights)), 100.0, MEAN, STD)
+
+
+@pytest.fixture
+def encoding(backbone):
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    (encoding,) = backbone.encode(backbone.prepare(image, 1600)[None], 1)
+    return encoding
+
+
+@pytest.fixture
+def words(backbone):
+    rows = np.random.default_rng(1).standard_normal((9, backbone.visual.proj.shape[1]))
+    return torch.from_numpy(unit_rows(rows[:5])), torch.from_numpy(unit_rows(rows[5:]))
+
+
+def features_literally(backbone: Backbone, tokens: torch.Tensor) -> np.ndarray:
+    """One head and one patch at a time, from the tokens that enter the last block."""
+    block = backbone.blocks[-1]
+    attn = block.attn
+    normed = block.ln_1(tokens)
+    projected = normed @ attn.in_proj_weight.T + attn.in_proj_bias
+    _, key, value = projected.chunk(3, -1)
+    width = key.shape[-1] // attn.num_heads
+    mixed = torch.zeros_like(value[1:])
+    for head in range(attn.num_heads):
+        part = slice(head * width, (head + 1) * width)
+        keys, values = key[1:, part], value[1:, part]
+        for patch in range(len(keys)):
+            weights = torch.softmax(keys @ keys[patch] / width**0.5, 0)
+            mixed[patch, part] = (weights[:, None] * values).sum(0)
+    output = backbone.visual.ln_post(attn.out_proj(mixed)) @ backbone.visual.proj
+    return (output / output.norm(dim=-1, keepdim=True)).numpy()
+
+
+@torch.inference_mode()
+def test_patch_features_against_the_plain_formula(backbone, monkeypatch):
+    image = np.random.default_rng(2).integers(0, 256, (48, 64, 3), np.uint8)
+    entering = []
+    last = type(backbone)._forward_last
+    monkeypatch.setattr(
+        type(backbone),
+        "_forward_last",
+        lambda self, block, tokens: (entering.append(tokens), last(self, block, tokens))[1],
+    )
+    (encoding,) = backbone.encode(backbone.prepare(image, 1600)[None], 1)
+    expected = features_literally(backbone, entering[0])
+    features = patch_features(backbone, encoding.last).numpy()
+    assert features.shape == (12, backbone.visual.proj.shape[1])
+    np.testing.assert_allclose(features, expected, atol=2e-5)
+
+
+def test_scores_are_means_over_the_best_patches(backbone, encoding, words):
+    text, background = words
+    features = patch_features(backbone, encoding.last).numpy()
+    logits = 100.0 * features @ np.concatenate([text, background]).T
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = (odds / odds.sum(1, keepdims=True))[:, :5]
+    for share, count in ((1e-9, 1), (0.25, 6), (1.0, 24)):
+        params = TagParams(patch_share=share)
+        scores = class_scores(backbone, encoding.last, text, background, params)
+        expected = np.sort(probabilities, 0)[-count:].mean(0)
+        np.testing.assert_allclose(scores, expected, atol=2e-5)
+
+
+def test_the_order_of_the_classes_changes_no_score(backbone, encoding, words):
+    text, background = words
+    order = [3, 0, 4, 1, 2]
+    scores = class_scores(backbone, encoding.last, text, background, TagParams())
+    again = class_scores(backbone, encoding.last, text[order], background, TagParams())
+    np.testing.assert_allclose(again, scores[order], atol=1e-6)
+    assert scores.shape == (5,)
+    assert (scores >= 0).all()
+    assert (scores <= 1).all()
+
+
+def test_a_class_that_is_a_patch_is_found(backbone, encoding, words):
+    text, background = words
+    text = torch.cat([text, patch_features(backbone, encoding.last)[7:8]])
+    scores = class_scores(backbone, encoding.last, text, background, TagParams())
+    assert scores.argmax() == 5
+
+
+def test_tags_are_the_scores_that_reach_the_threshold():
+    scores = np.array([0.1, 0.38, 0.9, 0.379], np.float32)
+    assert choose_tags(scores, np.float32(0.38)) == (2, 1)
+    assert choose_tags(scores, 0.95) == ()
+    assert choose_tags(scores, 0.0) == (2, 1, 3, 0)
+
+
+# The label file
+
+
+CLASSES = ("cat", "dining table", "a;b")
+SCORES = {"one": [0.9, 0.5, 0.0], "two": [0.0, 0.1, 0.0], "three": [0.1, 0.2, 0.8]}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Dataset:
+    root = tmp_path / "images"
+    for index, name in enumerate(SCORES):
+        write_image(root / f"{name}.png", (8 + index, 9))
+    return open_dataset("folder", root=root, labelled=False, classes=CLASSES)
+
+
+def tag_all(data: Dataset, path: Path) -> tuple[list[str], list[Failure], object]:
+    """Tag with scores that are told by the height of the image."""
+    seen: list[str] = []
+    told: list[Failure] = []
+    names = list(SCORES)
+
+    def tagger(image):
+        seen.append(names[image.shape[0] - 8])
+        return np.array(SCORES[seen[-1]], np.float32)
+
+    summary = make_tags(
+        data.samples, CLASSES, tagger, 0.38, path, progress=lambda *_: None, report=told.append
+    )
+    return seen, told, summary
+
+
+def labels(data: Dataset) -> dict[str, list[str]]:
+    return {sample.id: [CLASSES[k] for k in sample.labels] for sample in data.samples}
+
+
+def reopened(data: Dataset, path: Path) -> Dataset:
+    return open_dataset("folder", root=data.root, labels=path, classes=CLASSES)
+
+
+def test_tags_come_back_as_labels(images, tmp_path):
+    path = tmp_path / "run/labels.csv"
+    seen, told, summary = tag_all(images, path)
+    assert (sorted(seen), told) == (sorted(SCORES), [])
+    assert (summary.done, summary.skipped) == (3, 0)
+    assert path.read_text().splitlines() == [
+        "image,labels,scores",
+        "one.png,cat;dining table,0.90;0.50",
+        "three.png,2,0.80",
+        "two.png,,",
+    ]
+    data = reopened(images, path).without_unlabelled()
+    assert labels(data) == {"one": ["cat", "dining table"], "three": ["a;b"]}
+    assert data.empty == ("two",)
+    assert data.failures == ()
+
+
+def test_rows_a_person_has_corrected_stay(images, tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("labels;image\r\ncat|dining table;two.png\r\n;one\r\n")
+    seen, _, summary = tag_all(images, path)
+    assert seen == ["three"]
+    assert (summary.done, summary.skipped) == (1, 2)
+    assert untagged(images.samples, path) == []
+    assert labels(reopened(images, path).without_unlabelled()) == {
+        "two": ["cat", "dining table"],
+        "three": ["a;b"],
+    }
+    before = path.read_bytes()
+    assert tag_all(images, path)[0] == []
+    assert path.read_bytes() == before
+
+
+def test_an_unreadable_image_is_told_and_tried_again(images, tmp_path):
+    path = tmp_path / "labels.csv"
+    broken = images.root / "one.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:40])
+    _, told, summary = tag_all(images, path)
+    assert [failure.id for failure in told] == ["one"]
+    assert (summary.done, len(summary.failures)) == (2, 1)
+    broken.write_bytes(whole)
+    assert tag_all(images, path)[0] == ["one"]
+    assert set(labels(reopened(images, path).without_unlabelled())) == {"one", "three"}
+
+
+@pytest.mark.parametrize("text", ["", "one.png,cat\n", "image\none.png\n", "\x00"])
+def test_a_label_file_that_lost_its_columns_is_an_error(images, tmp_path, text):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=r"labels\.csv"):
+        tag_all(images, path)
+    assert path.read_text() == text
+
+
+def test_maps_of_changed_labels_are_dropped(tmp_path):
+    run = Run(tmp_path)
+    for id_, kept in {"same": [1, 0], "more": [0], "none": [1], "unknown": [0]}.items():
+        maps = np.zeros((len(kept), 2, 2), np.float32)
+        run.save_cams(id_, CamMaps(np.array(kept), maps, (8, 8)))
+        run.save_pseudo(id_, PseudoLabel(np.zeros((8, 8), np.uint8), np.ones((8, 8), np.float32)))
+    samples = (Sample("same", Path("x"), (0, 1)), Sample("more", Path("x"), (0, 1)))
+    data = Dataset("folder", tmp_path, CLASSES, samples, (), ("none",))
+    assert drop_changed(run, data) == 2
+    assert run.ids("cams") == run.ids("pseudo") == run.ids("confidence") == ["same", "unknown"]
+    assert drop_changed(run, data) == 0
+
+
+def test_a_tagger_scores_any_image(backbone):
+    rows = unit_rows(np.random.default_rng(3).standard_normal((5, backbone.visual.proj.shape[1])))
+    text = TextFeatures(("a", "b", "c"), ("x", "y"), rows[:3], rows[3:], "tiny")
+    tagger = Tagger(backbone, text, TagParams())
+    for size in ((1, 1), (17, 300), (64, 64)):
+        scores = tagger(np.full((*size, 3), 90, np.uint8))
+        assert scores.shape == (3,)
+        assert np.isfinite(scores).all()
