@@ -91,10 +91,10 @@ def cam(
     box_threshold: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="lambda of the affinity's boxes. [default: 0.4; coco: 0.7]"
+            min=0, max=1, help="lambda of the affinity's boxes. (default: 0.4; coco: 0.7)"
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/DATASET]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATASET)")] = None,
     shard: Annotated[str, typer.Option(help="Do only the i-th of n parts, from 0: i/n.")] = "0/1",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
@@ -189,11 +189,11 @@ def refine(
     run: RunArgument = None,
     root: RootOption = None,
     preset: Annotated[
-        PresetName | None, typer.Option(help="Settings of the CRF. [default: as in cam]")
+        PresetName | None, typer.Option(help="Settings of the CRF. (default: as in cam)")
     ] = None,
     crf: Annotated[CrfBackend, typer.Option(help="CRF implementation.")] = CrfBackend.numba,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. [default: one per core]")
+        int | None, typer.Option(min=1, help="Processes. (default: one per core)")
     ] = None,
     shard: Annotated[str, typer.Option(help="Do only the i-th of n parts, from 0: i/n.")] = "0/1",
 ) -> None:
@@ -242,10 +242,10 @@ def refine(
 def evaluate(
     target: Annotated[
         Path | None,
-        typer.Argument(help="Run folder, or folder of masks. [default: the latest run]"),
+        typer.Argument(help="Run folder, or folder of masks. (default: the latest run)"),
     ] = None,
     gt: Annotated[
-        Path | None, typer.Option(help="Folder of ground-truth masks. [default: the data set's]")
+        Path | None, typer.Option(help="Folder of ground-truth masks. (default: the data set's)")
     ] = None,
     root: RootOption = None,
     prompts: PromptsOption = None,
@@ -264,7 +264,7 @@ def evaluate(
         float, typer.Option(min=0, help="Points of mIoU that a stage may fall below it.")
     ] = 0.5,
 ) -> None:
-    """MIoU of every stage that has output, per class; or of any folder of masks.
+    """Score every stage that has output, per class; or any folder of masks.
 
     Example: clipes eval runs/voc --exponents 0.75,1,1.5 --json scores.json
     """
@@ -318,7 +318,7 @@ def report(
 @app.command()
 def demo(
     weights: WeightsOption = "auto",
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/examples]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/examples)")] = None,
 ) -> None:
     """Run every stage on the bundled examples, print mIoU and write a report to look at.
 

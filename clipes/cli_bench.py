@@ -11,7 +11,7 @@ import typer
 def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     threads: Annotated[
-        str | None, typer.Option(help="Numbers of threads, by comma. [default: 1 and all cores]")
+        str | None, typer.Option(help="Numbers of threads, by comma. (default: 1 and all cores)")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 5,
 ) -> None:

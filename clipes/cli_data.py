@@ -37,7 +37,7 @@ def check(
     prompts: PromptsOption = None,
     difficult: DifficultOption = True,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads. [default: one per core]")
+        int | None, typer.Option(min=1, help="Threads. (default: one per core)")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything found as JSON, not a table.")
@@ -91,7 +91,7 @@ def tag(
     fusion: FusionOption = FusionName.sentence,
     template: TemplateOption = None,
     tag_threshold: TagThresholdOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/DATASET]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATASET)")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Guess labels for images that have none, into a file to look through: RUN/labels.csv.

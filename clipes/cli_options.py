@@ -57,11 +57,11 @@ class CrfBackend(str, Enum):
 DatasetOption = Annotated[DatasetKind, typer.Option("--dataset", "-d", help="Kind of data set.")]
 RootOption = Annotated[
     Path | None,
-    typer.Option(help="Folder of the data set. [default: $CLIPES_DATA, else datasets/]"),
+    typer.Option(help="Folder of the data set. (default: $CLIPES_DATA, else datasets/)"),
 ]
 SplitOption = Annotated[
     str | None,
-    typer.Option(help="Name of a list of images, or the path of one. [voc, coco: train]"),
+    typer.Option(help="Name of a list of images, or the path of one. (voc, coco: train)"),
 ]
 LabelsOption = Annotated[
     Path | None,
@@ -76,7 +76,7 @@ DifficultOption = Annotated[
 ]
 TagThresholdOption = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Score from which a class is a tag. [default: 0.38]"),
+    typer.Option(min=0, max=1, help="Score from which a class is a tag. (default: 0.38)"),
 ]
 WeightsOption = Annotated[
     str, typer.Option(help="auto, openai, registry, a file, or an open_clip tag.")
@@ -93,11 +93,11 @@ TemplateOption = Annotated[
     str | None,
     typer.Option(
         help="Sentence with {}, a file of them to average, or best (of 'clipes prompts rank'). "
-        "[default: the vocabulary's]"
+        "(default: the vocabulary's)"
     ),
 ]
 RunArgument = Annotated[
-    Path | None, typer.Argument(help="Run folder. [default: the latest below runs/]")
+    Path | None, typer.Argument(help="Run folder. (default: the latest below runs/)")
 ]
 
 

@@ -70,7 +70,7 @@ def prompts_rank(
     difficult: DifficultOption = True,
     prompts: PromptsOption = None,
     templates: Annotated[
-        Path | None, typer.Option(help="Templates, one on each line. [default: the shipped 82]")
+        Path | None, typer.Option(help="Templates, one on each line. (default: the shipped 82)")
     ] = None,
     text_features: Annotated[
         list[Path] | None,
@@ -82,7 +82,7 @@ def prompts_rank(
     weights: WeightsOption = "auto",
     model: ModelOption = "ViT-B-16",
     out: Annotated[
-        Path | None, typer.Option(help="Run folder for the ranking. [default: runs/DATASET]")
+        Path | None, typer.Option(help="Run folder for the ranking. (default: runs/DATASET)")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
@@ -107,7 +107,14 @@ def prompts_rank(
         prompts=prompts,
         difficult=difficult,
     )
-    failures: list[Failure] = list(data.failures)
+    failures: list[Failure] = []
+
+    def report(failure: Failure) -> None:
+        failures.append(failure)
+        say_failure(failure)
+
+    for failure in data.failures:
+        report(failure)
     ranking = rank(
         spread(data.samples, limit),
         vocabulary,
@@ -118,12 +125,10 @@ def prompts_rank(
         root=data.root,
         cache=cache_dir(),
         progress=progress_bar,
-        report=failures.append,
+        report=report,
     )
     for place, (name, score) in enumerate(ranking.ranking, start=1):
         typer.echo(f"{place}\t{score:.5f}\t{name}")
-    for failure in failures:
-        say_failure(failure)
     path = ranking.save(out or RUNS / dataset.value)
     say(
         f"sharpness on {ranking.images} images, {ranking.several} of them with several classes; "

@@ -70,7 +70,7 @@ class Amp(str, Enum):
 
 def train_seg(
     run: Annotated[
-        Path | None, typer.Option(help="Run folder. [default: the latest below runs/]")
+        Path | None, typer.Option(help="Run folder. (default: the latest below runs/)")
     ] = None,
     cgl: Annotated[
         bool, typer.Option("--cgl/--no-cgl", help="Leave out pixels of low confidence.")
@@ -85,35 +85,35 @@ def train_seg(
         bool, typer.Option(help="Go on from the latest checkpoint, or start over.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the output. [default: the run folder]")
+        Path | None, typer.Option(help="Folder of the output. (default: the run folder)")
     ] = None,
     preset: Annotated[
         SegPreset, typer.Option(help="Recipe. auto: clip-es-* on a GPU, small on a CPU.")
     ] = SegPreset.auto,
-    arch: Annotated[Arch | None, typer.Option(help="Head. [default: the preset's]")] = None,
+    arch: Annotated[Arch | None, typer.Option(help="Head. (default: the preset's)")] = None,
     backbone: Annotated[
-        BackboneName | None, typer.Option(help="Backbone. [default: the preset's]")
+        BackboneName | None, typer.Option(help="Backbone. (default: the preset's)")
     ] = None,
     backbone_weights: Annotated[
         str, typer.Option(help="auto (torchvision's ImageNet weights), none, or a file.")
     ] = "auto",
     output_stride: Annotated[
-        int | None, typer.Option(help="8, 16 or 32. [default: the preset's]")
+        int | None, typer.Option(help="8, 16 or 32. (default: the preset's)")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="List of images to learn from. [default: the run's]")
+        str | None, typer.Option(help="List of images to learn from. (default: the run's)")
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="Folder of masks to learn. [default: the run's]")
+        Path | None, typer.Option(help="Folder of masks to learn. (default: the run's)")
     ] = None,
     confidence: Annotated[
         Path | None, typer.Option(help="Folder of confidence maps that goes with --masks.")
     ] = None,
     val: Annotated[
-        str | None, typer.Option(help="List of images to predict at the end. [default: val]")
+        str | None, typer.Option(help="List of images to predict at the end. (default: val)")
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(help="Folder of the data set. [default: as in cam]")
+        Path | None, typer.Option(help="Folder of the data set. (default: as in cam)")
     ] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Updates.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images per update, in all.")] = None,
@@ -138,7 +138,7 @@ def train_seg(
     amp: Annotated[Amp, typer.Option(help="Precision of the network.")] = Amp.auto,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Loader processes. [default: 4 for a GPU, else 0]")
+        int | None, typer.Option(min=0, help="Loader processes. (default: 4 for a GPU, else 0)")
     ] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and views.")] = 0,
@@ -212,13 +212,13 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     scales: Annotated[
-        str | None, typer.Option(help="Scales to average, by comma. [default: the training's]")
+        str | None, typer.Option(help="Scales to average, by comma. (default: the training's)")
     ] = None,
     flip: Annotated[
-        bool | None, typer.Option(help="Average in the mirror image. [default: the training's]")
+        bool | None, typer.Option(help="Average in the mirror image. (default: the training's)")
     ] = None,
     crf: Annotated[
-        bool | None, typer.Option(help="End with the dense CRF. [default: the training's]")
+        bool | None, typer.Option(help="End with the dense CRF. (default: the training's)")
     ] = None,
     window: Annotated[
         int, typer.Option(min=64, help="Largest side, in pixels, that is taken in at once.")
