@@ -95,9 +95,12 @@ class ImageFeatures:
         prepare = classifier_input(visual, recipe.mean, recipe.std)
         for start in range(0, len(samples), _IMAGES_AT_ONCE):
             chunk = samples[start : start + _IMAGES_AT_ONCE]
-            read = [(sample, _read(sample, report)) for sample in chunk]
-            batch = [sample for sample, image in read if image is not None]
-            inputs = [prepare(image) for _, image in read if image is not None]
+            batch, inputs = [], []
+            for sample in chunk:
+                image = _read(sample, report)
+                if image is not None:
+                    batch.append(sample)
+                    inputs.append(prepare(image))
             if batch:
                 yield start + len(chunk), batch, image_features(visual, torch.stack(inputs))
 
