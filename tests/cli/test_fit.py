@@ -21,7 +21,7 @@ def test_fitted_vectors_make_maps(
     features = load_text_features(tmp_path / "vectors.npz")
     assert features.classes == ("cat", "dog")
     # What no map claims has a vector too, where there is such a patch.
-    assert set(features.background_words) - {"background"} == {"cow", "person", "sofa"}
+    assert set(features.background_words) - {"anything else"} == {"cow", "person", "sofa"}
     assert "not text features" in features.note
 
     (photos / "pets.csv").write_text("image,labels\np0.jpg,cat\np2.jpg,cat;dog\n")
