@@ -157,6 +157,8 @@ class MultiScale(nn.Module):
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (N, C, h, w) maps to ``size``, bilinear, corners not aligned."""
+    if (maps.shape[2], maps.shape[3]) == size:
+        return maps
     return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 

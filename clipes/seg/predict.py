@@ -68,7 +68,7 @@ class Predictor:
             if self._settings.flip:
                 total += resize(self._probs(view.flip(3)), size).flip(3)
                 count += 1
-        probs: Float32Array = (total[0] / count).cpu().numpy()
+        probs: Float32Array = total.div_(count)[0].cpu().numpy()
         return probs
 
     def _probs(self, view: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Predictor:
                 share = share.to(view.device)
                 total[:, :, rows, columns] += probs * share
                 weight[:, :, rows, columns] += share
-        return total / weight
+        return total.div_(weight)
 
     def _network(self, view: Tensor) -> Tensor:
         logits = resize(self._model(view).float(), (view.shape[2], view.shape[3]))

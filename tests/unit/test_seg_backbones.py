@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from torch import nn
 from clipes.errors import WeightsError
 from clipes.seg.backbones import BACKBONES, build_backbone
 from clipes.seg.weights import fill, load_backbone, read_tensors
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """More threads only wait for each other where the layers are this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def spread(module: nn.Module) -> None:
@@ -41,11 +51,12 @@ def test_dilated_features_contain_the_strided_ones(name: str, stride: int) -> No
 
 def test_resnet50_is_torchvisions_dilated_one() -> None:
     torch.manual_seed(0)
-    theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]).eval()
+    theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True])
+    theirs = theirs.eval().double()
     spread(theirs)
-    ours = build_backbone("resnet50", 8).eval()
+    ours = build_backbone("resnet50", 8).eval().double()
     fill(ours, theirs.state_dict(), "torchvision")
-    images = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.inference_mode():
         x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
         low = theirs.layer1(x)
