@@ -22,7 +22,7 @@ from clipes.types import Float32Array
 
 
 @torch.inference_mode()
-def patch_features(backbone: Backbone, last: LastBlock) -> Tensor:
+def key_key_features(backbone: Backbone, last: LastBlock) -> Tensor:
     """Return what each patch shows, in the space of the text features: (N, E) unit rows."""
     key, value = last.key[:, 1:], last.value[:, 1:]
     alike = (key * key.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -48,7 +48,7 @@ def class_scores(
         (C,) float32 in [0, 1]: the mean probability, among all classes and background words, over
         the patches that show the class best.
     """
-    cosines = patch_features(backbone, last) @ torch.cat([text, background]).T
+    cosines = key_key_features(backbone, last) @ torch.cat([text, background]).T
     probabilities = (backbone.logit_scale * cosines).softmax(-1)[:, : len(text)]
     best = max(1, int(params.patch_share * len(probabilities)))
     scores: Float32Array = probabilities.topk(best, dim=0).values.mean(0).float().cpu().numpy()

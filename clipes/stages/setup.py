@@ -14,6 +14,7 @@ from torch import Tensor
 from clipes.clip.backbone import Backbone
 from clipes.clip.load import load_visual
 from clipes.datasets import Dataset, open_dataset
+from clipes.device import choose_device
 from clipes.errors import UsageError
 from clipes.stages.features import text_features as resolve_text
 from clipes.stages.templates import choose_templates
@@ -136,7 +137,7 @@ def open_weights(
     progress: Callable[..., AbstractContextManager[Progress]],
 ) -> OpenedWeights:
     """Get weights and read them; arguments as for ``load_clip``."""
-    place = _device(device)
+    place = choose_device(device)
     with progress("weights", show_count=False) as bar:
         weights = resolve(source, model, say=say, progress=bar)
     return OpenedWeights(weights, read_state_dict(weights.path), place)
@@ -185,15 +186,3 @@ def load_clip(
     )
     backbone = opened.backbone(fp16_positions=fp16_positions)
     return Clip(backbone, text, weights)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device '{name}'", "use auto, cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device '{name}': no CUDA device here", "use --device cpu")
-    return device

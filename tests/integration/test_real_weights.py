@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from clipes.datasets.examples import write_examples
+from clipes.images import read_confidence, read_mask
+from clipes.types import IGNORE
 from clipes.weights import DownloadError, Weights, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,3 +93,16 @@ def test_the_demo_makes_masks_scores_and_a_page(registry: Weights, tmp_path: Pat
     again = run("-m", "clipes", "demo", "--weights", "registry", cwd=tmp_path)
     assert f"0 made, {len(ids)} there before" in again.stderr
     assert os.fspath(Path("runs", "examples", "report", "index.html")) in again.stdout
+
+
+def test_the_script_for_one_photo(registry: Weights, tmp_path: Path) -> None:
+    write_examples(tmp_path / "examples")
+    photo = tmp_path / "examples" / "JPEGImages" / "cat.png"
+    script = ROOT / "examples" / "one_photo.py"
+    done = run(script, photo, "cat", tmp_path / "mask.png", cwd=tmp_path)
+    truth = read_mask(tmp_path / "examples" / "SegmentationClass" / "cat.png")
+    mask = read_mask(tmp_path / "mask.png")
+    scored = truth != IGNORE
+    assert ((mask > 0) == (truth > 0))[scored].mean() > 0.95
+    assert read_confidence(tmp_path / "mask-confidence.png").shape == mask.shape
+    assert done.stdout.startswith("cat: ")

@@ -57,5 +57,5 @@ def test_every_command_is_documented_with_an_example() -> None:
 
 
 def test_files_the_readme_names_exist() -> None:
-    for name in re.findall(r"`((?:clipes|tests|benchmarks)/[\w./-]+)`", README):
+    for name in re.findall(r"`((?:clipes|tests|benchmarks|examples)/[\w./-]+)`", README):
         assert (ROOT / name).exists(), name

@@ -13,11 +13,10 @@ PACKAGE = Path(__file__).resolve().parents[2] / "clipes"
 
 # Each module may import modules of its own layer and of those further down.
 LAYERS = (
-    {"cli", "cli_bench", "cli_data", "cli_options", "cli_prompts", "cli_seg"}
-    | {"console", "__main__"},
+    {"cli", "console", "__main__"},
     {"stages", "runner", "report", "overlays", "bench"},
     {"clip", "gradcam", "affinity", "crf", "lattice", "simd", "pseudo", "fit", "seg"}
-    | {"fusion", "prompts_check", "sharpness", "tagging"},
+    | {"fusion", "prompts_check", "sharpness", "tagging", "device"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"},
     {"files", "config", "types", "errors", "__init__"},
 )

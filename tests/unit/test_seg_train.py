@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from clipes.config import SegmenterPreset, get_segmenter_preset
+from clipes.device import choose_device
 from clipes.errors import ArtifactError, UsageError
 from clipes.seg.checkpoint import FINAL, load_checkpoint, saved_iterations
 from clipes.seg.data import Item
 from clipes.seg.log import TensorBoard, panel
-from clipes.seg.parallel import Processes, choose_device
+from clipes.seg.parallel import Processes
 from clipes.seg.train import (
     Step,
     Trainer,

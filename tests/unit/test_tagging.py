@@ -14,7 +14,7 @@ from clipes.datasets import open_dataset
 from clipes.datasets.base import Dataset
 from clipes.errors import DatasetError
 from clipes.stages.tag import Tagger, drop_changed, make_tags, untagged
-from clipes.tagging import choose_tags, class_scores, patch_features
+from clipes.tagging import choose_tags, class_scores, key_key_features
 from clipes.text_features import TextFeatures, unit_rows
 from clipes.types import CamMaps, Failure, PseudoLabel, Sample
 from clipes.weights import read_state_dict
@@ -72,14 +72,14 @@ def test_patch_features_against_the_plain_formula(backbone, monkeypatch):
     )
     (encoding,) = backbone.encode(backbone.prepare(image, 1600)[None], 1)
     expected = features_literally(backbone, entering[0])
-    features = patch_features(backbone, encoding.last).numpy()
+    features = key_key_features(backbone, encoding.last).numpy()
     assert features.shape == (12, backbone.visual.proj.shape[1])
     np.testing.assert_allclose(features, expected, atol=2e-5)
 
 
 def test_scores_are_means_over_the_best_patches(backbone, encoding, words):
     text, background = words
-    features = patch_features(backbone, encoding.last).numpy()
+    features = key_key_features(backbone, encoding.last).numpy()
     logits = 100.0 * features @ np.concatenate([text, background]).T
     odds = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = (odds / odds.sum(1, keepdims=True))[:, :5]
@@ -103,7 +103,7 @@ def test_the_order_of_the_classes_changes_no_score(backbone, encoding, words):
 
 def test_a_class_that_is_a_patch_is_found(backbone, encoding, words):
     text, background = words
-    text = torch.cat([text, patch_features(backbone, encoding.last)[7:8]])
+    text = torch.cat([text, key_key_features(backbone, encoding.last)[7:8]])
     scores = class_scores(backbone, encoding.last, text, background, TagParams())
     assert scores.argmax() == 5
 

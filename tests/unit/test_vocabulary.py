@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
-from clipes.cli_options import FusionName
+from clipes.cli.options import FusionName
 from clipes.errors import VocabularyError
 from clipes.vocabulary import (
     SHIPPED,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipes.cli_options import command_line, finish, open_run, say_failure
+from clipes.cli.options import command_line, finish, open_run, say_failure
 from clipes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -232,8 +232,8 @@ def predict(
     from clipes.artifacts import Run
     from clipes.config import CrfParams
     from clipes.console import progress_bar
+    from clipes.device import choose_device
     from clipes.seg.checkpoint import load_checkpoint
-    from clipes.seg.parallel import choose_device
     from clipes.seg.predict import Predictor, TestSettings
     from clipes.stages.predict import find_images
     from clipes.stages.predict import predict as predict_stage

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clipes.cli_options import (
+from clipes.cli.options import (
     RUNS,
     DatasetOption,
     DifficultOption,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipes.cli_options import (
+from clipes.cli.options import (
     RUNS,
     DatasetOption,
     DifficultOption,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipes import __version__
-from clipes.cli_bench import bench
-from clipes.cli_data import check, masks, tag
-from clipes.cli_options import (
+from clipes.cli.bench import bench
+from clipes.cli.data import check, masks, tag
+from clipes.cli.options import (
     RUNS,
     CrfBackend,
     DatasetKind,
@@ -38,8 +38,8 @@ from clipes.cli_options import (
     open_run,
     say_failure,
 )
-from clipes.cli_prompts import prompts_app
-from clipes.cli_seg import predict, train_seg
+from clipes.cli.prompts import prompts_app
+from clipes.cli.seg import predict, train_seg
 from clipes.errors import ClipesError, UsageError
 
 if TYPE_CHECKING:
