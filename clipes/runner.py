@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clipes.errors import UsageError
@@ -49,6 +49,22 @@ class Shard:
         raise UsageError(
             f"'{text}' is not a shard", "write i/n with i from 0 to n - 1, such as 0/4"
         )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Shard:
+        """Return this process's part under torchrun or SLURM, else the whole.
+
+        Args:
+            environment: RANK and WORLD_SIZE, as torchrun sets them, or SLURM_PROCID and
+                SLURM_NTASKS.
+
+        Raises:
+            UsageError: They are set, but make no shard.
+        """
+        for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+            if rank in environment and size in environment:
+                return cls.parse(f"{environment[rank]}/{environment[size]}")
+        return cls()
 
     def of(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
         """Return this shard's samples."""

@@ -51,10 +51,14 @@ class TextFeatures:
     def for_classes(self, classes: tuple[str, ...]) -> TextFeatures:
         """Return these features for ``classes``, in that order.
 
+        A class may also be one of the background words; it then stops being one, as no class can
+        compete with itself.
+
         Raises:
             VocabularyError: A class has no vector here.
         """
-        row = {name: index for index, name in enumerate(self.classes)}
+        names = self.classes if self.synonym_vectors else (*self.classes, *self.background_words)
+        row = {name: index for index, name in reversed(list(enumerate(names)))}
         missing = [name for name in classes if name not in row]
         if missing:
             raise VocabularyError(
@@ -64,10 +68,14 @@ class TextFeatures:
                 "use weights with a text tower (--weights openai) or give --text-features FILE.npz",
             )
         rows = [row[name] for name in classes]
+        vectors = np.concatenate([self.class_vectors, self.background_vectors])
+        others = [k for k, word in enumerate(self.background_words) if word not in classes]
         return replace(
             self,
             classes=classes,
-            class_vectors=self.class_vectors[rows],
+            class_vectors=vectors[rows],
+            background_words=tuple(self.background_words[k] for k in others),
+            background_vectors=self.background_vectors[others],
             synonym_vectors=tuple(self.synonym_vectors[k] for k in rows if self.synonym_vectors),
         )
 

@@ -29,6 +29,7 @@ from clipes.cli.options import (
     PromptsOption,
     RootOption,
     RunArgument,
+    ShardOption,
     SplitOption,
     TagThresholdOption,
     TemplateOption,
@@ -37,6 +38,7 @@ from clipes.cli.options import (
     finish,
     open_run,
     say_failure,
+    this_part,
 )
 from clipes.cli.prompts import prompts_app
 from clipes.cli.seg import predict, train_seg
@@ -95,7 +97,7 @@ def cam(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATASET)")] = None,
-    shard: Annotated[str, typer.Option(help="Do only the i-th of n parts, from 0: i/n.")] = "0/1",
+    shard: ShardOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
@@ -105,7 +107,6 @@ def cam(
     from clipes.artifacts import Run
     from clipes.config import AUTO_LABELS, BOX_THRESHOLDS, TagParams, get_preset
     from clipes.console import progress_bar, say
-    from clipes.runner import Shard
     from clipes.stages.cam import CamMaker, make_cams
     from clipes.stages.features import fingerprint
     from clipes.stages.setup import load_clip, open_labelled, open_unlabelled
@@ -113,7 +114,7 @@ def cam(
     from clipes.stages.tag import tag as tag_stage
     from clipes.vocabulary import Fusion
 
-    part = Shard.parse(shard)
+    part = this_part(shard)
     settings = get_preset(preset.value)
     if box_threshold is None:
         box_threshold = BOX_THRESHOLDS.get(dataset.value, settings.cam.box_threshold)
@@ -195,7 +196,7 @@ def refine(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes. (default: one per core)")
     ] = None,
-    shard: Annotated[str, typer.Option(help="Do only the i-th of n parts, from 0: i/n.")] = "0/1",
+    shard: ShardOption = None,
 ) -> None:
     """Maps and images to pseudo-masks and confidence maps, with a dense CRF.
 
@@ -207,11 +208,10 @@ def refine(
 
     from clipes.config import get_preset
     from clipes.console import progress_bar
-    from clipes.runner import Shard
     from clipes.stages.refine import refine as refine_stage
     from clipes.stages.reopen import preset_of, reopen
 
-    part = Shard.parse(shard)
+    part = this_part(shard)
     folder = open_run(run)
     data = reopen(folder, root)
     settings = preset_of(folder) if preset is None else get_preset(preset.value)

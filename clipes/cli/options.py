@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from enum import Enum
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clipes.artifacts import Run
-    from clipes.runner import Summary
+    from clipes.runner import Shard, Summary
     from clipes.types import Failure
 
 RUNS = Path("runs")
@@ -99,6 +100,22 @@ TemplateOption = Annotated[
 RunArgument = Annotated[
     Path | None, typer.Argument(help="Run folder. (default: the latest below runs/)")
 ]
+
+
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Do only the i-th of n parts, from 0: i/n. (default: torchrun's or SLURM's rank, "
+        "else everything)"
+    ),
+]
+
+
+def this_part(shard: str | None) -> Shard:
+    """Return the part of the images that this process does."""
+    from clipes.runner import Shard
+
+    return Shard.from_environment(os.environ) if shard is None else Shard.parse(shard)
 
 
 def command_line() -> str:

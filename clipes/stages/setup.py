@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def open_weights(
     progress: Callable[..., AbstractContextManager[Progress]],
 ) -> OpenedWeights:
     """Get weights and read them; arguments as for ``load_clip``."""
-    place = choose_device(device)
+    place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     with progress("weights", show_count=False) as bar:
         weights = resolve(source, model, say=say, progress=bar)
     return OpenedWeights(weights, read_state_dict(weights.path), place)

@@ -145,6 +145,20 @@ def test_shards_make_the_whole(cli: Cli, photos: Path, tiny_weights: Path, tmp_p
     assert Run(tmp_path / "sharded").ids("cams") == [f"p{index}" for index in range(6)]
 
 
+def test_ranks_of_torchrun_share_the_images(
+    photos: Path, tiny_weights: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "clipes", "cam", "--dataset", "folder"]
+    command += ["--root", str(photos), "--weights", str(tiny_weights), "--out", "ranks"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("3 made, 0 there before") == 2
+    assert Run(tmp_path / "ranks").ids("cams") == [f"p{index}" for index in range(6)]
+
+
 def test_missing_and_wrong_input_is_one_line(
     cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:

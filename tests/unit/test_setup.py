@@ -71,6 +71,15 @@ def test_a_wrong_shard_is_a_usage_error(text: str) -> None:
         Shard.parse(text)
 
 
+def test_torchrun_and_slurm_say_which_part_is_whose() -> None:
+    assert Shard.from_environment({}) == Shard(0, 1)
+    assert Shard.from_environment({"RANK": "1", "WORLD_SIZE": "4"}) == Shard(1, 4)
+    assert Shard.from_environment({"SLURM_PROCID": "2", "SLURM_NTASKS": "3"}) == Shard(2, 3)
+    assert Shard.from_environment({"RANK": "1"}) == Shard(0, 1)
+    with pytest.raises(UsageError):
+        Shard.from_environment({"RANK": "4", "WORLD_SIZE": "4"})
+
+
 def test_errors_are_one_line_and_cross_processes() -> None:
     error = DatasetError("nothing\nfound at /x", "give --root")
     assert str(error) == "nothing found at /x; give --root"

@@ -107,6 +107,15 @@ def test_classes_are_taken_by_name() -> None:
         features.for_classes(("a", "x", "y"))
 
 
+def test_a_background_word_that_is_asked_for_as_a_class_stops_competing() -> None:
+    vectors = unit_rows(np.random.default_rng(0).standard_normal((4, 4)))
+    features = TextFeatures(("a", "b"), ("grass", "sky"), vectors[:2], vectors[2:], "m")
+    chosen = features.for_classes(("grass", "b"))
+    np.testing.assert_array_equal(chosen.class_vectors, vectors[[2, 1]])
+    assert chosen.background_words == ("sky",)
+    np.testing.assert_array_equal(chosen.background_vectors, vectors[[3]])
+
+
 @pytest.fixture(scope="module")
 def state(tiny_weights: Path) -> dict[str, torch.Tensor]:
     return dict(read_state_dict(tiny_weights))
