@@ -1,9 +1,9 @@
 """Linear layers on whatever this processor multiplies matrices fastest with, at full precision.
 
 PyTorch's fp32 matrix product goes through MKL, which on AMD processors reaches about half of what
-oneDNN does. oneDNN is behind PyTorch's convolutions (with two threads or more), and a linear layer
-is a 1 x 1 convolution over a column of tokens. Which of the two wins, and whether they agree, is
-measured once per process; no global precision flag is touched, as those may permit bf16.
+oneDNN does. oneDNN is behind PyTorch's convolutions, and a linear layer is a 1 x 1 convolution over
+a column of tokens. Which of the two wins, and whether they agree, is measured once per process; no
+global precision flag is touched, as those may permit bf16.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def linear_by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     """Apply a linear layer as a 1 x 1 convolution; arguments as ``Linear``."""
     column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
     kernel = weight[:, :, None, None]
-    out: Tensor = F.conv2d(column, kernel, bias).permute(0, 2, 3, 1)
+    # Dilation means nothing to a 1 x 1 kernel, but with it one thread, too, goes through oneDNN.
+    out: Tensor = F.conv2d(column, kernel, bias, dilation=2).permute(0, 2, 3, 1)
     return out.reshape(*x.shape[:-1], len(weight))
 
 
