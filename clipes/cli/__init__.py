@@ -21,10 +21,12 @@ from clipes.cli.options import (
     CrfBackend,
     DatasetKind,
     DatasetOption,
+    DeviceOption,
     DifficultOption,
     FusionName,
     FusionOption,
     ModelOption,
+    OutOption,
     PresetName,
     PromptsOption,
     RootOption,
@@ -33,6 +35,7 @@ from clipes.cli.options import (
     SplitOption,
     TagThresholdOption,
     TemplateOption,
+    TextFeaturesOption,
     WeightsOption,
     command_line,
     finish,
@@ -84,9 +87,7 @@ def cam(
     preset: Annotated[PresetName, typer.Option(help="Settings.")] = PresetName.default,
     weights: WeightsOption = "auto",
     model: ModelOption = "ViT-B-16",
-    text_features: Annotated[
-        Path | None, typer.Option(help=".npz with class and background vectors.")
-    ] = None,
+    text_features: TextFeaturesOption = None,
     prompts: PromptsOption = None,
     fusion: FusionOption = FusionName.sentence,
     template: TemplateOption = None,
@@ -96,9 +97,9 @@ def cam(
             min=0, max=1, help="lambda of the affinity's boxes. (default: 0.4; coco: 0.7)"
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATASET)")] = None,
+    out: OutOption = None,
     shard: ShardOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
 

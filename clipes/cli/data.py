@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,16 +10,19 @@ import typer
 from clipes.cli.options import (
     RUNS,
     DatasetOption,
+    DeviceOption,
     DifficultOption,
     FusionName,
     FusionOption,
     LabelsOption,
     ModelOption,
+    OutOption,
     PromptsOption,
     RootOption,
     SplitOption,
     TagThresholdOption,
     TemplateOption,
+    TextFeaturesOption,
     WeightsOption,
     command_line,
     finish,
@@ -84,15 +86,13 @@ def tag(
     split: SplitOption = None,
     weights: WeightsOption = "auto",
     model: ModelOption = "ViT-B-16",
-    text_features: Annotated[
-        Path | None, typer.Option(help=".npz with class and background vectors.")
-    ] = None,
+    text_features: TextFeaturesOption = None,
     prompts: PromptsOption = None,
     fusion: FusionOption = FusionName.sentence,
     template: TemplateOption = None,
     tag_threshold: TagThresholdOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATASET)")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    out: OutOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Guess labels for images that have none, into a file to look through: RUN/labels.csv.
 

@@ -102,6 +102,11 @@ RunArgument = Annotated[
 ]
 
 
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+TextFeaturesOption = Annotated[
+    Path | None, typer.Option(help=".npz with class and background vectors.")
+]
+OutOption = Annotated[Path | None, typer.Option(help="Run folder. (default: runs/DATASET)")]
 ShardOption = Annotated[
     str | None,
     typer.Option(

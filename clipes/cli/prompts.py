@@ -10,6 +10,7 @@ import typer
 from clipes.cli.options import (
     RUNS,
     DatasetOption,
+    DeviceOption,
     DifficultOption,
     FusionName,
     FusionOption,
@@ -84,7 +85,7 @@ def prompts_rank(
     out: Annotated[
         Path | None, typer.Option(help="Run folder for the ranking. (default: runs/DATASET)")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Rank templates by sharpness on images with labels, best (lowest) first.
 
@@ -213,7 +214,7 @@ def prompts_fit(
     prompts: PromptsOption = None,
     weights: WeightsOption = "auto",
     model: ModelOption = "ViT-B-16",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Fit class vectors to image-level labels, for weights without a text tower.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipes.cli.options import command_line, finish, open_run, say_failure
+from clipes.cli.options import DeviceOption, command_line, finish, open_run, say_failure
 from clipes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def train_seg(
         bool | None, typer.Option(help="Predictions average in the mirror image.")
     ] = None,
     amp: Annotated[Amp, typer.Option(help="Precision of the network.")] = Amp.auto,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: DeviceOption = "auto",
     workers: Annotated[
         int | None, typer.Option(min=0, help="Loader processes. (default: 4 for a GPU, else 0)")
     ] = None,
@@ -223,7 +223,7 @@ def predict(
     window: Annotated[
         int, typer.Option(min=64, help="Largest side, in pixels, that is taken in at once.")
     ] = 1024,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Masks of any images with a trained segmenter: OUT/<name>.png, VOC colours.
 
