@@ -19,13 +19,12 @@ import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
+from clipes.clip.attention import Gather
 from clipes.clip.backbone import Backbone, Encoding, LastBlock
 from clipes.types import Float32Array
 
 EPSILON = 1e-7
 """Added to the maximum of a map before dividing by it, as in the reference."""
-
-_CLASSES_AT_ONCE = 8  # bounds memory: each class holds a few (N, 4D) arrays
 
 
 def class_probabilities(
@@ -85,8 +84,7 @@ def channel_weights(
 ) -> Tensor:
     """Gradient of each class probability at ``ln_1``'s output, mean over patches: (K, D)."""
     pooled = _head_gradients(backbone, last, text, background)
-    chunks = pooled.split(_CLASSES_AT_ONCE)
-    return torch.cat([_through_last_block(backbone, last, chunk) for chunk in chunks])
+    return _through_last_block(backbone, last, pooled)
 
 
 def _head_gradients(
@@ -141,8 +139,8 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
 
     The gradient at a LayerNorm's input is r (v - mean(v) - x mean(v x)), with x its unit output, r
     the reciprocal deviation and v the gradient at x. What comes from the pooled tokens is, but for
-    a factor per token and class, the same for all tokens; so of the four matrix products per class
-    on the way to the attention, all but one need to be done only once for all classes.
+    a factor per token and class, the same for all tokens; so of the matrix products on the way to
+    the attention, one per class is left and one for all.
     """
     block, linear = backbone.blocks[-1], backbone.linear
     folded = _folded(block)
@@ -154,53 +152,55 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
     centred = at_norm - at_norm.mean(-1, keepdim=True)
     along = last.ln_post.unit @ at_norm.T / width  # (N, K)
 
-    # At the hidden units: direct_k slope - along_k common.
-    direct = centred @ second  # (K, 4D)
-    slope = _slope(block.mlp.gelu, last.hidden) * last.ln_post.inverse_std
-    common = slope * linear(last.ln_post.unit, second.T, None)
-
-    # Through ln_2, carried on to the attention's output at once: (N, K, D) and (N, K).
-    per_class = (direct[:, None] * folded.to_mixed).flatten(0, 1)
-    carried = linear(slope, per_class, None).unflatten(-1, (len(pooled), width))
-    carried -= along[..., None] * linear(common, folded.to_mixed, None)[:, None]
-    mean = slope @ (direct * folded.mean).T - along * (common @ folded.mean)[:, None]
+    # What the classes share. Reciprocal deviations of both norms go with the slope.
+    direct, common = centred @ second, linear(last.ln_post.unit, second.T, None)
+    slope = _slope(block.mlp.gelu, last.hidden)
+    slope *= last.ln_post.inverse_std * last.ln_2.inverse_std
     unit = last.hidden - folded.offset  # W1 g applied to ln_2's unit output
-    on_unit = (slope * unit) @ direct.T - along * (common * unit).sum(-1, keepdim=True)
-    carried -= mean[..., None] * folded.ones
-    carried -= (on_unit / width)[..., None] * linear(last.ln_2.unit, out.T, None)[:, None]
-    carried *= last.ln_2.inverse_std[..., None]
+    unit_out = linear(last.ln_2.unit, out.T, None) / width
+    past, common_past = (
+        centred @ out,
+        linear(last.ln_post.unit * last.ln_post.inverse_std, out.T, None),
+    )
 
-    # Past the MLP, on the residual path.
-    past = centred @ out - along[..., None] * linear(last.ln_post.unit, out.T, None)[:, None]
-    at_mixed = carried.addcmul_(past, last.ln_post.inverse_std[..., None])
-
-    heads = at_mixed.unflatten(-1, (len(last.key), -1)).permute(2, 0, 1, 3)
-    sums = _attention_sums(last, heads.contiguous())
-    weights: Tensor = sums @ block.attn.in_proj_weight / patches
+    sums = []
+    at_hidden = torch.empty_like(slope)
+    for k in range(len(pooled)):
+        along_k = along[:, k, None]
+        torch.addcmul(direct[k], along_k, common, value=-1, out=at_hidden)
+        at_hidden *= slope
+        # Through ln_2 and carried on to the attention's output at once, then past the MLP.
+        at_mixed = linear(at_hidden, folded.to_mixed, None)
+        at_mixed.addcmul_(torch.einsum("nh,nh->n", at_hidden, unit)[:, None], unit_out, value=-1)
+        at_mixed.addcmul_(along_k, common_past, value=-1)
+        at_mixed.addr_(at_hidden @ folded.mean, folded.ones, alpha=-1)
+        at_mixed.addr_(last.ln_post.inverse_std[:, 0], past[k])
+        sums.append(_attention_sums(last, at_mixed, backbone.gather))
+    weights: Tensor = torch.stack(sums) @ block.attn.in_proj_weight / patches
     return weights
 
 
-def _attention_sums(last: LastBlock, at_mixed: Tensor) -> Tensor:
-    """Sum over patches of the gradients at query, key and value: (K, 3D).
+def _attention_sums(last: LastBlock, at_mixed: Tensor, gather: Gather) -> Tensor:
+    """Sum over patches of the gradients of one class at query, key and value: (3D,).
 
-    With P the attention, G the gradient at its output (H, N, K, d) and c_i = G_i . mixed_i, the
+    With P the attention, G the gradient at its output (N, H, d) and c_i = G_i . mixed_i, the
     gradient at the scores is S_ij = P_ij (G_i . V_j - c_i). Wanted are only sums over patches:
 
     - value: each patch gives away all its attention but CLS's share: sum_i (1 - P_i,CLS) G_i;
     - query: sum_i sum_j S_ij K_j needs the column sums of S, which are (P^T G)_j . V_j - (P^T c)_j;
     - key: the rows of S sum to zero, so over the patch columns they sum to -S_i,CLS.
     """
-    scale = last.query.shape[-1] ** -0.5
-    to_cls = last.attention[:, :, :1]  # (H, N, 1)
-    along = (at_mixed * last.mixed[:, :, None]).sum(-1)  # c: (H, N, K)
-    attention_t = last.attention.transpose(-1, -2)
-    gathered = (attention_t @ at_mixed.flatten(2)).unflatten(-1, at_mixed.shape[2:])
-    columns = (gathered * last.value[:, :, None]).sum(-1) - attention_t @ along  # (H, T, K)
-    at_cls = to_cls * (torch.einsum("hnkd,hd->hnk", at_mixed, last.value[:, 0]) - along)
-    query = scale * columns.transpose(-1, -2) @ last.key
-    key = -scale * at_cls.transpose(-1, -2) @ last.query
-    value = ((1 - to_cls).transpose(-1, -2) @ at_mixed.flatten(2)).reshape(query.shape)
-    return torch.cat([part.transpose(0, 1).flatten(1) for part in (query, key, value)], -1)
+    heads, _, head_width = last.value.shape
+    scale = head_width**-0.5
+    to_cls = last.attention[:, :, 0].T  # (N, H)
+    by_head = at_mixed.unflatten(-1, (heads, head_width))
+    along = (by_head * last.mixed.transpose(0, 1)).sum(-1)  # c
+    at_cls = to_cls * ((by_head * last.value[:, 0]).sum(-1) - along)
+    columns = gather(last.attention, at_mixed, along, last.value)  # (H, T)
+    query = scale * torch.einsum("ht,htd->hd", columns, last.key)
+    key = -scale * torch.einsum("nh,hnd->hd", at_cls, last.query)
+    value = torch.einsum("nh,nhd->hd", 1 - to_cls, by_head)
+    return torch.cat([query, key, value]).flatten()
 
 
 def _slope(activation: nn.Module, x: Tensor) -> Tensor:

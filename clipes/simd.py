@@ -82,6 +82,18 @@ def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 
 
+def _variable(builder: _Untyped, value: ir.Value) -> ir.Value:
+    place = cgutils.alloca_once_value(builder, value)  # type: ignore[no-untyped-call]
+    builder.store(value, place)
+    return place
+
+
+def _splat(builder: _Untyped, value: ir.Value, kind: ir.VectorType) -> ir.Value:
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, value, _INT(0))
+    return builder.shuffle_vector(first, undefined, _constant(_ints(kind.count), 0))
+
+
 # --- memory
 
 
@@ -151,15 +163,72 @@ def store_strided(
 
 
 @_intrinsic
+def multiply_tile(
+    _typing: _Untyped,
+    a: _Untyped,
+    a_start: _Untyped,
+    a_row: _Untyped,
+    a_step: _Untyped,
+    b: _Untyped,
+    b_start: _Untyped,
+    b_step: _Untyped,
+    depth: _Untyped,
+    c: _Untyped,
+    c_start: _Untyped,
+    c_row: _Untyped,
+    rows: _Untyped,
+    vectors: _Untyped,
+    lanes: _Untyped,
+) -> _Untyped:
+    """Write a product of matrices, of a size whose sums all fit into registers.
+
+    With flat arrays, r < len(rows) and j < len(vectors) * len(lanes)::
+
+        c[c_start + r * c_row + j] = sum over k < depth of
+            a[a_start + r * a_row + k * a_step] * b[b_start + k * b_step + j]
+    """
+    kind = _floats(lanes.count)
+
+    def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
+        bases = {at: context.make_array(signature.args[at])(context, builder, args[at]).data
+                 for at in (0, 4, 8)}  # fmt: skip
+        _, a_start, a_row, a_step, _, b_start, b_step, depth, _, c_start, c_row = args[:11]
+
+        def vector_at(base: int, index: ir.Value, number: int) -> ir.Value:
+            offset = builder.add(index, index.type(number * lanes.count))
+            return builder.bitcast(builder.gep(bases[base], [offset]), kind.as_pointer())
+
+        zero = _constant(kind, 0.0)
+        sums = [[_variable(builder, zero) for _ in range(vectors.count)] for _ in range(rows.count)]
+        with cgutils.for_range(builder, depth, intp=depth.type) as loop:
+            at_b = builder.add(b_start, builder.mul(loop.index, b_step))
+            at_a = builder.add(a_start, builder.mul(loop.index, a_step))
+            right = [builder.load(vector_at(4, at_b, j), align=4) for j in range(vectors.count)]
+            for row in sums:
+                left = _splat(builder, builder.load(builder.gep(bases[0], [at_a])), kind)
+                for place, factor in zip(row, right, strict=True):
+                    summed = _multiply_add(builder, left, factor, builder.load(place))
+                    builder.store(summed, place)
+                at_a = builder.add(at_a, a_row)
+        for row in sums:
+            for number, place in enumerate(row):
+                builder.store(builder.load(place), vector_at(8, c_start, number), align=4)
+            c_start = builder.add(c_start, c_row)
+        return context.get_dummy_value()
+
+    whole = types.int64
+    places = (a, whole, whole, whole, b, whole, whole, whole, c, whole, whole)
+    return types.none(*places, rows, vectors, lanes), emit
+
+
+@_intrinsic
 def fill(_typing: _Untyped, value: _Untyped, like: _Untyped) -> _Untyped:
     """Return a vector with ``value`` in all lanes."""
 
     def emit(
         _context: _Untyped, builder: _Untyped, _signature: _Untyped, args: _Untyped
     ) -> ir.Value:
-        undefined = ir.Constant(_floats(like.count), ir.Undefined)
-        first = builder.insert_element(undefined, args[0], _INT(0))
-        return builder.shuffle_vector(first, undefined, _constant(_ints(like.count), 0))
+        return _splat(builder, args[0], _floats(like.count))
 
     return Vector(like.count)(types.float32, like), emit
 

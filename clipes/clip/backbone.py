@@ -23,7 +23,8 @@ from open_clip.transformer import (
 from PIL import Image
 from torch import Tensor, nn
 
-from clipes.clip.gemm import Linear, choose_linear
+from clipes.clip.attention import choose_attention, split_heads
+from clipes.clip.gemm import choose_linear
 from clipes.errors import WeightsError
 from clipes.types import UInt8Array
 
@@ -123,7 +124,11 @@ class Backbone:
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
         self._positions: dict[Grid, Tensor] = {}
+        heads = self.blocks[0].attn.num_heads
         self.linear = choose_linear(self.device, visual.proj.dtype)
+        self.attend, self.gather = choose_attention(
+            self.device, visual.proj.dtype, len(visual.proj) // heads
+        )
 
     @property
     def device(self) -> torch.device:
@@ -168,22 +173,19 @@ class Backbone:
         """
         grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
         tokens = self._embed(images.to(self.device), grid)
+        patches = grid[0] * grid[1]
+        total = torch.zeros(len(tokens), patches, patches, device=self.device)
         *first, last = self.blocks
         keep_from = len(first) + 1 - affinity_blocks
-        total: Tensor | None = None
         for index, block in enumerate(first):
-            keep = index >= keep_from
-            tokens, attention = _forward(block, tokens, self.linear, want_attention=keep)
-            if attention is not None:
-                total = attention if total is None else total.add_(attention)
-        encodings = []
-        for index in range(len(tokens)):
-            tape = self._forward_last(last, tokens[index])
-            attention = tape.attention[:, :, 1:].mean(0)
-            if total is not None:
-                attention = (total[index] + attention) / affinity_blocks
-            encodings.append(Encoding(grid, attention, tape))
-        return encodings
+            tokens = self._forward(block, tokens, total if index >= keep_from else None)
+        tapes = [
+            self._forward_last(last, image, part) for image, part in zip(tokens, total, strict=True)
+        ]
+        total /= affinity_blocks * last.attn.num_heads
+        return [
+            Encoding(grid, attention, tape) for attention, tape in zip(total, tapes, strict=True)
+        ]
 
     def _embed(self, images: Tensor, grid: Grid) -> Tensor:
         """Return the (B, T, D) input of the first block."""
@@ -209,18 +211,32 @@ class Backbone:
             self._positions[grid] = position.to(table.dtype)
         return self._positions[grid]
 
-    def _forward_last(self, block: ResidualAttentionBlock, tokens: Tensor) -> LastBlock:
-        """Run the last block and the head on one image (T, D), keeping what a gradient needs."""
+    def _forward(
+        self, block: ResidualAttentionBlock, tokens: Tensor, total: Tensor | None
+    ) -> Tensor:
+        """Run one block on (B, T, D); add its attention, summed over heads, to (B, N, N)."""
+        attn, mlp = block.attn, block.mlp
+        projected = self.linear(block.ln_1(tokens), attn.in_proj_weight, attn.in_proj_bias)
+        mixed = self.attend(projected, attn.num_heads, total, None)
+        tokens = tokens + self.linear(mixed, attn.out_proj.weight, attn.out_proj.bias)
+        hidden = self.linear(block.ln_2(tokens), mlp.c_fc.weight, mlp.c_fc.bias)
+        return tokens + self.linear(mlp.gelu(hidden), mlp.c_proj.weight, mlp.c_proj.bias)
+
+    def _forward_last(
+        self, block: ResidualAttentionBlock, tokens: Tensor, total: Tensor
+    ) -> LastBlock:
+        """Run the last block and the head on one image (T, D), keeping what a gradient needs.
+
+        Its attention, summed over heads, is added to ``total`` (N, N).
+        """
+        attn, patches = block.attn, len(tokens) - 1
         normed = block.ln_1(tokens)
-        query, key, value = (
-            part.squeeze(0) for part in _heads(block.attn, normed[None], self.linear)
-        )
-        query = query[:, 1:]
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        attention = scores.softmax(-1)
-        mixed = attention @ value
-        out, mlp = block.attn.out_proj, block.mlp
-        residual = tokens[1:] + self.linear(mixed.transpose(0, 1).flatten(1), out.weight, out.bias)
+        projected = self.linear(normed, attn.in_proj_weight, attn.in_proj_bias)
+        attention = projected.new_empty(attn.num_heads, patches, patches + 1)
+        mixed = self.attend(projected[None], attn.num_heads, total[None], attention[None])[0, 1:]
+        query, key, value = split_heads(projected, attn.num_heads)
+        out, mlp = attn.out_proj, block.mlp
+        residual = tokens[1:] + self.linear(mixed, out.weight, out.bias)
         ln_2 = _normalise(block.ln_2, residual)
         normed_2 = ln_2.unit * block.ln_2.weight + block.ln_2.bias
         hidden = self.linear(normed_2, mlp.c_fc.weight, mlp.c_fc.bias)
@@ -229,11 +245,11 @@ class Backbone:
         pooled = ln_post.unit.mean(0) * self.visual.ln_post.weight + self.visual.ln_post.bias
         return LastBlock(
             activations=normed[1:],
-            query=query,
+            query=query[:, 1:],
             key=key,
             value=value,
             attention=attention,
-            mixed=mixed,
+            mixed=mixed.unflatten(-1, (attn.num_heads, -1)).transpose(0, 1),
             ln_2=ln_2,
             hidden=hidden,
             ln_post=ln_post,
@@ -242,38 +258,10 @@ class Backbone:
         )
 
 
-def _heads(attn: nn.MultiheadAttention, x: Tensor, linear: Linear) -> tuple[Tensor, Tensor, Tensor]:
-    """Project (B, T, D) to query, key and value, each (B, H, T, d)."""
-    projected = linear(x, attn.in_proj_weight, attn.in_proj_bias)
-    split = projected.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    query, key, value = split.unbind(0)
-    return query, key, value
-
-
-def _forward(
-    block: ResidualAttentionBlock, tokens: Tensor, linear: Linear, *, want_attention: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Run one block on (B, T, D); also its patch-to-patch attention (B, N, N), heads averaged."""
-    query, key, value = _heads(block.attn, block.ln_1(tokens), linear)
-    kept = None
-    if want_attention:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        attention = scores.softmax(-1)
-        kept = attention[:, :, 1:, 1:].mean(1)
-        mixed = attention @ value
-    else:
-        mixed = F.scaled_dot_product_attention(query, key, value)
-    out, mlp = block.attn.out_proj, block.mlp
-    tokens = tokens + linear(mixed.transpose(1, 2).flatten(2), out.weight, out.bias)
-    hidden = linear(block.ln_2(tokens), mlp.c_fc.weight, mlp.c_fc.bias)
-    return tokens + linear(mlp.gelu(hidden), mlp.c_proj.weight, mlp.c_proj.bias), kept
-
-
 def _normalise(norm: LayerNorm, x: Tensor) -> Normalised:
     """Return ``norm``'s input at mean 0 and variance 1, before its weight and bias."""
-    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-    inverse_std = (variance + norm.eps).rsqrt()
-    return Normalised((x - mean) * inverse_std, inverse_std)
+    unit, _, inverse_std = torch.native_layer_norm(x, norm.normalized_shape, None, None, norm.eps)
+    return Normalised(unit, inverse_std)
 
 
 def _check_supported(visual: nn.Module) -> None:

@@ -68,7 +68,10 @@ def test_patch_features_against_the_plain_formula(backbone, monkeypatch):
     monkeypatch.setattr(
         type(backbone),
         "_forward_last",
-        lambda self, block, tokens: (entering.append(tokens), last(self, block, tokens))[1],
+        lambda self, block, tokens, total: (
+            entering.append(tokens),
+            last(self, block, tokens, total),
+        )[1],
     )
     (encoding,) = backbone.encode(backbone.prepare(image, 1600)[None], 1)
     expected = features_literally(backbone, entering[0])

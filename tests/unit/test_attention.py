@@ -1,0 +1,136 @@
+"""Attention by tiles is attention, whatever the number of tokens, heads and threads."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipes.clip import attention
+from clipes.clip.attention import (
+    attend_by_products,
+    attend_by_tiles,
+    choose_attention,
+    gather_by_products,
+    gather_by_tiles,
+)
+
+# (tokens, heads, width of a head): less than a tile, whole tiles, a few more, CLS alone
+SHAPES = [(2, 1, 64), (24, 3, 16), (97, 2, 48), (50, 12, 64), (65, 4, 32), (1, 2, 32)]
+
+
+@pytest.fixture(params=[1, 2, 3], ids="{} threads".format)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def projected(tokens: int, heads: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.randn(2, tokens, 3 * heads * width, generator=generator)
+
+
+@pytest.mark.parametrize(("tokens", "heads", "width"), SHAPES)
+def test_tiles_attend_as_written_in_the_transformer_paper(tokens, heads, width, threads):
+    x = projected(tokens, heads, width)
+    total = torch.ones(2, tokens - 1, tokens - 1)
+    probabilities = torch.full((2, heads, tokens - 1, tokens), torch.nan)
+    mixed = attend_by_tiles(x, heads, total, probabilities)
+    for image in range(2):
+        query, key, value = x[image].double().view(tokens, 3, heads, width).permute(1, 2, 0, 3)
+        weights = torch.softmax(query @ key.mT / width**0.5, -1)
+        expected = (weights @ value).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(mixed[image].double(), expected, rtol=0, atol=5e-6)
+        summed = 1 + weights[:, 1:, 1:].sum(0)
+        torch.testing.assert_close(total[image].double(), summed, rtol=0, atol=5e-6)
+        kept = probabilities[image].double()
+        torch.testing.assert_close(kept, weights[:, 1:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [*itertools.product([False, True], repeat=2)])
+def test_both_ways_do_the_same_whatever_is_wanted(wanted):
+    x = projected(40, 3, 64)
+    outputs = []
+    for attend in (attend_by_products, attend_by_tiles):
+        total = torch.zeros(2, 39, 39) if wanted[0] else None
+        probabilities = torch.zeros(2, 3, 39, 40) if wanted[1] else None
+        mixed = attend(x, 3, total, probabilities)
+        outputs.append([mixed, *(part for part in (total, probabilities) if part is not None)])
+    for one, other in zip(*outputs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_far_apart_and_equal_ones_are_safe():
+    x = projected(30, 2, 64)
+    x[0] *= 100
+    x[1] = 3.0
+    mixed = attend_by_tiles(x, 2, None, None)
+    torch.testing.assert_close(mixed, attend_by_products(x, 2, None, None), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(mixed[1], torch.full_like(mixed[1], 3.0))
+
+
+def test_a_spoilt_image_shows():
+    x = projected(30, 2, 64)
+    x[0, 7, 5] = torch.nan
+    mixed = attend_by_tiles(x, 2, None, None)
+    assert mixed[0].isnan().any()
+    assert not mixed[1].isnan().any()
+
+
+@pytest.mark.parametrize(("tokens", "heads", "width"), SHAPES)
+def test_tiles_gather_what_products_gather(tokens, heads, width, threads):
+    generator = torch.Generator().manual_seed(tokens)
+    patches = tokens - 1
+    probabilities = torch.rand(heads, patches, tokens, generator=generator).softmax(-1)
+    given = torch.randn(patches, heads * width, generator=generator)
+    offset = torch.randn(patches, heads, generator=generator)
+    value = projected(tokens, heads, width)[0].view(tokens, 3, heads, width)[:, 2].transpose(0, 1)
+    got = gather_by_tiles(probabilities, given, offset, value)
+    doubles = (part.double() for part in (probabilities, given, offset, value))
+    expected = gather_by_products(*doubles)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
+    plain = torch.einsum(
+        "hnt,nhd,htd->ht", probabilities, given.view(patches, heads, width), value
+    ) - torch.einsum("hnt,nh->ht", probabilities, offset)
+    torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    x, results = projected(97, 3, 64), []
+    before = torch.get_num_threads()
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        total = torch.zeros(2, 96, 96)
+        results.append((attend_by_tiles(x, 3, total, None), total))
+    torch.set_num_threads(before)
+    for mixed, total in results[1:]:
+        assert torch.equal(mixed, results[0][0])
+        assert torch.equal(total, results[0][1])
+
+
+def test_tiles_are_taken_only_where_they_are_exact_and_faster(monkeypatch):
+    measure = attention._tiles_are_better.__wrapped__
+    times = itertools.cycle([2.0, 1.0])  # products, tiles
+    monkeypatch.setattr(attention, "_time", lambda *_: next(times))
+    assert measure(1)
+    times = itertools.cycle([1.0, 2.0])
+    assert not measure(1)
+
+    def sloppy(x, heads, total, probabilities):
+        return attend_by_products(x.bfloat16(), heads, total, probabilities).float()
+
+    times = itertools.cycle([2.0, 1.0])
+    monkeypatch.setattr(attention, "attend_by_tiles", sloppy)
+    assert not measure(1)
+
+
+def test_other_types_devices_and_widths_keep_torchs_own():
+    plain = (attend_by_products, gather_by_products)
+    assert choose_attention(torch.device("cpu"), torch.bfloat16, 64) == plain
+    assert choose_attention(torch.device("meta"), torch.float32, 64) == plain
+    assert choose_attention(torch.device("cpu"), torch.float32, 40) == plain
+    assert choose_attention(torch.device("cpu"), torch.float32, 128) == plain
