@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -21,6 +22,7 @@ from clipes.bench import literal
 from clipes.clip.backbone import Backbone
 from clipes.clip.gemm import linear_by_convolution
 from clipes.config import CamParams
+from clipes.device import keep_freed_memory
 from clipes.gradcam import softmax_gradcam
 from clipes.types import Progress, UInt8Array
 
@@ -37,10 +39,12 @@ class CamTimes:
     """What one comparison found; seconds are medians over the rounds.
 
     Attributes:
-        threads: torch's threads.
-        literal: Seconds per image of the literal way, by number of classes.
-        ours: Seconds per image, likewise.
-        stages: Seconds of each step at the largest number of classes.
+        threads: Threads that compute at once.
+        literal: Seconds per image of the literal way, one image on all threads, by number of
+            classes.
+        ours: Seconds per image as ``clipes cam`` works: as many images as threads at once.
+        one_at_a_time: Seconds per image of our way with one image on all threads.
+        stages: Seconds of each step in one thread of ``ours``, at the largest number of classes.
         encoder_gflop: Floating-point operations of the encoder for one image, in 10^9.
         gemm_peak: Measured GFLOP/s of the fastest fp32 matrix product.
         bytes_ours: Size of the file with the maps of one image, by number of classes.
@@ -51,6 +55,7 @@ class CamTimes:
     threads: int
     literal: dict[int, float]
     ours: dict[int, float]
+    one_at_a_time: dict[int, float]
     stages: dict[str, float]
     encoder_gflop: float
     gemm_peak: float
@@ -66,7 +71,12 @@ class CamTimes:
     @property
     def encoder_share_of_peak(self) -> float:
         """Share of the measured GEMM peak that the encoder reaches."""
-        return self.encoder_gflop / self.stages["encode"] / self.gemm_peak
+        return self.encoder_gflops / self.gemm_peak
+
+    @property
+    def encoder_gflops(self) -> float:
+        """GFLOP/s of the encoder, over all threads."""
+        return self.threads * self.encoder_gflop / self.stages["encode"]
 
 
 def random_backbone() -> Backbone:
@@ -81,23 +91,32 @@ def compare_cam(threads: int, rounds: int, progress: Progress) -> CamTimes:
     """Time both ways in turns on random weights and a random image.
 
     Args:
-        threads: torch's threads.
+        threads: How many threads compute at once.
         rounds: Measurements of each.
         progress: Called after each measurement.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # what the backbone prepares itself for
+    keep_freed_memory()
     try:
-        return _compare(random_backbone(), threads, rounds, progress)
+        with ThreadPoolExecutor(threads) as pool:
+            return _compare(random_backbone(), pool, threads, rounds, progress)
     finally:
         torch.set_num_threads(before)
 
 
-def _compare(backbone: Backbone, threads: int, rounds: int, progress: Progress) -> CamTimes:
+def _compare(
+    backbone: Backbone,
+    pool: ThreadPoolExecutor,
+    threads: int,
+    rounds: int,
+    progress: Progress,
+) -> CamTimes:
     params = CamParams()
     image = np.random.default_rng(0).integers(0, 256, (*_SIZE, 3), dtype=np.uint8)
     texts = {k: _unit_rows(k, seed=k) for k in CLASSES}
     background = _unit_rows(_BACKGROUND_WORDS, seed=0)
+    stage_times: list[dict[str, float]] = []
 
     def run_literal(k: int) -> np.ndarray:
         prepared = backbone.prepare(image, params.max_patches)
@@ -107,28 +126,41 @@ def _compare(backbone: Backbone, threads: int, rounds: int, progress: Progress) 
 
     def run_ours(k: int) -> np.ndarray:
         maps, times = _timed_stages(backbone, image, texts[k], background, params)
-        if k == CLASSES[-1]:
+        if k == CLASSES[-1] and torch.get_num_threads() == 1:
             stage_times.append(times)
         return maps
 
-    stage_times: list[dict[str, float]] = []
+    def run_several(k: int) -> None:
+        list(pool.map(run_ours, [k] * threads))
+
+    # Name, torch's threads, what to time, images it does.
+    ways: tuple[tuple[str, int, Callable[[int], object], int], ...] = (
+        ("literal", threads, run_literal, 1),
+        ("ours", 1, run_several, threads),
+        ("one at a time", threads, run_ours, 1),
+    )
     difference = max(float(np.abs(run_ours(k) - run_literal(k)).max()) for k in CLASSES)
-    stage_times.clear()  # the first run measures warming up
+    run_several(CLASSES[-1])
+    stage_times.clear()  # the first runs measure warming up
     seconds: dict[tuple[str, int], list[float]] = {}
     peaks = []
-    total, done = rounds * 2 * len(CLASSES), 0
+    total, done = rounds * len(ways) * len(CLASSES), 0
     for _ in range(rounds):
+        torch.set_num_threads(threads)
         peaks.append(_gemm_peak())
         for k in CLASSES:
-            for name, run in (("literal", run_literal), ("ours", run_ours)):
-                seconds.setdefault((name, k), []).append(_seconds(partial(run, k)))
+            for name, count, run, images in ways:
+                torch.set_num_threads(count)
+                seconds.setdefault((name, k), []).append(_seconds(partial(run, k)) / images)
                 done += 1
                 progress(done, total)
     h, w = backbone.grid(_SIZE, params.max_patches)
+    literally, ours, alone = ({k: median(seconds[way[0], k]) for k in CLASSES} for way in ways)
     return CamTimes(
         threads=threads,
-        literal={k: median(seconds["literal", k]) for k in CLASSES},
-        ours={k: median(seconds["ours", k]) for k in CLASSES},
+        literal=literally,
+        ours=ours,
+        one_at_a_time=alone,
         stages={name: median(row[name] for row in stage_times) for name in stage_times[0]},
         encoder_gflop=encoder_flop(backbone, h * w) / 1e9,
         gemm_peak=max(peaks),

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipes.clip.attention import choose_attention, split_heads
-from clipes.clip.gemm import choose_linear
+from clipes.clip.gemm import Precision, choose_linear
 from clipes.errors import WeightsError
 from clipes.types import UInt8Array
 
@@ -102,6 +102,7 @@ class Backbone:
         mean: Channel means of the training images, RGB in [0, 1].
         std: Channel standard deviations, likewise.
         fp16_positions: Round the resampled position embedding to fp16, as the reference does.
+        precision: Of the linear layers' factors.
 
     Raises:
         WeightsError: The tower has parts the gradient is not derived for.
@@ -115,6 +116,7 @@ class Backbone:
         std: tuple[float, float, float],
         *,
         fp16_positions: bool = False,
+        precision: Precision = Precision.fp32,
     ) -> None:
         _check_supported(visual)
         self.visual = visual.eval().requires_grad_(False)
@@ -125,7 +127,7 @@ class Backbone:
         self._std = torch.tensor(std).view(3, 1, 1)
         self._positions: dict[Grid, Tensor] = {}
         heads = self.blocks[0].attn.num_heads
-        self.linear = choose_linear(self.device, visual.proj.dtype)
+        self.linear = choose_linear(self.device, visual.proj.dtype, precision)
         self.attend, self.gather = choose_attention(
             self.device, visual.proj.dtype, len(visual.proj) // heads
         )

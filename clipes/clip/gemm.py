@@ -1,24 +1,38 @@
-"""Linear layers on whatever this processor multiplies matrices fastest with, at full precision.
+"""Linear layers on whatever this processor multiplies matrices fastest with.
 
 PyTorch's fp32 matrix product goes through MKL, which on AMD processors reaches about half of what
 oneDNN does. oneDNN is behind PyTorch's convolutions, and a linear layer is a 1 x 1 convolution over
 a column of tokens. Which of the two wins, and whether they agree, is measured once per process; no
 global precision flag is touched, as those may permit bf16.
+
+Lower precision has to be asked for. Then the factors of a product are rounded, its sums and all
+else (attention, norms, residuals, the affinity) stay in float32.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from enum import Enum
 from functools import lru_cache
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
-from torch import Tensor
+from torch import Tensor, nn
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``linear(x (..., I), weight (O, I), bias (O,) or None) -> (..., O)``."""
+
+
+class Precision(Enum):
+    """What linear layers round their factors to; the values are torch's names."""
+
+    fp32 = "float32"
+    bf16 = "bfloat16"
+    fp16 = "float16"
+    auto = "auto"
+
 
 _TOKENS, _INPUT, _OUTPUT = 768, 768, 3072  # the MLP of a ViT-B on a VOC image
 _ROUNDS = 6
@@ -34,11 +48,50 @@ def linear_by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     return out.reshape(*x.shape[:-1], len(weight))
 
 
-def choose_linear(device: torch.device, dtype: torch.dtype) -> Linear:
-    """Return the fastest linear layer for ``device`` and ``dtype`` that is exact."""
-    if device.type != "cpu" or dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return F.linear
-    return _measured(torch.get_num_threads())
+class RoundedLinear:
+    """A linear layer with its input and weight rounded to fewer bits, its result in float32.
+
+    Args:
+        dtype: torch.bfloat16 or torch.float16.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._rounded: dict[int, tuple[nn.Parameter, Tensor]] = {}
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the layer; arguments as ``Linear``."""
+        product = F.linear(x.to(self._dtype), self._round(weight)).float()
+        return product if bias is None else product.add_(bias)
+
+    def _round(self, weight: Tensor) -> Tensor:
+        if not isinstance(weight, nn.Parameter):
+            return weight.to(self._dtype)
+        if id(weight) not in self._rounded:  # keeping the parameter keeps its id its own
+            self._rounded[id(weight)] = (weight, weight.to(self._dtype))
+        return self._rounded[id(weight)][1]
+
+
+def choose_linear(
+    device: torch.device, dtype: torch.dtype, precision: Precision = Precision.fp32
+) -> Linear:
+    """Return the fastest linear layer for ``device`` and ``dtype`` at a precision.
+
+    ``auto`` is bf16 where that is faster, else fp32.
+    """
+    exact: Linear = F.linear
+    on_processor = device.type == "cpu" and dtype == torch.float32
+    if on_processor and torch.backends.mkldnn.is_available():
+        exact = _measured(torch.get_num_threads())
+    if precision is Precision.fp32:
+        return exact
+    if precision is not Precision.auto:
+        return RoundedLinear(getattr(torch, precision.value))
+    rounded = RoundedLinear(torch.bfloat16)
+    if on_processor:
+        return rounded if _rounding_pays(torch.get_num_threads()) else exact
+    supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return rounded if supported else exact
 
 
 @lru_cache(maxsize=8)
@@ -55,6 +108,17 @@ def _measured(_threads: int) -> Linear:
     plain, convolution = (min(column) for column in zip(*rounds, strict=True))
     exact_enough = errors[1] <= _SLACK * errors[0]
     return linear_by_convolution if exact_enough and convolution < plain else F.linear
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode()
+def _rounding_pays(threads: int) -> bool:
+    x = torch.randn(_TOKENS, _INPUT)
+    weight = nn.Parameter(torch.randn(_OUTPUT, _INPUT), requires_grad=False)
+    ways = (_measured(threads), RoundedLinear(torch.bfloat16))
+    rounds = [[_time(way, x, weight) for way in ways] for _ in range(_ROUNDS)]
+    exact, rounded = (min(column) for column in zip(*rounds, strict=True))
+    return bool(rounded < exact)
 
 
 def _time(linear: Linear, x: Tensor, weight: Tensor) -> float:

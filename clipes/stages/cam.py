@@ -11,10 +11,9 @@ from clipes import affinity
 from clipes.artifacts import Run
 from clipes.clip.backbone import Backbone
 from clipes.config import CamParams
-from clipes.errors import ClipesError
 from clipes.fusion import fused_gradcam
 from clipes.images import read_image
-from clipes.runner import Summary
+from clipes.runner import Summary, for_each
 from clipes.text_features import TextFeatures
 from clipes.types import CamMaps, Failure, Progress, Sample, UInt8Array
 from clipes.vocabulary import Fusion
@@ -71,6 +70,7 @@ def make_cams(
     maker: CamMaker,
     run: Run,
     *,
+    workers: int,
     progress: Progress,
     report: Callable[[Failure], None],
 ) -> Summary:
@@ -80,17 +80,20 @@ def make_cams(
         samples: Images with their labels.
         maker: Makes the maps.
         run: Where they go.
+        workers: How many images at once, each in a thread; see ``share_processor``.
         progress: Called after each image.
         report: Called with each image that cannot be processed; the others go on.
     """
-    todo = [sample for sample in samples if not run.cams_path(sample.id).exists()]
-    failures = []
-    progress(0, len(todo))
-    for index, sample in enumerate(todo):
-        try:
-            run.save_cams(sample.id, maker(read_image(sample.image), sample.labels))
-        except ClipesError as error:
-            failures.append(Failure(sample.id, str(error)))
-            report(failures[-1])
-        progress(index + 1, len(todo))
-    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))
+
+    def make_one(sample: Sample) -> None:
+        run.save_cams(sample.id, maker(read_image(sample.image), sample.labels))
+
+    return for_each(
+        make_one,
+        samples,
+        is_done=lambda sample: run.cams_path(sample.id).exists(),
+        backend="threading",
+        workers=workers,
+        progress=progress,
+        report=report,
+    )

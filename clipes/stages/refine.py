@@ -1,17 +1,15 @@
-"""Stage 2: maps and images to pseudo-masks and confidence maps, in parallel processes."""
+"""Stage 2: maps and images to pseudo-masks and confidence maps, on many cores or machines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-from joblib import Parallel, delayed
+from functools import partial
 
 from clipes.artifacts import Run
 from clipes.config import CrfParams
-from clipes.errors import ClipesError
 from clipes.images import read_image
 from clipes.pseudo import pseudo_label
-from clipes.runner import Summary
+from clipes.runner import Summary, for_each
 from clipes.types import Failure, Progress, Sample
 
 
@@ -22,7 +20,8 @@ def refine(
     *,
     background_exponent: float,
     crf_backend: str,
-    workers: int,
+    backend: str,
+    workers: int | None,
     progress: Progress,
     report: Callable[[Failure], None],
 ) -> Summary:
@@ -34,38 +33,40 @@ def refine(
         crf: Settings of the CRF.
         background_exponent: alpha of the background score.
         crf_backend: Implementation of the CRF.
-        workers: Number of processes.
+        backend: What the images are spread over, see ``clipes.runner``.
+        workers: How many images at once; None for as many as there are cores.
         progress: Called after each image.
         report: Called with each image that cannot be processed; the others go on.
     """
-    todo = [sample for sample in samples if not run.has_pseudo(sample.id)]
-    failures = []
-    progress(0, len(todo))
-    jobs = (
-        delayed(_refine_one)(sample, run, crf, background_exponent, crf_backend) for sample in todo
+    return for_each(
+        partial(
+            _refine_one,
+            run=run,
+            crf=crf,
+            background_exponent=background_exponent,
+            crf_backend=crf_backend,
+        ),
+        samples,
+        is_done=partial(_has_pseudo, run),
+        backend=backend,
+        workers=workers,
+        progress=progress,
+        report=report,
     )
-    parallel = Parallel(n_jobs=min(workers, max(1, len(todo))), return_as="generator_unordered")
-    for index, failure in enumerate(parallel(jobs)):
-        if failure is not None:
-            failures.append(failure)
-            report(failure)
-        progress(index + 1, len(todo))
-    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))
+
+
+def _has_pseudo(run: Run, sample: Sample) -> bool:
+    return run.has_pseudo(sample.id)
 
 
 def _refine_one(
     sample: Sample, run: Run, crf: CrfParams, background_exponent: float, crf_backend: str
-) -> Failure | None:
-    """Refine one image; runs in a worker process, so errors come back as values."""
-    try:
-        pseudo = pseudo_label(
-            read_image(sample.image),
-            run.load_cams(sample.id),
-            crf,
-            background_exponent=background_exponent,
-            backend=crf_backend,
-        )
-        run.save_pseudo(sample.id, pseudo)
-    except ClipesError as error:
-        return Failure(sample.id, str(error))
-    return None
+) -> None:
+    pseudo = pseudo_label(
+        read_image(sample.image),
+        run.load_cams(sample.id),
+        crf,
+        background_exponent=background_exponent,
+        backend=crf_backend,
+    )
+    run.save_pseudo(sample.id, pseudo)

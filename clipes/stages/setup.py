@@ -13,6 +13,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from clipes.clip.backbone import Backbone
+from clipes.clip.gemm import Precision
 from clipes.clip.load import load_visual
 from clipes.datasets import Dataset, open_dataset
 from clipes.device import choose_device
@@ -65,7 +66,7 @@ class OpenedWeights:
         visual = load_visual(self.state, quick_gelu=recipe.quick_gelu, head_width=recipe.head_width)
         return visual.to(self.device)
 
-    def backbone(self, *, fp16_positions: bool) -> Backbone:
+    def backbone(self, *, fp16_positions: bool, precision: Precision = Precision.fp32) -> Backbone:
         """Make the image tower ready for maps; see ``CamParams`` for ``fp16_positions``."""
         recipe = self.weights.recipe
         return Backbone(
@@ -74,6 +75,7 @@ class OpenedWeights:
             mean=recipe.mean,
             std=recipe.std,
             fp16_positions=fp16_positions,
+            precision=precision,
         )
 
 
@@ -157,6 +159,7 @@ def load_clip(
     fusion: Fusion = Fusion.sentence,
     template: str | None = None,
     rankings: Sequence[Path] = (),
+    precision: Precision = Precision.fp32,
 ) -> Clip:
     """Get weights and text features, and put the image tower on its device.
 
@@ -172,6 +175,7 @@ def load_clip(
         fusion: Where synonyms become one.
         template: ``--template``: what takes the place of the vocabulary's template.
         rankings: Run folders in which a ranking may tell the best template.
+        precision: Of the image tower's linear layers.
     """
     opened = open_weights(source, model, device=device, say=say, progress=progress)
     weights = opened.weights
@@ -185,5 +189,5 @@ def load_clip(
         fusion=fusion,
         templates=choose_templates(template, vocabulary, weights.sha256, rankings, say),
     )
-    backbone = opened.backbone(fp16_positions=fp16_positions)
+    backbone = opened.backbone(fp16_positions=fp16_positions, precision=precision)
     return Clip(backbone, text, weights)

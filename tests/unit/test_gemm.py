@@ -38,3 +38,43 @@ def test_a_path_that_drops_precision_is_never_chosen(monkeypatch: pytest.MonkeyP
 def test_other_types_and_devices_keep_torchs_own() -> None:
     assert gemm.choose_linear(torch.device("cpu"), torch.bfloat16) is F.linear
     assert gemm.choose_linear(torch.device("meta"), torch.float32) is F.linear
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("parameter", [False, True])
+def test_rounding_rounds_the_factors_and_nothing_else(dtype: torch.dtype, parameter: bool) -> None:
+    linear = gemm.RoundedLinear(dtype)
+    x, bias = torch.randn(3, 7, 64), torch.randn(20)
+    weight = torch.randn(20, 64)
+    given = torch.nn.Parameter(weight) if parameter else weight
+    # Products of rounded factors are exact in double; the sum is rounded to the type once.
+    exact = F.linear(x.to(dtype).double(), weight.to(dtype).double())
+    step = torch.finfo(dtype).eps
+    with torch.inference_mode():
+        for _ in range(2):
+            got = linear(x, given, None)
+            assert got.dtype == torch.float32
+            torch.testing.assert_close(got.double(), exact, rtol=step, atol=1e-5)
+            torch.testing.assert_close(linear(x, given, bias), got + bias)
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_auto_rounds_where_that_is_faster(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "_rounding_pays", lambda _threads: pays)
+    cpu = torch.device("cpu")
+    chosen = gemm.choose_linear(cpu, torch.float32, gemm.Precision.auto)
+    assert isinstance(chosen, gemm.RoundedLinear) == pays
+    assert isinstance(
+        gemm.choose_linear(cpu, torch.float32, gemm.Precision.bf16), gemm.RoundedLinear
+    )
+    exact = gemm.choose_linear(cpu, torch.float32)
+    assert not isinstance(exact, gemm.RoundedLinear)
+
+
+def test_whether_rounding_pays_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = gemm._rounding_pays.__wrapped__
+    monkeypatch.setattr(gemm, "_measured", lambda _threads: F.linear)
+    for times, expected in (([2.0, 1.0], True), ([1.0, 2.0], False)):
+        turns = itertools.cycle(times)
+        monkeypatch.setattr(gemm, "_time", lambda *_, turns=turns: next(turns))
+        assert measure(1) is expected

@@ -1,0 +1,88 @@
+"""Work on many images: every one once, failures told, whatever it is spread over."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from clipes.errors import BackendError, ImageError
+from clipes.runner import for_each
+from clipes.types import Sample
+
+
+def samples(count: int) -> list[Sample]:
+    return [Sample(f"{number:03}", Path("x.jpg"), (0,), None) for number in range(count)]
+
+
+def touch(folder: Path, sample: Sample) -> None:
+    if sample.id.endswith("3"):
+        raise ImageError(f"{sample.id} is broken")
+    with (folder / sample.id).open("a") as file:
+        file.write("made\n")
+
+
+def there(folder: Path, sample: Sample) -> bool:
+    return (folder / sample.id).exists()
+
+
+def run(folder: Path, count: int, backend: str, workers: int | None = 2):
+    seen, told = [], []
+    summary = for_each(
+        partial(touch, folder),
+        samples(count),
+        is_done=partial(there, folder),
+        backend=backend,
+        workers=workers,
+        progress=lambda done, total: seen.append((done, total)),
+        report=told.append,
+    )
+    return summary, seen, told
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_image_is_done_once_and_failures_are_told(backend, workers, tmp_path):
+    (tmp_path / "005").write_text("made\n")
+    summary, seen, told = run(tmp_path, 25, backend, workers)
+    assert (summary.done, summary.skipped) == (21, 1)
+    assert sorted(failure.id for failure in told) == ["003", "013", "023"]
+    assert list(summary.failures) == told
+    assert told[0].reason.endswith("is broken")
+    assert seen == [(done, 24) for done in range(25)]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"made\n"}
+    again, seen, _ = run(tmp_path, 25, backend, workers)
+    assert (again.done, again.skipped, len(seen)) == (0, 22, 4)
+
+
+def test_nothing_to_do_starts_nothing(tmp_path):
+    summary, seen, _ = run(tmp_path, 0, "ray")
+    assert (summary.done, summary.skipped, seen) == (0, 0, [(0, 0)])
+
+
+def test_what_another_process_made_meanwhile_is_left_alone(tmp_path):
+    def make_all(sample: Sample) -> None:
+        for other in samples(5):
+            (tmp_path / other.id).write_text("made\n")
+        made.append(sample.id)
+
+    made: list[str] = []
+    for_each(
+        make_all,
+        samples(5),
+        is_done=partial(there, tmp_path),
+        backend="threading",
+        workers=1,
+        progress=lambda *_: None,
+        report=lambda _: None,
+    )
+    assert made == ["000"]
+
+
+@pytest.mark.parametrize(("backend", "module"), [("ray", "ray"), ("dask", "distributed")])
+def test_a_missing_cluster_library_is_one_line(backend, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(BackendError, match=rf"needs .*; pip install 'clipes\[{backend}\]'"):
+        run(tmp_path, 2, backend)
