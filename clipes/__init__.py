@@ -1,5 +1,58 @@
-"""Pseudo-masks from image-level labels with a frozen CLIP."""
+"""Pseudo-masks from image-level labels with a frozen CLIP.
+
+From Python::
+
+    labeler = clipes.load(classes=["cat", "sofa"])
+    pseudo = labeler.segment("photo.jpg", ["cat"])
+    clipes.write_mask("mask.png", pseudo.mask)
+
+What is named here is imported when it is first used: ``import clipes`` takes no time.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipes.api import PseudoLabeler, load
+    from clipes.errors import ClipesError
+    from clipes.images import read_image, read_mask, write_confidence, write_mask
+    from clipes.types import CamMaps, PseudoLabel
+
+__all__ = [
+    "CamMaps",
+    "ClipesError",
+    "PseudoLabel",
+    "PseudoLabeler",
+    "__version__",
+    "load",
+    "read_image",
+    "read_mask",
+    "write_confidence",
+    "write_mask",
+]
+
 __version__ = "0.1.0"
+
+_MODULES = {
+    "CamMaps": "clipes.types",
+    "ClipesError": "clipes.errors",
+    "PseudoLabel": "clipes.types",
+    "PseudoLabeler": "clipes.api",
+    "load": "clipes.api",
+    "read_image": "clipes.images",
+    "read_mask": "clipes.images",
+    "write_confidence": "clipes.images",
+    "write_mask": "clipes.images",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever has that name
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

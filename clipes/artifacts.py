@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from clipes.claim import claim, remove_leftovers
 from clipes.errors import ArtifactError, RunConflictError
 from clipes.files import atomic_write, check_id, list_files, read_arrays, write_json
 from clipes.images import read_confidence, read_mask, write_confidence, write_mask
@@ -29,6 +31,9 @@ from clipes.types import CamMaps, PseudoLabel
 
 SCHEMA = 1
 """Version of the run folder's layout."""
+
+FOLDERS = {"cam": "cams", "refine": "pseudo", "train-seg": "checkpoints"}
+"""The folder whose files say which images a stage has done."""
 
 _PACKAGES = ("clipes", "torch", "open_clip_torch", "numpy", "opencv-python-headless", "pillow")
 _LARGEST_MANIFEST = 1 << 24  # bytes
@@ -54,6 +59,15 @@ class Run:
     def tags_path(self) -> Path:
         """Where zero-shot tags are, a label file."""
         return self.root / "labels.csv"
+
+    def claim(self, stage: str, *, shared: bool = False) -> AbstractContextManager[None]:
+        """Keep other processes from the same stage of this run; see ``clipes.claim``.
+
+        Args:
+            stage: A stage of ``FOLDERS``.
+            shared: Whether this process does only a part of the images.
+        """
+        return claim(self.root / FOLDERS[stage], f"clipes {stage}", shared=shared)
 
     def exists(self) -> bool:
         """Tell whether the folder is a run folder."""
@@ -198,13 +212,15 @@ class Run:
         Raises:
             RunConflictError: The stage ran here with other settings.
         """
+        for folder in (".", "confidence", "predictions"):
+            remove_leftovers(self.root / folder)
         manifest: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
         if self.manifest_path.exists():
             manifest = self.manifest()
         plain = json.loads(json.dumps(settings))
         section = manifest["stages"].get(stage)
         if section is not None:
-            _check_same(self.root, stage, section.get("settings", {}), plain)
+            check_same(self.root, stage, section.get("settings", {}), plain)
         manifest["stages"][stage] = {
             "command": command,
             "settings": plain,
@@ -229,13 +245,25 @@ def latest_run(parent: Path) -> Run:
     return Run(manifests[-1].parent)
 
 
-def _check_same(
+def check_same(
     root: Path, stage: str, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> None:
+    """Compare the settings a folder was made with and those asked for, both plain nested data.
+
+    Args:
+        root: The folder, for the message.
+        stage: The command that made it, for the message.
+        before: Its settings.
+        now: Those asked for.
+        prefix: What their names in the message start with.
+
+    Raises:
+        RunConflictError: They differ.
+    """
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            _check_same(root, stage, old, new, f"{prefix}{key}.")
+            check_same(root, stage, old, new, f"{prefix}{key}.")
         elif old != new:
             raise RunConflictError(
                 f"{root} was made by '{stage}' with {prefix}{key} = {_short(old)}, "

@@ -25,6 +25,7 @@ from clipes.types import Progress as ProgressCallback
 if TYPE_CHECKING:
     from clipes.stages.baseline import Change
     from clipes.stages.check import Findings
+    from clipes.stages.doctor import Diagnosis
     from clipes.stages.evaluate import Scored
 
 _IDS_SHOWN = 5
@@ -134,6 +135,19 @@ def print_findings(findings: Findings) -> None:
         console.print(f"{kind.value}: {problems[0].id}: {problems[0].reason}", markup=False)
 
 
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print what ``clipes doctor`` looked at, and which commands would run, on stdout."""
+    console = Console(highlight=False, soft_wrap=True)
+    for check in diagnosis.checks:
+        remedy = f"; {check.remedy}" if check.remedy else ""
+        line = f"{check.state.value:8} {check.name}: {check.detail}{remedy}"
+        console.print(line, markup=False)
+    console.print()
+    for command in diagnosis.lines:
+        verdict = f"needs {', '.join(command.missing)}" if command.missing else "would run"
+        console.print(f"{command.command}: {verdict}", markup=False)
+
+
 def print_bench(result: dict[str, Any]) -> None:
     """Print what ``clipes bench`` measured, on stdout."""
     console = Console(highlight=False)
@@ -141,12 +155,14 @@ def print_bench(result: dict[str, Any]) -> None:
         table = Table(
             title=f"CAM stage, {threads} thread(s), per image of 375 x 500, random ViT-B/16"
         )
-        for column in ("classes", "literal", "clipes", "speed-up", "bytes", "of the reference's"):
+        columns = ("classes", "literal", "one at a time", "clipes", "speed-up")
+        for column in (*columns, "bytes", "of the reference's"):
             table.add_column(column, justify="right")
         for classes, seconds in cam["seconds"].items():
             table.add_row(
                 classes,
                 f"{cam['seconds_literal'][classes]:.2f} s",
+                f"{cam['seconds_one_at_a_time'][classes]:.2f} s",
                 f"{seconds:.2f} s",
                 f"{cam['speedup'][classes]:.2f} x",
                 str(cam["bytes"][classes]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipes.claim import temporary_sibling
 from clipes.errors import ArtifactError, DatasetError
 
 MAX_ID_BYTES = 200
@@ -26,9 +26,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` that takes its place when the block ends well.
 
     Missing parent folders are created. If the block raises, the temporary file is removed and what
-    was at ``path`` stays as it was. The sibling keeps the suffix of ``path``, because libraries
-    choose a format by it; its name starts with a dot, so ``list_files`` never shows it, not even
-    when a killed process left it behind.
+    was at ``path`` stays as it was. The name of the sibling starts with a dot, so ``list_files``
+    never shows it, not even when a killed process left it behind (``clipes.claim`` removes it).
 
     Args:
         path: The file to write.
@@ -40,7 +39,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         ArtifactError: The folder or the file cannot be written (permissions, full disk).
 
     """
-    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix}")
+    temporary = temporary_sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)

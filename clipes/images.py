@@ -57,6 +57,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 _PNG_HEADER = struct.Struct(">8x4x4sIIBB")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -65,7 +66,7 @@ _PNG_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB w
 _open_lock = threading.Lock()
 
 
-def read_image(path: Path) -> UInt8Array:
+def read_image(path: str | Path) -> UInt8Array:
     """Read a photo as it is meant to be looked at.
 
     The EXIF orientation is applied (the images of VOC and COCO carry none, so their masks keep
@@ -83,14 +84,56 @@ def read_image(path: Path) -> UInt8Array:
         ImageError: The file is missing, empty, truncated, no picture, of a mode whose range is
             unknown (32-bit), or has more than ``MAX_PIXELS`` pixels.
     """
-    with _opened(path, _PHOTO_FORMATS) as image:
+    with _opened(Path(path), _PHOTO_FORMATS) as image:
+        return to_pixels(image, str(path))
+
+
+def to_pixels(image: Image.Image, name: str = "the picture") -> UInt8Array:
+    """Return the pixels of a picture in memory as ``read_image`` does those of a file.
+
+    Args:
+        image: Of any mode; it need not be decoded yet.
+        name: What to call it in a message.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        ImageError: It cannot be decoded, has no pixels or more than ``MAX_PIXELS``, or is of a mode
+            whose range is unknown.
+    """
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise _too_large(name, f"{width} x {height}") if width * height else _no_pixels(name)
+    try:
         image.load()
         upright = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-        rgb = _to_rgb(image, path)
+        rgb = _to_rgb(image, name)
         return np.array(rgb if upright is None else rgb.transpose(upright), dtype=np.uint8)
+    except _DECODE_ERRORS as error:
+        raise _unreadable(name, error) from error
 
 
-def read_mask(path: Path) -> UInt8Array:
+def read_header(path: str | Path) -> tuple[tuple[int, int], bool]:
+    """Tell the size of a photo as ``read_image`` returns it, without decoding it.
+
+    Args:
+        path: As for ``read_image``.
+
+    Returns:
+        (H, W), and whether the EXIF orientation turns or mirrors the picture that is stored.
+
+    Raises:
+        ImageError: As ``read_image``, as far as the start of the file tells.
+    """
+    with _opened(Path(path), _PHOTO_FORMATS) as image:
+        width, height = image.size
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        size = (width, height) if orientation in _ON_ITS_SIDE else (height, width)
+        return size, orientation in _UPRIGHT
+
+
+def read_mask(path: str | Path) -> UInt8Array:
     """Read a mask of labels: palette indices or 8-bit grey values, never colours.
 
     Args:
@@ -102,6 +145,7 @@ def read_mask(path: Path) -> UInt8Array:
     Raises:
         ImageError: The file is missing, damaged, or another kind of picture.
     """
+    path = Path(path)
     kind, bits = _png_kind(path)
     if kind != "palette" and (kind, bits) != ("grey", 8):
         raise ImageError(
@@ -112,7 +156,7 @@ def read_mask(path: Path) -> UInt8Array:
         return np.array(image, dtype=np.uint8)
 
 
-def write_mask(path: Path, mask: UInt8Array) -> None:
+def write_mask(path: str | Path, mask: UInt8Array) -> None:
     """Write a mask as 8-bit palette PNG with VOC's colours, atomically.
 
     Args:
@@ -127,11 +171,11 @@ def write_mask(path: Path, mask: UInt8Array) -> None:
         raise ValueError(f"a mask is (H, W) uint8, this is {mask.shape} {mask.dtype}")
     image = Image.fromarray(mask)
     image.putpalette(voc_palette().tobytes())
-    with atomic_write(path) as temporary:
+    with atomic_write(Path(path)) as temporary:
         image.save(temporary, format="PNG")
 
 
-def read_confidence(path: Path) -> Float32Array:
+def read_confidence(path: str | Path) -> Float32Array:
     """Read a confidence map written by ``write_confidence``.
 
     Args:
@@ -143,6 +187,7 @@ def read_confidence(path: Path) -> Float32Array:
     Raises:
         ImageError: The file is missing, damaged, or another kind of picture.
     """
+    path = Path(path)
     kind, bits = _png_kind(path)
     if (kind, bits) != ("grey", 16):
         raise ImageError(
@@ -153,7 +198,7 @@ def read_confidence(path: Path) -> Float32Array:
         return np.asarray(image).astype(np.float32) / np.float32(65535)
 
 
-def write_confidence(path: Path, confidence: FloatArray) -> None:
+def write_confidence(path: str | Path, confidence: FloatArray) -> None:
     """Write a confidence map as 16-bit grey PNG holding round(65535 * p), atomically.
 
     Args:
@@ -170,7 +215,7 @@ def write_confidence(path: Path, confidence: FloatArray) -> None:
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(f"confidence must lie in [0, 1], this spans {low} to {high}")
     steps = np.rint(confidence * np.float64(65535)).astype(np.uint16)
-    with atomic_write(path) as temporary:
+    with atomic_write(Path(path)) as temporary:
         Image.fromarray(steps).save(temporary, format="PNG")
 
 
@@ -208,31 +253,38 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
                 image = Image.open(file, formats=formats)
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise _too_large(path, f"{width} x {height}")
+                raise _too_large(str(path), f"{width} x {height}")
             yield image
     except FileNotFoundError as error:
         raise ImageError(f"no picture at {path}", "check the file name") from error
     except Image.DecompressionBombError as error:
-        raise _too_large(path, "more than 178 million") from error
+        raise _too_large(str(path), "more than 178 million") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{path} is damaged or no {', '.join(formats)} picture",
             "convert it, or replace or remove the file",
         ) from error
     except _DECODE_ERRORS as error:
-        raise ImageError(
-            f"cannot read {path}: {error or type(error).__name__}", "replace or remove the file"
-        ) from error
+        raise _unreadable(str(path), error) from error
 
 
-def _too_large(path: Path, size: str) -> ImageError:
+def _unreadable(name: str, error: BaseException) -> ImageError:
+    reason = str(error) or type(error).__name__
+    return ImageError(f"cannot read {name}: {reason}", "replace or remove the file")
+
+
+def _no_pixels(name: str) -> ImageError:
+    return ImageError(f"{name} has no pixels", "give a picture of at least 1 x 1")
+
+
+def _too_large(name: str, size: str) -> ImageError:
     return ImageError(
-        f"{path} has {size} pixels, more than the {MAX_PIXELS // 1_000_000} million allowed",
+        f"{name} has {size} pixels, more than the {MAX_PIXELS // 1_000_000} million allowed",
         "shrink the picture",
     )
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         grey: npt.NDArray[Any] = np.asarray(image)
         return Image.fromarray(((grey.astype(np.int64) + 128) // 257).astype(np.uint8)).convert(
@@ -240,7 +292,7 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         )
     if image.mode in ("I", "F"):
         raise ImageError(
-            f"{path} has 32-bit pixels, whose range is not known", "convert it to an 8-bit PNG"
+            f"{name} has 32-bit pixels, whose range is not known", "convert it to an 8-bit PNG"
         )
     if image.has_transparency_data:
         pixels = image.convert("RGBA")

@@ -1,8 +1,9 @@
-"""A mask for one photo from Python: what ``clipes cam`` and ``clipes refine`` do, in memory.
+"""A mask for one photo.
 
     python examples/one_photo.py photo.jpg cat,sofa mask.png
 
-Weights are fetched on the first run. With the registry's, labels are VOC's 20 classes.
+Weights are fetched on the first run. With the registry's, labels are VOC's 20 classes and some 70
+other things; see the README.
 """
 
 from __future__ import annotations
@@ -10,36 +11,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from clipes.config import get_preset
-from clipes.console import progress_bar, say
-from clipes.images import read_image, write_confidence, write_mask
-from clipes.pseudo import pseudo_label
-from clipes.stages.cam import CamMaker
-from clipes.stages.setup import load_clip
-from clipes.vocabulary import load_vocabulary
+import clipes
 
 
-def main(photo: str, labels: str, target: str) -> None:
+def main(photo: str, labels: str, target: str, weights: str = "auto") -> None:
     """Write the mask of ``photo`` to ``target``, and its confidence beside it."""
-    preset = get_preset("default")
-    vocabulary = load_vocabulary("voc").with_classes(tuple(labels.split(",")))
-    clip = load_clip(
-        "auto",
-        "ViT-B-16",
-        vocabulary,
-        text_features=None,
-        fp16_positions=preset.cam.fp16_positions,
-        device="auto",
-        say=say,
-        progress=progress_bar,
-    )
-    image = read_image(Path(photo))
-    maps = CamMaker(clip.backbone, clip.text, preset.cam)(image, range(len(vocabulary.classes)))
-    pseudo = pseudo_label(image, maps, preset.crf)
+    labeler = clipes.load(weights, classes=labels.split(","))
+    pseudo = labeler.segment(photo, labeler.classes)
+    clipes.write_mask(target, pseudo.mask)
     path = Path(target)
-    write_mask(path, pseudo.mask)
-    write_confidence(path.with_stem(f"{path.stem}-confidence"), pseudo.confidence)
-    for value, name in enumerate(vocabulary.classes, start=1):
+    clipes.write_confidence(path.with_stem(f"{path.stem}-confidence"), pseudo.confidence)
+    for value, name in enumerate(labeler.classes, start=1):
         print(f"{name}: {(pseudo.mask == value).mean():.1%} of the pixels, mask value {value}")
 
 

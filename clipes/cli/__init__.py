@@ -16,6 +16,8 @@ import typer
 from clipes import __version__
 from clipes.cli.bench import bench
 from clipes.cli.data import check, masks, tag
+from clipes.cli.doctor import doctor
+from clipes.cli.export import export
 from clipes.cli.options import (
     RUNS,
     CrfBackend,
@@ -27,8 +29,10 @@ from clipes.cli.options import (
     FusionOption,
     ModelOption,
     OutOption,
+    PrecisionName,
     PresetName,
     PromptsOption,
+    RefineBackend,
     RootOption,
     RunArgument,
     ShardOption,
@@ -68,6 +72,8 @@ app.command("masks")(masks)
 app.command("train-seg")(train_seg)
 app.command("predict")(predict)
 app.command("bench")(bench)
+app.command("export")(export)
+app.command("doctor")(doctor)
 
 
 @app.command()
@@ -100,14 +106,26 @@ def cam(
     out: OutOption = None,
     shard: ShardOption = None,
     device: DeviceOption = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Images at once. (default: one per core; GPU: 4)")
+    ] = None,
+    precision: Annotated[
+        PrecisionName,
+        typer.Option(
+            help="Of CLIP's matrix products; auto: bf16 where that is faster, but fp32 for the "
+            "preset reference."
+        ),
+    ] = PrecisionName.auto,
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
 
     Example: clipes cam --dataset voc --root data/VOC2012 --split train
     """
     from clipes.artifacts import Run
+    from clipes.clip.gemm import Precision
     from clipes.config import AUTO_LABELS, BOX_THRESHOLDS, TagParams, get_preset
     from clipes.console import progress_bar, say
+    from clipes.device import choose_device, keep_freed_memory, share_processor
     from clipes.stages.cam import CamMaker, make_cams
     from clipes.stages.features import fingerprint
     from clipes.stages.setup import load_clip, open_labelled, open_unlabelled
@@ -120,6 +138,8 @@ def cam(
     if box_threshold is None:
         box_threshold = BOX_THRESHOLDS.get(dataset.value, settings.cam.box_threshold)
     settings = settings.with_box_threshold(box_threshold)
+    if preset is PresetName.reference and precision is PrecisionName.auto:
+        precision = PrecisionName.fp32
     automatic = str(labels) == AUTO_LABELS
     source: dict[str, Any] = {"root": root, "split": split, "prompts": prompts}
     source["difficult"] = difficult
@@ -128,6 +148,7 @@ def cam(
     else:
         vocabulary, data = open_labelled(dataset.value, labels=labels, **source)
     run = Run(out or RUNS / dataset.value)
+    workers = share_processor(choose_device(device), workers)
     clip = load_clip(
         weights,
         model,
@@ -140,6 +161,7 @@ def cam(
         fusion=Fusion(fusion.value),
         template=template,
         rankings=(run.root, RUNS / dataset.value),
+        precision=Precision[precision.value],
     )
     unusable: Sequence[Failure] = data.failures
     if automatic:
@@ -165,6 +187,7 @@ def cam(
             "difficult": difficult,
             "classes": data.classes,
             "preset": settings.to_dict(),
+            "precision": precision.value,
             "weights": {"name": clip.weights.name, "sha256": clip.weights.sha256},
             "text": {
                 "sha256": fingerprint(clip.text),
@@ -179,9 +202,15 @@ def cam(
     if automatic and (changed := drop_changed(run, data)):
         say(f"the labels of {changed} images were changed: their maps are made again")
     maker = CamMaker(clip.backbone, clip.text, settings.cam)
-    with progress_bar("cam") as progress:
+    keep_freed_memory()
+    with run.claim("cam", shared=part.count > 1), progress_bar("cam") as progress:
         summary = make_cams(
-            part.of(data.samples), maker, run, progress=progress, report=say_failure
+            part.of(data.samples),
+            maker,
+            run,
+            workers=workers,
+            progress=progress,
+            report=say_failure,
         )
     finish("maps", run, summary, unusable)
 
@@ -194,8 +223,15 @@ def refine(
         PresetName | None, typer.Option(help="Settings of the CRF. (default: as in cam)")
     ] = None,
     crf: Annotated[CrfBackend, typer.Option(help="CRF implementation.")] = CrfBackend.numba,
+    backend: Annotated[
+        RefineBackend,
+        typer.Option(
+            help="What to run on: loky (processes of this machine), or a ray or dask cluster: that "
+            "of RAY_ADDRESS or DASK_SCHEDULER_ADDRESS, else a local one."
+        ),
+    ] = RefineBackend.loky,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. (default: one per core)")
+        int | None, typer.Option(min=1, help="Images at once. (default: one per core)")
     ] = None,
     shard: ShardOption = None,
 ) -> None:
@@ -204,8 +240,6 @@ def refine(
     Example: clipes refine runs/voc --workers 8
     """
     from dataclasses import asdict
-
-    from joblib import cpu_count
 
     from clipes.config import get_preset
     from clipes.console import progress_bar
@@ -225,14 +259,15 @@ def refine(
         },
         command=command_line(),
     )
-    with progress_bar("refine") as progress:
+    with folder.claim("refine", shared=part.count > 1), progress_bar("refine") as progress:
         summary = refine_stage(
             part.of(data.samples),
             folder,
             settings.crf,
             background_exponent=settings.background_exponent,
             crf_backend=crf.value,
-            workers=workers or cpu_count(),
+            backend=backend.value,
+            workers=workers,
             progress=progress,
             report=say_failure,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,11 +49,33 @@ class FusionName(str, Enum):
     cam_max = "cam-max"
 
 
+class PrecisionName(str, Enum):
+    """Precisions of CLIP's linear layers, as the command line names them."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    auto = "auto"
+
+
 class CrfBackend(str, Enum):
     """Implementations of the dense CRF."""
 
     numba = "numba"
     pydensecrf = "pydensecrf"
+
+
+class RefineBackend(str, Enum):
+    """What ``clipes refine`` spreads its images over."""
+
+    loky = "loky"
+    ray = "ray"
+    dask = "dask"
+
+
+def one_of(*values: str) -> Callable[[str], list[str]]:
+    """Return what a shell offers where these values are usual, but others are possible."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
 DatasetOption = Annotated[DatasetKind, typer.Option("--dataset", "-d", help="Kind of data set.")]
@@ -80,11 +103,19 @@ TagThresholdOption = Annotated[
     typer.Option(min=0, max=1, help="Score from which a class is a tag. (default: 0.38)"),
 ]
 WeightsOption = Annotated[
-    str, typer.Option(help="auto, openai, registry, a file, or an open_clip tag.")
+    str,
+    typer.Option(
+        help="auto, openai, registry, a file, or an open_clip tag.",
+        autocompletion=one_of("auto", "openai", "registry"),
+    ),
 ]
 ModelOption = Annotated[str, typer.Option(help="open_clip name of a ViT.")]
 PromptsOption = Annotated[
-    str | None, typer.Option(help="TOML file with classes, synonyms, background words.")
+    str | None,
+    typer.Option(
+        help="TOML file with classes, synonyms, background words.",
+        autocompletion=one_of("voc", "coco"),
+    ),
 ]
 FusionOption = Annotated[
     FusionName,
@@ -102,7 +133,10 @@ RunArgument = Annotated[
 ]
 
 
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda, cuda:1, ...", autocompletion=one_of("auto", "cpu", "cuda")),
+]
 TextFeaturesOption = Annotated[
     Path | None, typer.Option(help=".npz with class and background vectors.")
 ]

@@ -137,44 +137,45 @@ def train_segmenter(
             model.backbone, preset.backbone, sources.backbone_weights, say=talk.say
         )
         freeze = preset.freeze_norms and origin != "none"  # nothing to keep in random weights
-    processes.wait()  # every process has seen what is there before the first changes it
-    if processes.first:
-        if fresh:
-            _forget(sources)
-        sources.out.begin(STAGE, settings, command, facts)
-    processes.wait()
-    if not fresh and final.exists():
-        talk.say(f"trained before: {final}")
-    else:
-        latest = None if fresh else load_checkpoint(saved[-1])
-        if latest is not None:
-            freeze = bool(latest.training.get("freeze_norms"))
-        trainer = Trainer(model, replace(preset, freeze_norms=freeze), options, processes)
-        if latest is not None:
-            trainer.restore(latest)
-            talk.say(f"going on after iteration {trainer.iteration}: {latest.path}")
-        labels = len(data.classes) + 1
-        stream = TrainingSet(pairs, labels, preset, options.seed)
-        _train(trainer, stream, sources.out, talk, log=processes.first)
-    fill_model(model, load_checkpoint(final))
-    predictor = Predictor(model, TestSettings(preset.test_scales, preset.flip))
-    mine = Shard(processes.rank, processes.count).of(val.samples)
-    with talk.progress("predict") as progress:
-        mine_done = predict(
-            {sample.id: sample.image for sample in mine},
-            predictor,
-            sources.out.root / "predictions",
-            crf=CrfParams() if preset.crf else None,
-            replace=False,
-            progress=progress,
-            report=talk.report,
+    with sources.out.claim(STAGE, shared=processes.count > 1):
+        processes.wait()  # every process has seen what is there before the first changes it
+        if processes.first:
+            if fresh:
+                _forget(sources)
+            sources.out.begin(STAGE, settings, command, facts)
+        processes.wait()
+        if not fresh and final.exists():
+            talk.say(f"trained before: {final}")
+        else:
+            latest = None if fresh else load_checkpoint(saved[-1])
+            if latest is not None:
+                freeze = bool(latest.training.get("freeze_norms"))
+            trainer = Trainer(model, replace(preset, freeze_norms=freeze), options, processes)
+            if latest is not None:
+                trainer.restore(latest)
+                talk.say(f"going on after iteration {trainer.iteration}: {latest.path}")
+            labels = len(data.classes) + 1
+            stream = TrainingSet(pairs, labels, preset, options.seed)
+            _train(trainer, stream, sources.out, talk, log=processes.first)
+        fill_model(model, load_checkpoint(final))
+        predictor = Predictor(model, TestSettings(preset.test_scales, preset.flip))
+        mine = Shard(processes.rank, processes.count).of(val.samples)
+        with talk.progress("predict") as progress:
+            mine_done = predict(
+                {sample.id: sample.image for sample in mine},
+                predictor,
+                sources.out.root / "predictions",
+                crf=CrfParams() if preset.crf else None,
+                replace=False,
+                progress=progress,
+                report=talk.report,
+            )
+        summaries = processes.gather(mine_done)
+        return Summary(
+            sum(summary.done for summary in summaries),
+            sum(summary.skipped for summary in summaries),
+            tuple(failure for summary in summaries for failure in summary.failures),
         )
-    summaries = processes.gather(mine_done)
-    return Summary(
-        sum(summary.done for summary in summaries),
-        sum(summary.skipped for summary in summaries),
-        tuple(failure for summary in summaries for failure in summary.failures),
-    )
 
 
 def training_pairs(

@@ -10,9 +10,11 @@ import pytest
 import typer
 
 from clipes.cli import app
+from clipes.export import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+FORMATS_PAGE = (ROOT / "docs" / "formats.md").read_text("utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
@@ -33,14 +35,21 @@ def check(arguments: list[str]) -> None:
     assert not unknown, f"{arguments}: {unknown}"
 
 
-@pytest.mark.parametrize("arguments", commands(README), ids=" ".join)
-def test_commands_of_the_readme_exist(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", commands(README + FORMATS_PAGE), ids=" ".join)
+def test_commands_of_the_documentation_exist(arguments: list[str]) -> None:
     check(arguments)
 
 
 def test_an_unknown_option_would_be_found() -> None:
     with pytest.raises(AssertionError, match="--nonsense"):
         check(["cam", "--nonsense"])
+
+
+def test_the_page_of_formats_knows_every_format_and_its_options() -> None:
+    rows = re.findall(r"^\| `(\w[\w-]*)` \| .* \| (.*) \|$", FORMATS_PAGE, re.MULTILINE)
+    documented = {name: set(re.findall(r"--(\w+)", options)) for name, options in rows}
+    assert documented == {name: set(form.options) for name, form in FORMATS.items()}
+    assert re.findall(r"^### (.*)", FORMATS_PAGE, re.MULTILINE) == list(documented)
 
 
 def test_make_targets_of_the_readme_exist() -> None:

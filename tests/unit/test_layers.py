@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).resolve().parents[2] / "clipes"
 
 # Each module may import modules of its own layer and of those further down.
 LAYERS = (
-    {"cli", "console", "__main__"},
-    {"stages", "runner", "report", "overlays", "bench"},
+    {"cli", "console", "__main__", "__init__"},
+    {"stages", "runner", "report", "overlays", "bench", "export", "api"},
     {"clip", "gradcam", "affinity", "crf", "lattice", "simd", "pseudo", "fit", "seg"}
     | {"fusion", "prompts_check", "sharpness", "tagging", "device"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"},
-    {"files", "config", "types", "errors", "__init__"},
+    {"claim", "files", "config", "types", "errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CONSOLE_LIBRARIES = {"typer", "rich", "click"}

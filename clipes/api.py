@@ -1,0 +1,198 @@
+"""clipes from Python: what ``clipes cam`` and ``clipes refine`` do to one image, in memory."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clipes.config import Preset, get_preset
+from clipes.datasets.base import class_index
+from clipes.datasets.problems import ProblemError
+from clipes.errors import ImageError, UsageError, VocabularyError
+from clipes.images import read_image, to_pixels
+from clipes.pseudo import pseudo_label
+from clipes.stages.cam import CamMaker
+from clipes.stages.setup import Clip, load_clip
+from clipes.types import CamMaps, Progress, PseudoLabel, UInt8Array
+from clipes.vocabulary import load_vocabulary
+
+Picture: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
+"""A file, a picture that Pillow opened, or (H, W, 3) RGB uint8."""
+
+Label: TypeAlias = str | int | np.integer[Any]
+"""A class: its name, or its 0-based index."""
+
+_log = logging.getLogger("clipes")
+
+
+class PseudoLabeler:
+    """Makes maps and masks of one image after another; ``load`` makes one.
+
+    Args:
+        clip: The image tower, and the vectors of the classes.
+        preset: What is done to an image.
+    """
+
+    def __init__(self, clip: Clip, preset: Preset) -> None:
+        self._maker = CamMaker(clip.backbone, clip.text, preset.cam)
+        self._clip = clip
+        self._preset = preset
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; class k has mask value k + 1."""
+        return self._clip.text.classes
+
+    @property
+    def preset(self) -> Preset:
+        """What is done to an image."""
+        return self._preset
+
+    @property
+    def note(self) -> str:
+        """What a reader of the results must know of the class vectors; may be empty."""
+        return self._clip.text.note
+
+    def segment(self, image: Picture, labels: Label | Sequence[Label]) -> PseudoLabel:
+        """Return the mask of an image, and how sure each of its pixels is.
+
+        Args:
+            image: A path, a Pillow picture, or an (H, W, 3) RGB uint8 array (OpenCV reads BGR).
+            labels: What is in it: names or 0-based indices of ``classes``.
+
+        Returns:
+            mask (H, W) uint8, 0 background, class k as k + 1; confidence (H, W) in [0, 1].
+
+        Raises:
+            ImageError: The image cannot be read or used.
+            VocabularyError: A label is none of the classes.
+            UsageError: There is no label.
+        """
+        pixels = _pixels(image)
+        return self.refine(pixels, self.maps(pixels, labels))
+
+    def maps(self, image: Picture, labels: Label | Sequence[Label]) -> CamMaps:
+        """Return the activation maps of an image, without the CRF; as ``segment``.
+
+        Returns:
+            maps (K, h, w) in [0, 1] at one value per patch, in the order of ``labels``.
+        """
+        return self._maker(_pixels(image), self._indices(labels))
+
+    def refine(self, image: Picture, maps: CamMaps) -> PseudoLabel:
+        """Return the mask that the dense CRF makes of an image and its maps.
+
+        Args:
+            image: As for ``segment``.
+            maps: What ``maps`` returned for it.
+
+        Raises:
+            ImageError: The image cannot be read, or the maps are of one of another size.
+        """
+        exponent = self._preset.background_exponent
+        return pseudo_label(_pixels(image), maps, self._preset.crf, background_exponent=exponent)
+
+    def _indices(self, labels: Label | Sequence[Label]) -> list[int]:
+        """Return 0-based indices, each once, in the order given."""
+        given = [labels] if isinstance(labels, str | int | np.integer) else labels
+        found = list(dict.fromkeys(_index(label, self.classes) for label in given))
+        if not found:
+            raise UsageError("no labels", "give at least one class that the image shows")
+        return found
+
+
+def load(
+    weights: str | Path = "auto",
+    classes: Sequence[str] | None = None,
+    text_features: str | Path | None = None,
+    preset: str | Preset = "default",
+    device: str = "auto",
+    *,
+    model: str = "ViT-B-16",
+    prompts: str | Path = "voc",
+) -> PseudoLabeler:
+    """Get CLIP ready to make masks.
+
+    Weights that are not on this machine are fetched. What is used, and why, goes to the logger
+    ``clipes``; that class vectors are stand-ins is a warning, which Python shows by itself.
+
+    Args:
+        weights: ``auto``, ``openai``, ``registry``, a file, or a pretrained tag of open_clip.
+        classes: Class names in mask order; None for those of ``prompts``.
+        text_features: An ``.npz`` with class vectors, instead of the text tower.
+        preset: ``reference``, ``default`` or ``fast``, or one of your own.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        model: Architecture, in open_clip's spelling.
+        prompts: Vocabulary with template, synonyms and background words: ``voc``, ``coco``, or a
+            TOML file.
+
+    Raises:
+        WeightsError: There are no such weights, or they cannot be fetched.
+        VocabularyError: A class has no vector, or the vocabulary cannot be used.
+        UsageError: There is no such preset or device, or ``classes`` is no list.
+    """
+    if isinstance(classes, str):
+        raise UsageError(f"classes is the text {classes[:60]!r}", "give a list: ['cat', 'sofa']")
+    chosen = get_preset(preset) if isinstance(preset, str) else preset
+    vocabulary = load_vocabulary(prompts)
+    if classes is not None:
+        vocabulary = vocabulary.with_classes(tuple(classes))
+    clip = load_clip(
+        str(weights),
+        model,
+        vocabulary,
+        text_features=None if text_features is None else Path(text_features),
+        fp16_positions=chosen.cam.fp16_positions,
+        device=device,
+        say=_log.info,
+        progress=_no_progress,
+    )
+    if clip.text.note:
+        _log.warning("class vectors: %s", clip.text.note)
+    return PseudoLabeler(clip, chosen)
+
+
+def _pixels(image: Picture) -> UInt8Array:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_pixels(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        if image.size:
+            return image
+        raise ImageError(f"an image of shape {image.shape} has no pixels")
+    shown = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+    raise ImageError(
+        f"an image that is {shown}", "give a path, a Pillow picture, or (H, W, 3) RGB uint8"
+    )
+
+
+def _index(label: Label, classes: tuple[str, ...]) -> int:
+    try:
+        if isinstance(label, str):
+            return class_index(label, classes)
+        index = operator.index(label)
+    except ProblemError as error:
+        raise VocabularyError(error.what, error.remedy) from error
+    except TypeError as error:
+        raise VocabularyError(
+            f"the label {label!r} is neither a name nor a whole number", "give class names"
+        ) from error
+    if not 0 <= index < len(classes):
+        raise VocabularyError(
+            f"there is no class {index}", f"indices go from 0 to {len(classes) - 1}, or give names"
+        )
+    return index
+
+
+@contextmanager
+def _no_progress(_: str, *, show_count: bool = True) -> Iterator[Progress]:
+    yield lambda done, total: None

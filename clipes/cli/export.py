@@ -1,0 +1,76 @@
+"""``clipes export``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipes.cli.options import RootOption, RunArgument, command_line, open_run, say_failure
+
+
+class FormatName(str, Enum):
+    """Formats, as the command line names them."""
+
+    coco = "coco"
+    labelme = "labelme"
+    cvat = "cvat"
+    mmseg = "mmseg"
+    voc = "voc"
+    clip_es = "clip-es"
+
+
+def export(
+    format_: Annotated[FormatName, typer.Option("--format", "-f", help="What to write.")],
+    run: RunArgument = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the output. (default: RUN/export/FORMAT)")
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="mu: pixels less sure than this are not labelled."),
+    ] = None,
+    components: Annotated[
+        bool,
+        typer.Option("--components", help="coco, cvat: one annotation per connected part."),
+    ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="labelme: pixels by which polygons may differ from the mask."),
+    ] = 0.0,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="voc, mmseg: copy images instead of linking to them.")
+    ] = False,
+    root: RootOption = None,
+) -> None:
+    """Write pseudo-masks for another tool; docs/formats.md says what is in the files.
+
+    Example: clipes export runs/voc --format coco --confidence 0.95
+    """
+    from clipes.console import progress_bar, say
+    from clipes.export import Options
+    from clipes.stages.export import export as export_stage
+
+    folder = open_run(run)
+    with progress_bar("export") as progress:
+        target, summary = export_stage(
+            folder,
+            root,
+            format_.value,
+            out,
+            Options(confidence, components, tolerance, copy),
+            command=command_line(),
+            progress=progress,
+            say=say,
+            report=say_failure,
+        )
+    failed = len(summary.failures)
+    say(
+        f"{format_.value}: {summary.done} images written, {summary.skipped} there before, "
+        f"{failed} failed"
+    )
+    typer.echo(target)
+    if failed:
+        raise typer.Exit(1)

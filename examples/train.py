@@ -1,0 +1,57 @@
+"""Stage 4: a DeepLab on confident pixels, on the output of ``refine.py``.
+
+    python examples/train.py runs/by-hand 100
+
+The backbone starts from random weights, to show the parts in one page; ``clipes train-seg`` starts
+from ImageNet's and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from clipes.artifacts import Run
+from clipes.config import get_segmenter_preset
+from clipes.datasets import open_dataset
+from clipes.device import choose_device
+from clipes.images import read_image, write_mask
+from clipes.seg.data import TrainingPair, TrainingSet
+from clipes.seg.deeplab import ModelSpec, Segmenter
+from clipes.seg.parallel import Processes
+from clipes.seg.predict import Predictor, TestSettings
+from clipes.seg.train import Trainer, TrainOptions
+from clipes.stages.predict import predict_mask
+
+
+def main(out: str, iterations: str = "100") -> None:
+    """Write ``out/checkpoints/final.pt`` and ``out/predictions/<id>.png``."""
+    run, data = Run(Path(out)), open_dataset("examples")
+    recipe = get_segmenter_preset("small")
+    recipe = replace(recipe, iterations=int(iterations), batch=4, freeze_norms=False)
+    pairs = [
+        TrainingPair(s.id, s.image, run.pseudo_path(s.id), run.confidence_path(s.id))
+        for s in data.samples
+    ]
+    device = choose_device("auto")
+    torch.manual_seed(0)
+    spec = ModelSpec(recipe.arch, recipe.backbone, recipe.output_stride, data.classes)
+    model = Segmenter(spec).to(device)
+    trainer = Trainer(model, recipe, TrainOptions(threshold=0.95), Processes(0, 1, device))
+    views = TrainingSet(pairs, 1 + len(data.classes), recipe, seed=0)
+    trainer.run(
+        views,
+        run.root / "checkpoints",
+        lambda step: print(f"{step.iteration}/{step.total}: loss {step.loss:.3f}"),
+    )
+    predictor = Predictor(model, TestSettings())
+    for sample in data.samples:
+        mask = predict_mask(read_image(sample.image), predictor, None)
+        write_mask(run.root / "predictions" / f"{sample.id}.png", mask)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,193 @@
+"""The package from Python: three lines give the masks that the command line writes."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clipes
+from clipes.config import get_preset
+from clipes.errors import ImageError, UsageError, VocabularyError
+from clipes.images import read_image
+from clipes.pseudo import pseudo_label
+
+CLASSES = ["cat", "sofa", "dog"]
+
+
+@pytest.fixture(scope="module")
+def labeler(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> clipes.PseudoLabeler:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return clipes.load(tiny_weights, CLASSES, device="cpu")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((104, 72)).save(path)
+    return path
+
+
+def test_three_lines(labeler: clipes.PseudoLabeler, photo: Path, tmp_path: Path) -> None:
+    pseudo = labeler.segment(photo, ["dog", "cat"])
+    assert pseudo.mask.shape == pseudo.confidence.shape == (72, 104)
+    assert pseudo.mask.dtype == np.uint8
+    assert set(np.unique(pseudo.mask)) <= {0, 1, 3}
+    clipes.write_mask(str(tmp_path / "mask.png"), pseudo.mask)
+    np.testing.assert_array_equal(clipes.read_mask(str(tmp_path / "mask.png")), pseudo.mask)
+
+
+def test_it_does_what_the_stages_do(labeler: clipes.PseudoLabeler, photo: Path) -> None:
+    maps = labeler.maps(photo, ["cat"])
+    assert maps.labels.tolist() == [0]
+    assert maps.size == (72, 104)
+    expected = pseudo_label(read_image(photo), maps, get_preset("default").crf)
+    for pseudo in (labeler.segment(photo, ["cat"]), labeler.refine(photo, maps)):
+        np.testing.assert_array_equal(pseudo.mask, expected.mask)
+        np.testing.assert_array_equal(pseudo.confidence, expected.confidence)
+
+
+def test_every_way_to_give_an_image_is_the_same(labeler: clipes.PseudoLabeler, photo: Path) -> None:
+    pixels = read_image(photo)
+    with Image.open(photo) as picture:
+        ways = (str(photo), picture, pixels, picture.convert("RGBA"))
+        found = [labeler.maps(way, "cat").maps for way in ways]
+    for maps in found:
+        np.testing.assert_array_equal(maps, labeler.maps(photo, "cat").maps)
+
+
+def test_a_turned_picture_is_taken_upright(labeler: clipes.PseudoLabeler, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 24)).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as picture:
+        assert labeler.maps(picture, "cat").size == (40, 24)
+    assert labeler.maps(tmp_path / "turned.png", "cat").size == (40, 24)
+
+
+@pytest.mark.parametrize(
+    "labels", [["dog", "cat"], [2, 0], ("dog", 0), np.array([2, 0]), ["dog", "dog", 0, "cat"]]
+)
+def test_every_way_to_give_labels_is_the_same(
+    labeler: clipes.PseudoLabeler, photo: Path, labels: object
+) -> None:
+    assert labeler.maps(photo, labels).labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cta"], r"unknown class 'cta'; did you mean 'cat'\?"),
+        ([3], "there is no class 3; indices go from 0 to 2"),
+        ([-1], "there is no class -1"),
+        ([0.5], "neither a name nor a whole number"),
+        ([None], "neither a name nor a whole number"),
+    ],
+)
+def test_labels_that_are_none_are_named(
+    labeler: clipes.PseudoLabeler, photo: Path, labels: list, message: str
+) -> None:
+    with pytest.raises(VocabularyError, match=message):
+        labeler.segment(photo, labels)
+
+
+def test_no_label_is_an_error(labeler: clipes.PseudoLabeler, photo: Path) -> None:
+    with pytest.raises(UsageError, match="at least one class"):
+        labeler.segment(photo, [])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        Image.new("F", (4, 4)),
+        Image.new("RGB", (0, 4)),
+        "nowhere.jpg",
+        None,
+    ],
+)
+def test_images_that_are_none_are_refused(labeler: clipes.PseudoLabeler, image: object) -> None:
+    with pytest.raises(ImageError):
+        labeler.segment(image, ["cat"])
+
+
+def test_a_truncated_picture_is_an_image_error(labeler: clipes.PseudoLabeler, photo: Path) -> None:
+    photo.write_bytes(photo.read_bytes()[:300])
+    with Image.open(photo) as picture, pytest.raises(ImageError, match="cannot read the picture"):
+        labeler.segment(picture, ["cat"])
+
+
+def test_maps_of_another_image_are_refused(labeler: clipes.PseudoLabeler, photo: Path) -> None:
+    maps = labeler.maps(photo, "cat")
+    with pytest.raises(ImageError, match="its maps were made at"):
+        labeler.refine(np.zeros((10, 10, 3), np.uint8), maps)
+
+
+def test_loading_tells_a_logger_and_needs_a_list(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPES_CACHE", str(tmp_path))
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("clipes")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        loaded = clipes.load(tiny_weights, ["cat"], preset=get_preset("fast"), device="cpu")
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+    assert loaded.classes == ("cat",)
+    assert loaded.preset.name == "fast"
+    assert loaded.note == ""
+    assert any("encoding" in message for message in messages)
+    with pytest.raises(UsageError, match="give a list"):
+        clipes.load(tiny_weights, "cat")
+    with pytest.raises(UsageError, match="unknown preset"):
+        clipes.load(tiny_weights, preset="nonsense")
+
+
+def test_vectors_of_a_file_are_used_and_their_note_is_a_warning(
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CLIPES_CACHE", str(tmp_path))
+    vectors = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    path = tmp_path / "text.npz"
+    names, background = np.array(["cat", "dog", "sky"]), np.array([False, False, True])
+    np.savez(
+        path, names=names, features=vectors, background=background, model="tiny", note="made up"
+    )
+    loaded = clipes.load(tiny_weights, ["dog", "cat"], str(path), device="cpu")
+    assert loaded.classes == ("dog", "cat")
+    assert loaded.note == "made up"
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.getMessage() for record in warnings] == ["class vectors: made up"]
+
+
+def test_importing_the_package_is_light() -> None:
+    code = (
+        "import sys, clipes; heavy = {'torch', 'numpy', 'cv2', 'numba', 'PIL', 'typer'};"
+        "print(heavy & set(sys.modules), sorted(dir(clipes)) == sorted(clipes.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set() True"
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    assert all(getattr(clipes, name) is not None for name in clipes.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = clipes.nonsense

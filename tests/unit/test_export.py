@@ -1,0 +1,693 @@
+"""Every format is read back, by its own reader where there is one, and gives the masks again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickletools
+import xml.sax.saxutils
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from defusedxml import ElementTree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageDraw
+
+from clipes.artifacts import Run
+from clipes.cli.export import FormatName
+from clipes.datasets import open_dataset
+from clipes.datasets.outlines import decode_runs, draw, fill_runs, parse_outline
+from clipes.errors import ArtifactError, RunConflictError, UsageError
+from clipes.export import FORMATS, Options
+from clipes.export.base import IGNORE_LABEL
+from clipes.export.regions import compress, paint_order, regions, simplify
+from clipes.images import read_image, read_mask, voc_palette
+from clipes.pseudo import upsample
+from clipes.stages.export import export
+from clipes.types import IGNORE, CamMaps, Failure, PseudoLabel
+
+CLASSES = ("cat, black", "dog & <b> \"x\" 'y'", "Käse 猫", "bus")
+SIZES = {"one": (1, 1), "odd": (7, 5), "row": (1, 9), "holes": (23, 31), "empty": (6, 8)}
+MU = 0.95
+
+some = settings(max_examples=60, deadline=None)
+small_masks = hnp.arrays(
+    np.uint8,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=9),
+    elements=st.sampled_from([0, 0, 1, 2, IGNORE]),
+)
+binary_masks = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)).map(
+    lambda values: values % 2
+)
+
+
+def holes(size: tuple[int, int]) -> np.ndarray:
+    """A region with a hole, in the hole another with a hole, and a diagonal."""
+    mask = np.zeros(size, np.uint8)
+    mask[2:20, 2:24] = 1
+    mask[5:17, 6:20] = 0
+    mask[7:15, 8:18] = 3
+    mask[9:12, 10:14] = 1
+    mask[10, 11] = 0
+    mask[np.arange(8), np.arange(23, 31)] = 4
+    return mask
+
+
+@pytest.fixture
+def masks() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    found = {name: rng.integers(0, 5, size).astype(np.uint8) for name, size in SIZES.items()}
+    found["one"][:] = 4
+    found["holes"] = holes(SIZES["holes"])
+    found["empty"][:] = 0
+    return found
+
+
+@pytest.fixture
+def confidence() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {name: rng.choice([0.5, 0.99], size).astype(np.float32) for name, size in SIZES.items()}
+
+
+@pytest.fixture
+def run(tmp_path: Path, masks: dict, confidence: dict) -> Run:
+    """A run on a small folder; every image is labelled with every class."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), "utf-8")
+    labels = {f"{name}.png": list(CLASSES) for name in SIZES}
+    (root / "labels.json").write_text(json.dumps(labels))
+    run = Run(tmp_path / "runs" / "voc-like")
+    settings = {"dataset": "folder", "split": None, "labels": None, "classes": CLASSES}
+    run.begin("cam", settings, "clipes cam", {"root": str(root)})
+    rng = np.random.default_rng(2)
+    for name, size in SIZES.items():
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{name}.png")
+        run.save_pseudo(name, PseudoLabel(masks[name], confidence[name]))
+        maps = rng.random((2, 2, 3)).astype(np.float32)
+        run.save_cams(name, CamMaps(np.array([3, 0]), maps, size))
+    return run
+
+
+class Exporter:
+    """Exports and keeps what was said."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.said: list[str] = []
+        self.failures: list[Failure] = []
+        self.steps: list[tuple[int, int]] = []
+
+    def __call__(self, name: str, out: Path | None = None, **options: object) -> Path:
+        folder, self.summary = export(
+            self.run,
+            None,
+            name,
+            out,
+            Options(**options),
+            command="clipes export",
+            progress=lambda done, total: self.steps.append((done, total)),
+            say=self.said.append,
+            report=self.failures.append,
+        )
+        assert not self.failures
+        return folder
+
+
+@pytest.fixture
+def do(run: Run) -> Exporter:
+    return Exporter(run)
+
+
+@pytest.fixture
+def sure(masks: dict, confidence: dict) -> dict[str, np.ndarray]:
+    return {name: np.where(confidence[name] < MU, IGNORE, masks[name]) for name in masks}
+
+
+def assert_masks(read: Callable[[str], np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(read(name), mask, err_msg=name)
+
+
+def test_the_command_line_knows_every_format() -> None:
+    assert [name.value for name in FormatName] == list(FORMATS)
+
+
+# Regions
+
+
+def runs_literally(inside: np.ndarray) -> list[int]:
+    counts, last, run = [], False, 0
+    for value in inside.T.ravel():
+        if bool(value) != last:
+            counts.append(run)
+            last, run = bool(value), 0
+        run += 1
+    return [*counts, run]
+
+
+@some
+@given(binary_masks)
+def test_run_lengths_are_those_of_counting(mask: np.ndarray) -> None:
+    for region in regions(mask, [1], components=False):
+        runs = region.runs(mask.shape)
+        assert runs.tolist() == runs_literally(mask)
+        assert decode_runs(compress(runs)).tolist() == runs.tolist()
+        np.testing.assert_array_equal(fill_runs(runs, mask.shape), mask == 1)
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8))
+def test_compressed_runs_are_read_back(runs: list[int]) -> None:
+    assert decode_runs(compress(np.array(runs))).tolist() == runs
+
+
+@some
+@given(small_masks)
+def test_regions_together_are_the_mask(mask: np.ndarray) -> None:
+    for components in (False, True):
+        again = np.zeros_like(mask)
+        found = list(regions(mask, [1, 2, IGNORE], components=components))
+        for region in found:
+            height, width = region.inside.shape
+            box = again[region.top : region.top + height, region.left : region.left + width]
+            assert not box[region.inside].any()
+            box[region.inside] = region.value
+            assert region.inside[[0, -1]].any(1).all()
+            assert region.inside[:, [0, -1]].any(0).all()
+        np.testing.assert_array_equal(again, mask)
+
+
+def painted(mask: np.ndarray) -> np.ndarray:
+    """Paint polygons as labelme does: with Pillow, outline included."""
+    again = np.zeros_like(mask)
+    for value, outline in paint_order(mask):
+        corners = outline.tolist()
+        corners += corners[-1:] * (3 - len(corners))
+        canvas = Image.new("L", mask.shape[::-1])
+        points = [tuple(map(float, corner)) for corner in corners]
+        ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
+        again[np.asarray(canvas) == 1] = value
+    return again
+
+
+@some
+@given(small_masks)
+def test_polygons_painted_in_order_are_the_mask(mask: np.ndarray) -> None:
+    np.testing.assert_array_equal(painted(mask), mask)
+
+
+def test_nothing_is_painted_for_background_outside() -> None:
+    values = [value for value, _ in paint_order(holes(SIZES["holes"]))]
+    assert values.count(0) == 2  # the hole of the outer ring, and the pixel inside
+    assert not list(paint_order(np.zeros((5, 5), np.uint8)))
+
+
+def test_simpler_polygons_stay_near() -> None:
+    rows, columns = np.indices((60, 60))
+    mask = ((rows - 30) ** 2 + (columns - 30) ** 2 < 400).astype(np.uint8)
+    ((_, outline),) = paint_order(mask)
+    simple = simplify(outline, 1.0)
+    assert len(simple) < len(outline) / 2
+    distances = np.hypot(*(outline[:, None] - simple[None]).transpose(2, 0, 1))
+    assert distances.min(0).max() == 0  # its corners are corners of the outline
+    canvas = Image.new("L", (60, 60))
+    ImageDraw.Draw(canvas).polygon([tuple(map(float, p)) for p in simple], outline=1, fill=1)
+    assert (np.asarray(canvas) != mask).sum() < 0.05 * mask.sum()
+    assert simplify(outline, 0) is outline
+
+
+# voc, mmseg
+
+
+@pytest.mark.parametrize("mu", [None, MU])
+def test_voc(do: Exporter, masks: dict, sure: dict, mu: float | None) -> None:
+    folder = do("voc", confidence=mu)
+    assert_masks(
+        lambda name: read_mask(folder / "SegmentationClassAug" / f"{name}.png"),
+        sure if mu else masks,
+    )
+    with Image.open(folder / "SegmentationClassAug" / "holes.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.reshape(image.getpalette(), (-1, 3)), voc_palette())
+    ids = (folder / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
+    assert ids == list(SIZES)
+    assert (folder / "classes.txt").read_text("utf-8").splitlines() == list(CLASSES)
+    linked = folder / "JPEGImages" / "odd.png"
+    assert linked.is_symlink()
+    np.testing.assert_array_equal(read_image(linked), read_image(linked.resolve()))
+
+
+def test_voc_is_a_data_set_again(do: Exporter, tmp_path: Path) -> None:
+    folder = do("voc", tmp_path / "out", copy=True)
+    (folder / "labels.json").write_text(json.dumps({f"{name}.png": ["bus"] for name in SIZES}))
+    for kind, options in (
+        ("folder", {}),
+        ("voc", {"labels": folder / "labels.json", "classes": CLASSES}),
+    ):
+        data = open_dataset(kind, root=folder, **options)
+        assert data.classes == CLASSES
+        assert {sample.id for sample in data.samples} == set(SIZES)
+        assert all(sample.mask and not sample.image.is_symlink() for sample in data.samples)
+
+
+@pytest.mark.parametrize("mu", [None, MU])
+def test_mmseg(do: Exporter, masks: dict, sure: dict, mu: float | None) -> None:
+    # BaseSegDataset needs mmcv, which has to be compiled; so its documented rule is followed here.
+    folder = do("mmseg", confidence=mu)
+    config: dict = {}
+    exec((folder / "dataset.py").read_text("utf-8"), config)
+    assert config["metainfo"]["classes"] == ("background", *CLASSES)
+    assert config["metainfo"]["palette"] == voc_palette()[:5].tolist()
+    data = config["train_dataloader"]["dataset"]
+    assert (data["type"], data["reduce_zero_label"], data["ignore_index"]) == (
+        "BaseSegDataset",
+        False,
+        255,
+    )
+    root = Path(data["data_root"])
+    stems = (root / data["ann_file"]).read_text().splitlines()
+    assert stems == list(SIZES)
+
+    def read(stem: str) -> np.ndarray:
+        image = root / data["data_prefix"]["img_path"] / (stem + data["img_suffix"])
+        truth = root / data["data_prefix"]["seg_map_path"] / (stem + data["seg_map_suffix"])
+        assert read_image(image).shape[:2] == SIZES[stem]
+        return np.array(Image.open(truth))
+
+    assert_masks(read, sure if mu else masks)
+
+
+def test_mmseg_with_images_of_two_kinds(do: Exporter, run: Run) -> None:
+    root = Path(run.stage("cam")["facts"]["root"])
+    (root / "odd.png").unlink()
+    Image.new("RGB", SIZES["odd"][::-1]).save(root / "odd.JPEG")
+    labels = json.loads((root / "labels.json").read_text())
+    labels = {("odd.JPEG" if name == "odd.png" else name): value for name, value in labels.items()}
+    (root / "labels.json").write_text(json.dumps(labels))
+    folder = do("mmseg")
+    config: dict = {}
+    exec((folder / "dataset.py").read_text("utf-8"), config)
+    parts = config["train_dataset"]["datasets"]
+    assert config["train_dataset"]["type"] == "ConcatDataset"
+    found = {part["img_suffix"]: (folder / part["ann_file"]).read_text().split() for part in parts}
+    assert found == {".jpg": ["odd"], ".png": ["one", "row", "holes", "empty"]}
+    assert (folder / "img_dir" / "train" / "odd.jpg").exists()
+
+
+def test_a_turned_photo_is_placed_upright(do: Exporter, run: Run) -> None:
+    root = Path(run.stage("cam")["facts"]["root"])
+    (root / "odd.png").unlink()
+    height, width = SIZES["odd"]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (height, width), (200, 30, 40)).save(root / "odd.jpg", exif=exif)
+    labels = (root / "labels.json").read_text().replace("odd.png", "odd.jpg")
+    (root / "labels.json").write_text(labels)
+    folder = do("voc")
+    with Image.open(folder / "JPEGImages" / "odd.jpg") as image:
+        assert image.size == (width, height)
+        assert 0x0112 not in image.getexif()
+    assert not (folder / "JPEGImages" / "odd.jpg").is_symlink()
+
+
+# coco
+
+
+def coco_masks(path: Path) -> dict[str, np.ndarray]:
+    """Draw the file with the project's own reader of instances files."""
+    content = json.loads(path.read_text("utf-8"))
+    found = {}
+    for image in content["images"]:
+        outlines = [
+            parse_outline(entry, entry["category_id"])
+            for entry in content["annotations"]
+            if entry["image_id"] == image["id"]
+        ]
+        found[Path(image["file_name"]).stem] = draw(outlines, (image["height"], image["width"]))
+    return found
+
+
+@pytest.mark.parametrize("components", [False, True])
+@pytest.mark.parametrize("mu", [None, MU])
+def test_coco(do: Exporter, masks: dict, sure: dict, mu: float | None, components: bool) -> None:
+    path = do("coco", confidence=mu, components=components) / "instances.json"
+    expected = sure if mu else masks
+    assert_masks(coco_masks(path).__getitem__, expected)
+    content = json.loads(path.read_text("utf-8"))
+    assert {entry["id"]: entry["name"] for entry in content["categories"]} == dict(
+        enumerate(CLASSES, start=1)
+    )
+    assert [image["id"] for image in content["images"]] == [1, 2, 3, 4, 5]
+    ids = [entry["id"] for entry in content["annotations"]]
+    assert ids == list(range(1, len(ids) + 1))
+    objects = [entry for entry in content["annotations"] if not entry["iscrowd"]]
+    pairs = {(entry["image_id"], entry["category_id"]) for entry in objects}
+    assert (len(pairs) < len(objects)) == components
+    crowds = [entry for entry in content["annotations"] if entry["iscrowd"]]
+    unsure = sum((mask == IGNORE).any() for mask in expected.values())
+    assert len(crowds) == unsure * len(CLASSES)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # its own
+@pytest.mark.parametrize("components", [False, True])
+@pytest.mark.parametrize("mu", [None, MU])
+def test_coco_as_pycocotools_reads_it(
+    do: Exporter,
+    masks: dict,
+    sure: dict,
+    mu: float | None,
+    components: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("pycocotools", reason="it is part of the extra dev")
+    from pycocotools import mask as tools
+    from pycocotools.coco import COCO
+
+    coco = COCO(str(do("coco", confidence=mu, components=components) / "instances.json"))
+    assert [entry["name"] for entry in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    for image in coco.loadImgs(coco.getImgIds()):
+        expected = (sure if mu else masks)[Path(image["file_name"]).stem]
+        again = np.zeros((image["height"], image["width"]), np.uint8)
+        entries = coco.loadAnns(coco.getAnnIds(imgIds=image["id"], iscrowd=None))
+        for entry in sorted(entries, key=lambda entry: -entry["iscrowd"]):
+            inside = coco.annToMask(entry)
+            again[inside == 1] = IGNORE if entry["iscrowd"] else entry["category_id"]
+            rle = coco.annToRLE(entry)
+            assert entry["area"] == tools.area(rle)
+            assert entry["bbox"] == tools.toBbox(rle).tolist()
+        np.testing.assert_array_equal(again, expected)
+    capsys.readouterr()
+
+
+@some
+@given(binary_masks)
+def test_the_text_is_the_one_pycocotools_writes(mask: np.ndarray) -> None:
+    tools = pytest.importorskip("pycocotools.mask", reason="it is part of the extra dev")
+    for region in regions(mask, [1], components=False):
+        text = compress(region.runs(mask.shape))
+        assert text.encode() == tools.encode(np.asfortranarray(mask))["counts"]
+
+
+def test_coco_keeps_the_numbers_of_coco(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    (root / "train2014").mkdir(parents=True)
+    ids = ["COCO_train2014_000000000030", "COCO_train2014_000000000009"]
+    for id_ in ids:
+        Image.new("RGB", (4, 3)).save(root / "train2014" / f"{id_}.jpg")
+    (root / "labels.json").write_text(json.dumps({f"{id_}.jpg": ["b a"] for id_ in ids}))
+    run = Run(tmp_path / "runs" / "coco")
+    settings = {"dataset": "coco", "split": None, "classes": ["b a"]}
+    settings["labels"] = str(root / "labels.json")
+    run.begin("cam", settings, "clipes cam", {"root": str(root)})
+    run.save_pseudo(ids[1], PseudoLabel(np.ones((3, 4), np.uint8), np.ones((3, 4), np.float32)))
+    do = Exporter(run)
+    content = json.loads((do("coco") / "instances.json").read_text("utf-8"))
+    (image,) = content["images"]
+    assert image == {"id": 9, "file_name": f"{ids[1]}.jpg", "height": 3, "width": 4}
+    assert "1 of 2 images have no pseudo-mask yet" in do.said[0]
+    assert f"clipes refine {run.root}" in do.said[0]
+
+
+# labelme
+
+
+@pytest.mark.parametrize("mu", [None, MU])
+def test_labelme(do: Exporter, masks: dict, sure: dict, mu: float | None) -> None:
+    folder = do("labelme", confidence=mu)
+    names = (folder / "labels.txt").read_text("utf-8").splitlines()
+    assert names == [IGNORE_LABEL, "_background_", *CLASSES]
+    values = {name: (value - 1) % 256 for value, name in enumerate(names)}
+
+    def read(name: str) -> np.ndarray:
+        content = json.loads((folder / f"{name}.json").read_text("utf-8"))
+        image = folder / content["imagePath"]
+        assert not Path(content["imagePath"]).is_absolute()
+        assert read_image(image).shape[:2] == (content["imageHeight"], content["imageWidth"])
+        mask = np.zeros(SIZES[name], np.uint8)
+        for shape in content["shapes"]:
+            assert shape["shape_type"] == "polygon"
+            assert len(shape["points"]) >= 3
+            canvas = Image.new("L", mask.shape[::-1])
+            points = [tuple(point) for point in shape["points"]]
+            ImageDraw.Draw(canvas).polygon(points, outline=1, fill=1)
+            mask[np.asarray(canvas) == 1] = values[shape["label"]]
+        return mask
+
+    assert_masks(read, sure if mu else masks)
+
+
+def test_labelme_as_labelme_reads_it(do: Exporter, sure: dict) -> None:
+    reason = "labelme brings Qt and is tried where someone installed it"
+    labelme = pytest.importorskip("labelme._label_file", reason=reason)
+    shapes = pytest.importorskip("labelme.utils.shape", reason=reason)
+    folder = do("labelme", confidence=MU)
+    names = (folder / "labels.txt").read_text("utf-8").splitlines()
+    values = {name: value - 1 for value, name in enumerate(names)}  # as labelme2voc counts
+
+    def read(name: str) -> np.ndarray:
+        data = labelme.read_label_file(str(folder / f"{name}.json"))
+        mask, _ = shapes.shapes_to_label(SIZES[name], data.shapes, values)
+        return mask.astype(np.uint8)
+
+    assert_masks(read, sure)
+
+
+# cvat
+
+
+@pytest.mark.parametrize("components", [False, True])
+@pytest.mark.parametrize("mu", [None, MU])
+def test_cvat(do: Exporter, masks: dict, sure: dict, mu: float | None, components: bool) -> None:
+    # CVAT is a server; what it reads is documented: docs.cvat.ai, "XML annotation format".
+    folder = do("cvat", confidence=mu, components=components)
+    tree = ElementTree.parse(folder / "annotations.xml").getroot()
+    assert tree.findtext("version") == "1.1"
+    labels = [(label.findtext("name"), label.findtext("color")) for label in tree.iter("label")]
+    assert [name for name, _ in labels] == [*CLASSES, IGNORE_LABEL]
+    assert labels[0][1] == "#800000"
+    assert labels[-1][1] == "#e0e0c0"
+    shown = json.loads((folder / "labels.json").read_text("utf-8"))
+    assert [(label["name"], label["color"]) for label in shown] == labels
+    values = {name: value for value, (name, _) in enumerate(labels, start=1)}
+    values[IGNORE_LABEL] = IGNORE
+    found = {}
+    for image in tree.findall("image"):
+        mask = np.zeros((int(image.get("height")), int(image.get("width"))), np.uint8)
+        for part in image.findall("mask"):
+            top, left, height, width = (
+                int(part.get(key)) for key in ("top", "left", "height", "width")
+            )
+            runs = [int(run) for run in part.get("rle").split(",")]
+            inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+            mask[top : top + height, left : left + width][inside] = values[part.get("label")]
+        found[Path(image.get("name")).stem] = mask
+    assert_masks(found.__getitem__, sure if mu else masks)
+    order = sorted(tree.findall("image"), key=lambda image: int(image.get("id")))
+    assert [image.get("name") for image in order] == sorted(f"{name}.png" for name in SIZES)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, and pycocotools'
+def test_cvat_as_datumaro_reads_it(do: Exporter, sure: dict, run: Run) -> None:
+    reason = "datumaro asks for an older OpenCV and is tried where someone installed it"
+    base = pytest.importorskip("datumaro.plugins.data_formats.cvat.base", reason=reason)
+    folder = do("cvat", confidence=MU)
+    (folder / "images").symlink_to(run.stage("cam")["facts"]["root"])
+    reader = base.CvatBase(str(folder / "annotations.xml"))
+    names = [label.name for label in reader.categories()[base.AnnotationType.label]]
+    found = {}
+    for item in reader:
+        mask = np.zeros(SIZES[item.id], np.uint8)
+        for part in item.annotations:
+            name = names[part.label]
+            mask[np.asarray(part.image) == 1] = (
+                IGNORE if name == IGNORE_LABEL else names.index(name) + 1
+            )
+        found[item.id] = mask
+    assert_masks(found.__getitem__, sure)
+
+
+def test_xml_of_cvat_is_escaped(do: Exporter) -> None:
+    text = (do("cvat") / "annotations.xml").read_text("utf-8")
+    assert f"<name>{xml.sax.saxutils.escape(CLASSES[1])}</name>" in text
+    assert "<b>" not in text
+
+
+# clip-es
+
+
+def test_clip_es(do: Exporter, run: Run) -> None:
+    folder = do("clip-es")
+    assert (folder / "images.txt").read_text().split() == list(SIZES)
+    for name, size in SIZES.items():
+        saved = np.load(folder / f"{name}.npy", allow_pickle=True).item()
+        cams = run.load_cams(name)
+        assert saved["keys"].tolist() == [3, 0]
+        assert saved["keys"].dtype == np.int64
+        assert saved["attn_highres"].dtype == np.float16
+        assert saved["attn_highres"].shape == (2, *size)
+        expected = upsample(cams.maps, size)
+        np.testing.assert_allclose(saved["attn_highres"], expected, atol=5e-4)
+
+
+def test_the_pickle_of_clip_es_names_nothing_of_a_newer_numpy(do: Exporter) -> None:
+    data = (do("clip-es") / "odd.npy").read_bytes()
+    file = io.BytesIO(data)
+    assert np.lib.format.read_magic(file) == (1, 0)
+    assert np.lib.format.read_array_header_1_0(file) == ((), False, np.dtype(object))
+    names = {
+        argument for opcode, argument, _ in pickletools.genops(file) if opcode.name == "GLOBAL"
+    }
+    assert names == {"numpy array", "numpy ndarray", "builtins bytearray"}
+
+
+def test_scripts_of_clip_es_label_as_we_do(do: Exporter, run: Run) -> None:
+    """What eval_cam.py does with a file, with exponent 1."""
+    from clipes.pseudo import cam_mask
+
+    folder = do("clip-es")
+    saved = np.load(folder / "holes.npy", allow_pickle=True).item()
+    cams = saved["attn_highres"]
+    background = np.power(1 - np.max(cams, axis=0, keepdims=True), 1)
+    keys = np.pad(saved["keys"] + 1, (1, 0))
+    labels = keys[np.argmax(np.concatenate((background, cams)), axis=0)]
+    assert (labels == cam_mask(run.load_cams("holes"), 1.0)).mean() > 0.99
+
+
+# Running it
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_again_changes_nothing(do: Exporter, name: str) -> None:
+    folder = do(name)
+    assert do.summary.done == 5
+    assert do.steps[0] == (0, 5)
+    assert do.steps[-1] == (5, 5)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    do(name)
+    one_file = name in ("coco", "cvat")
+    assert do.summary.done == (5 if one_file else 0)
+    assert do.summary.skipped == (0 if one_file else 5)
+    assert {path: path.read_bytes() for path in files} == before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_made_anew_is_written_anew(do: Exporter, run: Run, name: str) -> None:
+    form = FORMATS[name]
+    folder = do(name)
+    source = run.pseudo_path("odd") if form.source == "pseudo" else run.cams_path("odd")
+    later = max(path.stat().st_mtime for path in folder.rglob("*")) + 10
+    os.utime(source, (later, later))
+    do(name)
+    assert do.summary.done == (5 if name in ("coco", "cvat") else 1)
+
+
+def test_other_options_need_another_folder(do: Exporter) -> None:
+    do("voc", confidence=0.9)
+    with pytest.raises(RunConflictError, match=r"confidence = 0\.9, not 0\.5"):
+        do("voc", confidence=0.5)
+
+
+def test_where_links_cannot_be_made_images_are_copied(
+    do: Exporter, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    image = do("voc") / "JPEGImages" / "odd.png"
+    assert not image.is_symlink()
+    source = Path(run.stage("cam")["facts"]["root"]) / "odd.png"
+    assert image.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": 3}'])
+def test_a_damaged_record_is_named(do: Exporter, text: str) -> None:
+    folder = do("voc")
+    (folder / "export.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"export\.json"):
+        do("voc")
+
+
+def test_a_folder_of_something_else_is_left_alone(do: Exporter, tmp_path: Path) -> None:
+    truth = tmp_path / "VOC2012" / "SegmentationClassAug" / "odd.png"
+    truth.parent.mkdir(parents=True)
+    truth.write_bytes(b"ground truth")
+    os.utime(truth, (0, 0))
+    with pytest.raises(ArtifactError, match="choose an empty --out"):
+        do("voc", tmp_path / "VOC2012")
+    assert truth.read_bytes() == b"ground truth"
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("clip-es", {"confidence": 0.9}),
+        ("voc", {"components": True}),
+        ("coco", {"tolerance": 1.0}),
+        ("labelme", {"copy": True}),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(do: Exporter, name: str, option: dict) -> None:
+    with pytest.raises(UsageError, match=f"--{next(iter(option))} means nothing to the format"):
+        do(name, **option)
+
+
+def test_without_masks_the_remedy_is_named(do: Exporter, run: Run) -> None:
+    for name in SIZES:
+        run.pseudo_path(name).unlink()
+    with pytest.raises(ArtifactError, match=f"run 'clipes refine {run.root}' first"):
+        do("coco")
+    assert not (run.root / "export").exists()
+    do("clip-es")
+
+
+def test_a_bad_mask_is_named_and_the_others_are_written(run: Run, masks: dict) -> None:
+    wrong = np.full(SIZES["odd"], 9, np.uint8)
+    run.save_pseudo("odd", PseudoLabel(wrong, np.ones(SIZES["odd"], np.float32)))
+    other = np.zeros((3, 3), np.uint8)
+    run.save_pseudo("row", PseudoLabel(other, np.ones((3, 3), np.float32)))
+    do = Exporter(run)
+    for name in ("coco", "cvat", "voc", "labelme", "mmseg"):
+        with pytest.raises(AssertionError):
+            do(name)
+        assert [failure.id for failure in do.failures] == ["odd", "row"]
+        assert "holds 9, but the classes end at 4" in do.failures[0].reason
+        assert "is 3 x 3, the image 1 x 9" in do.failures[1].reason
+        assert do.summary.done == 3
+        do.failures.clear()
+    found = coco_masks(run.root / "export" / "coco" / "instances.json")
+    assert set(found) == {"one", "holes", "empty"}
+    np.testing.assert_array_equal(found["holes"], masks["holes"])
+
+
+def test_a_class_called_like_what_is_ignored_is_refused(do: Exporter, run: Run) -> None:
+    manifest = json.loads(run.manifest_path.read_text("utf-8"))
+    manifest["stages"]["cam"]["settings"]["classes"][0] = IGNORE_LABEL
+    run.manifest_path.write_text(json.dumps(manifest))
+    root = Path(run.stage("cam")["facts"]["root"])
+    text = (root / "labels.json").read_text().replace(json.dumps(CLASSES[0]), f'"{IGNORE_LABEL}"')
+    (root / "labels.json").write_text(text)
+    for name in ("labelme", "cvat"):
+        with pytest.raises(UsageError, match="rename the class"):
+            do(name)
+
+
+def test_images_in_sub_folders_keep_them_in_their_names(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for name in ("cat/1.png", "dog/1.png"):
+        (root / name).parent.mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(root / name)
+    run = Run(tmp_path / "runs" / "sub")
+    settings = {"dataset": "folder", "split": None, "labels": None, "classes": ["cat", "dog"]}
+    run.begin("cam", settings, "clipes cam", {"root": str(root)})
+    for id_ in ("cat_1", "dog_1"):
+        run.save_pseudo(id_, PseudoLabel(np.ones((2, 2), np.uint8), np.ones((2, 2), np.float32)))
+    content = json.loads((Exporter(run)("coco") / "instances.json").read_text("utf-8"))
+    assert [image["file_name"] for image in content["images"]] == ["cat/1.png", "dog/1.png"]
