@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from clipes.artifacts import Run
@@ -38,6 +39,9 @@ def refine(
         progress: Called after each image.
         report: Called with each image that cannot be processed; the others go on.
     """
+    # Workers on other machines, or started before a change of folder, have another idea of ".".
+    run = Run(run.root.absolute())
+    samples = [replace(sample, image=sample.image.absolute()) for sample in samples]
     return for_each(
         partial(
             _refine_one,
@@ -61,7 +65,7 @@ def _has_pseudo(run: Run, sample: Sample) -> bool:
 
 def _refine_one(
     sample: Sample, run: Run, crf: CrfParams, background_exponent: float, crf_backend: str
-) -> None:
+) -> str | None:
     pseudo = pseudo_label(
         read_image(sample.image),
         run.load_cams(sample.id),

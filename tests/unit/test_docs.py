@@ -15,6 +15,7 @@ from clipes.export import FORMATS
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 FORMATS_PAGE = (ROOT / "docs" / "formats.md").read_text("utf-8")
+PAGES = "".join(path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
@@ -35,7 +36,7 @@ def check(arguments: list[str]) -> None:
     assert not unknown, f"{arguments}: {unknown}"
 
 
-@pytest.mark.parametrize("arguments", commands(README + FORMATS_PAGE), ids=" ".join)
+@pytest.mark.parametrize("arguments", commands(README + PAGES), ids=" ".join)
 def test_commands_of_the_documentation_exist(arguments: list[str]) -> None:
     check(arguments)
 
