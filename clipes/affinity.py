@@ -93,11 +93,11 @@ def refine(attention: Tensor, cams: Float32Array, params: CamParams) -> Float32A
         (K, h, w) float32 in [0, 1].
     """
     walk = sinkhorn(attention.float(), params.sinkhorn_iterations)
-    return min_max(propagate(walk, cams, params))
+    return min_max(propagate(walk, cams, params, params.walk_power))
 
 
-def propagate(walk: Walk, cams: Float32Array, params: CamParams) -> Float32Array:
-    """Return T^t (box * cam) for each of (K, h, w) maps, before scaling."""
+def propagate(walk: Walk, cams: Float32Array, params: CamParams, power: int) -> Float32Array:
+    """Return T^power (box * cam) for each of (K, h, w) maps, before scaling."""
     boxes = np.stack(
         [
             box_mask(cam, params.box_threshold, last_row_in_box=params.last_row_in_box)
@@ -106,7 +106,7 @@ def propagate(walk: Walk, cams: Float32Array, params: CamParams) -> Float32Array
     )
     sources = torch.from_numpy((cams * boxes).reshape(len(cams), -1).T.copy())
     spread = sources.to(walk.attention.device)
-    for _ in range(params.walk_power):
+    for _ in range(power):
         spread = walk.step(spread)
     refined: Float32Array = spread.T.cpu().numpy().reshape(cams.shape)
     return refined

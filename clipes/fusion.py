@@ -7,16 +7,19 @@ synonyms of a class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clipes.clip.backbone import Backbone, Encoding
-from clipes.gradcam import min_max, softmax_gradcam
+from clipes.gradcam import min_max
 from clipes.text_features import unit_rows
 from clipes.types import Float32Array
+
+MakeMaps: TypeAlias = Callable[[Tensor, Tensor], Float32Array]
+"""``make(text (K, E), background (B, E)) -> (K, h, w)``, each map in [0, 1]."""
 
 
 def fuse_vectors(vectors: Float32Array) -> Float32Array:
@@ -28,9 +31,8 @@ def fuse_vectors(vectors: Float32Array) -> Float32Array:
     return fused
 
 
-def fused_gradcam(
-    backbone: Backbone,
-    encoding: Encoding,
+def fused_maps(
+    make: MakeMaps,
     text: Tensor,
     background: Tensor,
     synonyms: Sequence[Tensor],
@@ -47,8 +49,7 @@ def fused_gradcam(
     class.
 
     Args:
-        backbone: The tower ``encoding`` came from.
-        encoding: One image.
+        make: Makes the maps of some vectors in the image.
         text: (K, E) unit vectors, one for each class present.
         background: (B, E) unit vectors of the background words.
         synonyms: K tensors (S, E) of unit vectors; a class with one synonym keeps the map of its
@@ -59,14 +60,12 @@ def fused_gradcam(
     Returns:
         (K, h, w) float32 in [0, 1].
     """
-    maps = softmax_gradcam(backbone, encoding, text, background)
+    maps = make(text, background)
     for row, vectors in enumerate(synonyms):
         if len(vectors) == 1:
             continue
         rivals = torch.cat([text[:row], text[row + 1 :], background])
-        each = np.concatenate(
-            [softmax_gradcam(backbone, encoding, vector[None], rivals) for vector in vectors]
-        )
+        each = np.concatenate([make(vector[None], rivals) for vector in vectors])
         fused = each.max(0, keepdims=True) if largest else each.mean(0, keepdims=True)
         maps[row] = min_max(fused)[0]
     return maps

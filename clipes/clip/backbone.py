@@ -46,8 +46,8 @@ class Normalised:
 
 
 @dataclass(frozen=True)
-class LastBlock:
-    """Everything of the last block and the head that the gradient of a class score needs.
+class LastInput:
+    """What the last block attends with.
 
     Queries are the N patches (the CLS output is never read); keys and values are all T tokens.
 
@@ -56,6 +56,19 @@ class LastBlock:
         query: (H, N, d).
         key: (H, T, d).
         value: (H, T, d).
+    """
+
+    activations: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class LastBlock(LastInput):
+    """Everything of the last block and the head that the gradient of a class score needs.
+
+    Attributes:
         attention: (H, N, T), rows sum to 1.
         mixed: (H, N, d) attention times value.
         ln_2: LayerNorm before the MLP, at the patches.
@@ -65,10 +78,6 @@ class LastBlock:
         feature: (E,) image feature: ``pooled`` projected, not normalised.
     """
 
-    activations: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
     attention: Tensor
     mixed: Tensor
     ln_2: Normalised
@@ -91,6 +100,21 @@ class Encoding:
     grid: Grid
     attention: Tensor
     last: LastBlock
+
+
+@dataclass(frozen=True)
+class PatchEncoding:
+    """What one pass over one image leaves behind that goes no further than the last attention.
+
+    Attributes:
+        grid: (h, w).
+        attention: (N, N) as in ``Encoding``.
+        last: What the last block attends with.
+    """
+
+    grid: Grid
+    attention: Tensor
+    last: LastInput
 
 
 class Backbone:
@@ -126,10 +150,10 @@ class Backbone:
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
         self._positions: dict[Grid, Tensor] = {}
-        heads = self.blocks[0].attn.num_heads
+        self._heads = self.blocks[0].attn.num_heads
         self.linear = choose_linear(self.device, visual.proj.dtype, precision)
         self.attend, self.gather = choose_attention(
-            self.device, visual.proj.dtype, len(visual.proj) // heads
+            self.device, visual.proj.dtype, len(visual.proj) // self._heads
         )
 
     @property
@@ -173,21 +197,57 @@ class Backbone:
         Returns:
             One Encoding for each image.
         """
+        grid, tokens, total = self._run_first(images, affinity_blocks)
+        tapes = [
+            self._forward_last(self.blocks[-1], image, part)
+            for image, part in zip(tokens, total, strict=True)
+        ]
+        total /= affinity_blocks * self._heads
+        return [
+            Encoding(grid, attention, tape) for attention, tape in zip(total, tapes, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def encode_patches(self, images: Tensor, affinity_blocks: int) -> list[PatchEncoding]:
+        """Run the tower up to the last attention; arguments as ``encode``.
+
+        Leaves out the last block's MLP and the head, which only an image feature needs.
+        """
+        grid, tokens, total = self._run_first(images, affinity_blocks)
+        attn = self.blocks[-1].attn
+        normed = self.blocks[-1].ln_1(tokens)
+        projected = self.linear(normed, attn.in_proj_weight, attn.in_proj_bias)
+        self.attend(projected, self._heads, total, None)
+        total /= affinity_blocks * self._heads
+        query, key, value = split_heads(projected, self._heads)
+        return [
+            PatchEncoding(
+                grid, total[i], LastInput(normed[i, 1:], query[i, :, 1:], key[i], value[i])
+            )
+            for i in range(len(images))
+        ]
+
+    @torch.inference_mode()
+    def mix_patches(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend among patches alone: (H, N, d) each to (N, D), heads side by side."""
+        parts = torch.cat([part.transpose(0, 1).flatten(1) for part in (query, key, value)], -1)
+        return self.attend(parts[None], len(query), None, None)[0]
+
+    def _run_first(self, images: Tensor, affinity_blocks: int) -> tuple[Grid, Tensor, Tensor]:
+        """Run all blocks but the last.
+
+        Returns:
+            Grid, (B, T, D) tokens, and their attention (B, N, N) so far, summed over heads.
+        """
         grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
         tokens = self._embed(images.to(self.device), grid)
         patches = grid[0] * grid[1]
         total = torch.zeros(len(tokens), patches, patches, device=self.device)
-        *first, last = self.blocks
+        *first, _ = self.blocks
         keep_from = len(first) + 1 - affinity_blocks
         for index, block in enumerate(first):
             tokens = self._forward(block, tokens, total if index >= keep_from else None)
-        tapes = [
-            self._forward_last(last, image, part) for image, part in zip(tokens, total, strict=True)
-        ]
-        total /= affinity_blocks * last.attn.num_heads
-        return [
-            Encoding(grid, attention, tape) for attention, tape in zip(total, tapes, strict=True)
-        ]
+        return grid, tokens, total
 
     def _embed(self, images: Tensor, grid: Grid) -> Tensor:
         """Return the (B, T, D) input of the first block."""

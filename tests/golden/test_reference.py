@@ -96,7 +96,7 @@ def test_maps(model: Model, image_id: str, shared: Path) -> None:
     np.testing.assert_allclose(walk.step(eye).T.numpy(), want["walk_rows"], atol=1e-6)
     boxes = [box_mask(c, PARAMS.box_threshold, last_row_in_box=False) for c in cam]
     np.testing.assert_array_equal(boxes, want["box_mask"])
-    refined = propagate(walk, cam, PARAMS)
+    refined = propagate(walk, cam, PARAMS, PARAMS.walk_power)
     np.testing.assert_allclose(refined, want["refined"], rtol=1e-4, atol=1e-6)
 
     final = refine(encoding.attention, cam, PARAMS)

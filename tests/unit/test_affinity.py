@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -37,9 +35,9 @@ def test_steps_of_the_walk_equal_products_with_the_matrix() -> None:
 @pytest.mark.parametrize("power", [1, 2, 3])
 def test_propagation_equals_masking_the_columns_of_the_power(power: int) -> None:
     attention, cams = make_attention(), make_cams(3)
-    params = replace(CamParams(), walk_power=power)
+    params = CamParams()
     spread = torch.linalg.matrix_power(literal.walk_matrix(attention, 3), power).numpy()
-    got = propagate(sinkhorn(attention, 3), cams, params)
+    got = propagate(sinkhorn(attention, 3), cams, params, power)
     for cam, refined in zip(cams, got, strict=True):
         mask = box_mask(cam, params.box_threshold)
         expected = (spread * mask.reshape(1, -1)) @ cam.reshape(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from open_clip.transformer import VisionTransformer
 
 from clipes.bench import literal
 from clipes.clip.backbone import Backbone, Encoding
-from clipes.config import CamParams
+from clipes.config import CamParams, PatchParams
 from clipes.errors import VocabularyError
-from clipes.fusion import fuse_vectors, fused_gradcam
+from clipes.fusion import fuse_vectors, fused_maps
 from clipes.gradcam import softmax_gradcam
 from clipes.stages.cam import CamMaker
 from clipes.stages.features import from_given, text_features
@@ -67,8 +68,9 @@ def test_maps_are_fused_as_described(
     backbone: Backbone, image: np.ndarray, encoding: Encoding, largest: bool
 ) -> None:
     text, background = make_units(1, 3), make_units(2, 4)
+    make = partial(softmax_gradcam, backbone, encoding)
     synonyms = [text[:1], make_units(3, 3), make_units(4, 2)]
-    maps = fused_gradcam(backbone, encoding, text, background, synonyms, largest=largest)
+    maps = fused_maps(make, text, background, synonyms, largest=largest)
 
     np.testing.assert_array_equal(maps[0], softmax_gradcam(backbone, encoding, text, background)[0])
     for row in (1, 2):
@@ -87,17 +89,21 @@ def test_synonyms_that_say_the_same_change_nothing(
     backbone: Backbone, encoding: Encoding, largest: bool
 ) -> None:
     text, background = make_units(5, 2), make_units(6, 3)
+    make = partial(softmax_gradcam, backbone, encoding)
     same = [text[:1].repeat(4, 1), text[1:].repeat(2, 1)]
-    maps = fused_gradcam(backbone, encoding, text, background, same, largest=largest)
-    plain = fused_gradcam(backbone, encoding, text, background, [])
+    maps = fused_maps(make, text, background, same, largest=largest)
+    plain = fused_maps(make, text, background, [])
     np.testing.assert_allclose(maps, plain, atol=5e-4)  # scaling magnifies rounding
 
 
 def test_the_order_of_synonyms_changes_nothing(backbone: Backbone, encoding: Encoding) -> None:
     text, background = make_units(7, 1), make_units(8, 3)
+    make = partial(softmax_gradcam, backbone, encoding)
     synonyms = make_units(9, 4)
-    maps = fused_gradcam(backbone, encoding, text, background, [synonyms])
-    back = fused_gradcam(backbone, encoding, text, background, [synonyms.flip(0)])
+    maps = fused_maps(make, text, background, [synonyms])
+    back = fused_maps(
+        partial(softmax_gradcam, backbone, encoding), text, background, [synonyms.flip(0)]
+    )
     np.testing.assert_allclose(back, maps, atol=1e-6)
 
 
@@ -158,9 +164,10 @@ def opened(tiny_weights: Path) -> OpenedWeights:
     )
 
 
+@pytest.mark.parametrize("params", [CamParams(), CamParams(patches=PatchParams())])
 @pytest.mark.parametrize("fusion", list(Fusion))
 def test_the_order_in_the_vocabulary_never_changes_a_map(
-    fusion: Fusion, opened: OpenedWeights, tmp_path: Path, image: np.ndarray
+    fusion: Fusion, params: CamParams, opened: OpenedWeights, tmp_path: Path, image: np.ndarray
 ) -> None:
     backbone = Backbone(opened.visual(), opened.logit_scale, MEAN, STD)
     words = Vocabulary(
@@ -183,7 +190,7 @@ def test_the_order_in_the_vocabulary_never_changes_a_map(
             fusion=fusion,
         )
         labels = [vocabulary.classes.index(name) for name in ("person", "cat", "sofa")]
-        maker = CamMaker(backbone, features, CamParams())
+        maker = CamMaker(backbone, features, params)
         maps.append(maker(image, labels).maps)
         other_way_round = maker(image, labels[::-1])
         np.testing.assert_array_equal(other_way_round.maps[::-1], maps[-1])

@@ -16,7 +16,7 @@ LAYERS = (
     {"cli", "console", "__main__", "__init__"},
     {"stages", "runner", "report", "overlays", "bench", "export", "api"},
     {"clip", "gradcam", "affinity", "crf", "lattice", "simd", "pseudo", "fit", "seg"}
-    | {"fusion", "prompts_check", "sharpness", "tagging", "device"},
+    | {"fusion", "looks", "patch_maps", "prompts_check", "sharpness", "tagging", "device"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"},
     {"claim", "files", "config", "types", "errors"},
 )

@@ -1,0 +1,163 @@
+"""The first pass of ``clipes cam``: what the classes of a run look like, from a part of its images.
+
+The sums are kept in the run folder and written now and then, so that a pass that was stopped goes
+on, and every shard uses the same ones. They are added in the order of the images whatever the
+number of workers, so a pass that was stopped ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from joblib import Parallel, delayed
+
+from clipes.artifacts import Run
+from clipes.config import PatchParams
+from clipes.errors import ArtifactError, ClipesError
+from clipes.files import read_arrays, write_arrays
+from clipes.images import read_image
+from clipes.looks import Looks, Statistics
+from clipes.stages.cam import CamMaker
+from clipes.types import Progress, Sample
+
+_SECONDS_BETWEEN_WRITES = 30.0
+_LARGEST = 1 << 28  # bytes; 254 classes of 1024 channels are 10 MB
+
+
+@dataclass
+class _Pass:
+    """How far the pass is.
+
+    Attributes:
+        statistics: Sums over the images so far.
+        total: How many images there are to go through.
+        tried: How many were.
+        ids: Those of them that could be used.
+    """
+
+    statistics: Statistics
+    total: int
+    tried: int = 0
+    ids: list[str] = field(default_factory=list)
+
+
+def learn_looks(
+    samples: Sequence[Sample],
+    maker: CamMaker,
+    run: Run,
+    patches: PatchParams,
+    *,
+    workers: int,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> tuple[Looks | None, frozenset[str]]:
+    """Find out what the classes look like, or read what was found before.
+
+    Args:
+        samples: All images of the run, not of a shard.
+        maker: Makes the statistics of an image.
+        run: The run folder; the sums go to ``looks/statistics.npz``.
+        patches: Settings.
+        workers: How many images at once.
+        say: Told if another process does it.
+        progress: Called after each image.
+
+    Returns:
+        What they look like, None if no image says so, and the ids of the images that say it.
+
+    Raises:
+        ArtifactError: The file of an earlier pass is damaged or of another vocabulary or model.
+        WriteError: The run folder cannot be written to.
+    """
+    path = run.looks_path
+    waiting = f"waiting for another process, which finds out what the classes look like: {path}"
+    with run.claim("looks", on_wait=lambda: say(waiting)):
+        found = _load(run, maker) if path.exists() else None
+        if found is None or found.tried < found.total:
+            chosen = evenly_spaced(samples, patches.statistics_images)
+            if found is None or found.total != len(chosen):
+                found = _Pass(maker.no_statistics(), len(chosen))
+            _go_on(found, chosen, maker, run, patches, workers, progress)
+    return Looks.of(found.statistics, patches), frozenset(found.ids)
+
+
+def load_looks(run: Run, maker: CamMaker, patches: PatchParams) -> Looks | None:
+    """Read what the classes of a finished run look like; arguments as for ``learn_looks``.
+
+    Raises:
+        ArtifactError: There is no such file, or it is damaged or of another vocabulary or model.
+    """
+    return Looks.of(_load(run, maker).statistics, patches)
+
+
+def evenly_spaced(samples: Sequence[Sample], most: int) -> tuple[Sample, ...]:
+    """Return at most ``most`` of the samples, the first and the last among them."""
+    if len(samples) <= most:
+        return tuple(samples)
+    return tuple(samples[int(k)] for k in np.linspace(0, len(samples) - 1, most).round())
+
+
+def _go_on(
+    state: _Pass,
+    chosen: Sequence[Sample],
+    maker: CamMaker,
+    run: Run,
+    patches: PatchParams,
+    workers: int,
+    progress: Progress,
+) -> None:
+    def look(sample: Sample) -> Statistics | None:
+        try:
+            return maker.statistics(read_image(sample.image), sample.labels, patches)
+        except ClipesError:
+            return None  # the second pass says what is wrong with it
+
+    progress(state.tried, state.total)
+    written = time.monotonic()
+    todo = chosen[state.tried :]
+    jobs = (delayed(look)(sample) for sample in todo)
+    # In order: sums of floats depend on it.
+    results = Parallel(workers, backend="threading", return_as="generator")(jobs)
+    for sample, statistics in zip(todo, results, strict=True):
+        if statistics is not None:
+            state.statistics.add(statistics)
+            state.ids.append(sample.id)
+        state.tried += 1
+        if state.tried == state.total or time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+            _save(run, state)
+            written = time.monotonic()
+        progress(state.tried, state.total)
+
+
+def _save(run: Run, state: _Pass) -> None:
+    sums = state.statistics
+    arrays = {
+        "sums": sums.sums,
+        "mass": sums.mass,
+        "moment": sums.moment,
+        "tried": np.array([state.tried, state.total], np.int64),
+        "ids": np.array(state.ids, np.str_),
+    }
+    write_arrays(run.looks_path, arrays, compress=False)
+
+
+def _load(run: Run, maker: CamMaker) -> _Pass:
+    remedy = f"remove {run.looks_path.parent} and run 'clipes cam' again"
+    try:
+        arrays = read_arrays(run.looks_path, _LARGEST)
+        sums = Statistics(arrays["sums"], arrays["mass"], arrays["moment"])
+        (tried, total), ids = arrays["tried"].tolist(), arrays["ids"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"cannot read {run.looks_path}: {error}", remedy) from error
+    expected = maker.no_statistics()
+    fits = ids.ndim == 1 and ids.dtype.kind == "U" and 0 <= len(ids) <= tried <= total
+    for name in ("sums", "mass", "moment"):
+        part, like = getattr(sums, name), getattr(expected, name)
+        fits &= part.shape == like.shape and part.dtype == like.dtype
+        fits = fits and bool(np.isfinite(part).all())
+    if not fits:
+        raise ArtifactError(f"{run.looks_path} is of other classes or another model", remedy)
+    return _Pass(sums, total, tried, ids.tolist())
