@@ -1,9 +1,9 @@
 """CAM mIoU of fitted class vectors on images they were not fitted on: two folds of real VOC images.
 
-    python benchmarks/standin.py [--cache DIR] [--json FILE]
+    python benchmarks/standin.py [--preset NAME] [--cache DIR] [--json FILE]
 
 Every second image of the VOC sample, with all of the COCO and the MSRC sample, teaches the vectors
-(labels only); ``clipes cam --preset reference`` with them is scored on the other half. Encoded
+(labels only); ``clipes cam`` with them is scored on the other half. Encoded
 images and maps are kept in the cache, so a second run takes seconds. Weights: registry.
 """
 
@@ -35,7 +35,7 @@ from clipes.types import Sample
 from clipes.weights import cache_dir
 
 SHARED = Path(os.environ.get("CLIPES_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-PRESET = get_preset("reference")
+PRESET = get_preset("reference")  # what the vectors are fitted with
 
 
 def encoded(opened: OpenedWeights, images: list[LabelledImage], cache: Path) -> list[EncodedImage]:
@@ -67,14 +67,14 @@ def encoded(opened: OpenedWeights, images: list[LabelledImage], cache: Path) -> 
         ]
 
 
-def maps(text: Path, samples: list[Sample], cache: Path) -> Run:
+def maps(text: Path, samples: list[Sample], cache: Path, preset: str) -> Run:
     """Make the maps of ``samples`` as a user would, in a run folder named after the vectors."""
-    run = cache / f"run-{hashlib.sha256(text.read_bytes()).hexdigest()[:16]}"
+    run = cache / f"{preset}-{hashlib.sha256(text.read_bytes()).hexdigest()[:16]}"
     split = run.with_suffix(".txt")
     split.write_text("".join(f"{sample.id}\n" for sample in samples))
     command = [sys.executable, "-m", "clipes", "cam", "--dataset", "voc", "--split", split]
     command += ["--root", SHARED / "data" / "voc_sample", "--weights", "registry"]
-    command += ["--preset", PRESET.name, "--text-features", text, "--out", run]
+    command += ["--preset", preset, "--text-features", text, "--out", run]
     subprocess.run([str(word) for word in command], check=True)
     return Run(run)
 
@@ -94,6 +94,7 @@ def score(run: Run, samples: list[Sample]) -> ConfusionMatrix:
 def main() -> None:
     """Fit and score both folds; print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="reference", help="of the maps")
     parser.add_argument("--cache", type=Path, help="[default: in the cache of clipes]")
     parser.add_argument("--json", type=Path, help="also write the scores to this file")
     options = parser.parse_args()
@@ -120,7 +121,7 @@ def main() -> None:
         )
         text = cache / f"fold-{fold}.npz"
         save_text_features(text, fitted.text)
-        matrices[name] = score(maps(text, held_out, cache), held_out)
+        matrices[name] = score(maps(text, held_out, cache, options.preset), held_out)
     matrices["all images"] = matrices["even images"] + matrices["odd images"]
     print("| held out | images | CAM mIoU | pixel accuracy |\n|---|---|---|---|")
     for name, matrix in matrices.items():

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clipes.artifacts import Run
 from clipes.config import Preset, get_preset
 from clipes.datasets.base import class_index
 from clipes.datasets.problems import ProblemError
@@ -20,6 +21,7 @@ from clipes.errors import ImageError, UsageError, VocabularyError
 from clipes.images import read_image, to_pixels
 from clipes.pseudo import pseudo_label
 from clipes.stages.cam import CamMaker
+from clipes.stages.learn_looks import load_looks
 from clipes.stages.setup import Clip, load_clip
 from clipes.types import CamMaps, Progress, PseudoLabel, UInt8Array
 from clipes.vocabulary import load_vocabulary
@@ -39,10 +41,16 @@ class PseudoLabeler:
     Args:
         clip: The image tower, and the vectors of the classes.
         preset: What is done to an image.
+        looks: Run folder that says what the classes look like; None for each image on its own.
     """
 
-    def __init__(self, clip: Clip, preset: Preset) -> None:
+    def __init__(self, clip: Clip, preset: Preset, looks: Path | None = None) -> None:
         self._maker = CamMaker(clip.backbone, clip.text, preset.cam)
+        if looks is not None:
+            if preset.cam.patches is None:
+                raise UsageError(f"preset '{preset.name}' has no use for looks", "leave it out")
+            known = load_looks(Run(looks), self._maker, preset.cam.patches)
+            self._maker = self._maker.with_looks(known)
         self._clip = clip
         self._preset = preset
 
@@ -118,6 +126,7 @@ def load(
     *,
     model: str = "ViT-B-16",
     prompts: str | Path = "voc",
+    looks: str | Path | None = None,
 ) -> PseudoLabeler:
     """Get CLIP ready to make masks.
 
@@ -133,8 +142,11 @@ def load(
         model: Architecture, in open_clip's spelling.
         prompts: Vocabulary with template, synonyms and background words: ``voc``, ``coco``, or a
             TOML file.
+        looks: A run folder of ``clipes cam`` on images like yours, with the same classes: what they
+            look like there is used here, for better masks. None for each image on its own.
 
     Raises:
+        ArtifactError: ``looks`` is no such folder, or of other classes or another model.
         WeightsError: There are no such weights, or they cannot be fetched.
         VocabularyError: A class has no vector, or the vocabulary cannot be used.
         UsageError: There is no such preset or device, or ``classes`` is no list.
@@ -157,7 +169,7 @@ def load(
     )
     if clip.text.note:
         _log.warning("class vectors: %s", clip.text.note)
-    return PseudoLabeler(clip, chosen)
+    return PseudoLabeler(clip, chosen, None if looks is None else Path(looks))
 
 
 def _pixels(image: Picture) -> UInt8Array:

@@ -18,7 +18,8 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep tests off the user's data; weights are cached between test runs on purpose."""
     os.environ.pop("CLIPES_DATA", None)
     os.environ["NO_COLOR"] = "1"
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    # Tests that run side by side share the cores.
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

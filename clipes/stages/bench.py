@@ -60,6 +60,7 @@ def _cam_report(times: CamTimes) -> dict[str, Any]:
         "seconds_literal": _text_keys(times.literal),
         "seconds": _text_keys(times.ours),
         "seconds_one_at_a_time": _text_keys(times.one_at_a_time),
+        "seconds_fast": _text_keys(times.fast),
         "stages_at_most_classes": times.stages,
         "encoder_gflop": times.encoder_gflop,
         "encoder_gflops": times.encoder_gflops,

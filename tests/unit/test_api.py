@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 
 import clipes
+from clipes.artifacts import Run
 from clipes.config import get_preset
-from clipes.errors import ImageError, UsageError, VocabularyError
+from clipes.errors import ArtifactError, ImageError, UsageError, VocabularyError
 from clipes.images import read_image
 from clipes.pseudo import pseudo_label
+from clipes.stages.learn_looks import learn_looks
+from clipes.types import Sample
 
 CLASSES = ["cat", "sofa", "dog"]
 
@@ -191,3 +194,29 @@ def test_every_name_of_the_package_is_there() -> None:
     assert all(getattr(clipes, name) is not None for name in clipes.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = clipes.nonsense
+
+
+def test_what_the_classes_look_like_in_a_run_is_used(
+    labeler: clipes.PseudoLabeler, photo: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    samples = []
+    for seed in range(6):
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+        path = tmp_path / f"{seed}.png"
+        Image.fromarray(pixels).resize((144, 128)).save(path)
+        samples.append(Sample(path.stem, path, (0, 2), None))
+    run, maker, patches = Run(tmp_path / "run"), labeler._maker, labeler.preset.cam.patches
+    quiet = {"say": lambda _: None, "progress": lambda *_: None}
+    learnt, _ = learn_looks(samples, maker, run, patches, workers=1, **quiet)
+    assert learnt is not None
+    informed = clipes.load(tiny_weights, CLASSES, device="cpu", looks=run.root)
+    pixels = read_image(photo)
+    got = informed.maps(photo, ["dog", "cat"]).maps
+    np.testing.assert_array_equal(got, maker.with_looks(learnt)(pixels, [2, 0]).maps)
+    assert np.abs(got - labeler.maps(photo, ["dog", "cat"]).maps).max() > 0.01
+    with pytest.raises(ArtifactError, match="other classes or another model"):
+        clipes.load(tiny_weights, CLASSES[:2], device="cpu", looks=run.root)
+    with pytest.raises(ArtifactError, match="cannot read"):
+        clipes.load(tiny_weights, CLASSES, device="cpu", looks=tmp_path)
+    with pytest.raises(UsageError, match="no use for looks"):
+        clipes.load(tiny_weights, CLASSES, device="cpu", looks=run.root, preset="reference")
