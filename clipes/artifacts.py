@@ -6,6 +6,7 @@
              cams/<id>.npz        labels (K,) int64, maps (K, h, w) float16, size (H0, W0)
              pseudo/<id>.png      8-bit palette PNG: 0 background, 1..C, 255 ignore
              confidence/<id>.png  16-bit grey, round(65535 * p)
+             looks/               what the classes look like, over many images
              labels.csv           zero-shot tags, if the labels are such; may be corrected
 
 Every file is complete or absent; an existing file means that its image is done.
@@ -14,7 +15,7 @@ Every file is complete or absent; an existing file means that its image is done.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,17 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clipes.claim import claim, remove_leftovers
 from clipes.errors import ArtifactError, RunConflictError
-from clipes.files import atomic_write, check_id, list_files, read_arrays, write_json
-from clipes.images import read_confidence, read_mask, write_confidence, write_mask
-from clipes.types import CamMaps, PseudoLabel
+from clipes.files import check_id, list_files, read_arrays, write_arrays, write_json
+from clipes.images import MAX_PIXELS, read_confidence, read_mask, write_confidence, write_mask
+from clipes.types import MAX_CLASSES, CamMaps, PseudoLabel
 
 SCHEMA = 1
 """Version of the run folder's layout."""
 
-FOLDERS = {"cam": "cams", "refine": "pseudo", "train-seg": "checkpoints"}
+FOLDERS = {"looks": "looks", "cam": "cams", "refine": "pseudo", "train-seg": "checkpoints"}
 """The folder whose files say which images a stage has done."""
 
 _PACKAGES = ("clipes", "torch", "open_clip_torch", "numpy", "opencv-python-headless", "pillow")
@@ -60,14 +62,23 @@ class Run:
         """Where zero-shot tags are, a label file."""
         return self.root / "labels.csv"
 
-    def claim(self, stage: str, *, shared: bool = False) -> AbstractContextManager[None]:
+    def claim(
+        self, stage: str, *, shared: bool = False, on_wait: Callable[[], None] | None = None
+    ) -> AbstractContextManager[None]:
         """Keep other processes from the same stage of this run; see ``clipes.claim``.
 
         Args:
             stage: A stage of ``FOLDERS``.
             shared: Whether this process does only a part of the images.
+            on_wait: Called once before waiting for another process; None to give up instead.
         """
-        return claim(self.root / FOLDERS[stage], f"clipes {stage}", shared=shared)
+        folder = self.root / FOLDERS[stage]
+        return claim(folder, f"clipes {stage}", shared=shared, on_wait=on_wait)
+
+    @property
+    def looks_path(self) -> Path:
+        """Where the sums are that say what the classes look like."""
+        return self.root / "looks" / "statistics.npz"
 
     def exists(self) -> bool:
         """Tell whether the folder is a run folder."""
@@ -95,14 +106,12 @@ class Run:
 
     def save_cams(self, image_id: str, cams: CamMaps) -> None:
         """Write maps, as float16."""
-        path = self.cams_path(image_id)
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                labels=cams.labels.astype(np.int64),
-                maps=cams.maps.astype(np.float16),
-                size=np.array(cams.size, np.int64),
-            )
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "labels": cams.labels.astype(np.int64),
+            "maps": cams.maps.astype(np.float16),
+            "size": np.array(cams.size, np.int64),
+        }
+        write_arrays(self.cams_path(image_id), arrays, compress=True)
 
     def load_cams(self, image_id: str) -> CamMaps:
         """Read maps.
@@ -116,7 +125,8 @@ class Run:
             arrays = read_arrays(path, _LARGEST_MAPS)
             labels, maps, size = arrays["labels"], arrays["maps"], arrays["size"]
         except (OSError, ValueError, KeyError) as error:
-            raise ArtifactError(f"cannot read maps {path}: {error}", remedy) from error
+            reason = getattr(error, "strerror", None) or error
+            raise ArtifactError(f"cannot read maps {path}: {reason}", remedy) from error
         well_formed = (
             labels.dtype == np.int64
             and maps.dtype.kind == "f"
@@ -133,6 +143,15 @@ class Run:
                 f"{maps.shape}, size {size.dtype} {size.shape} do not fit together",
                 remedy,
             )
+        problem = ""
+        if labels.min() < 0 or labels.max() >= MAX_CLASSES:
+            problem = f"there is no class {labels.min() if labels.min() < 0 else labels.max()}"
+        elif not 0 <= maps.min() <= maps.max() <= 1:  # values that are no numbers fail this, too
+            problem = "its values do not lie in [0, 1]"
+        elif int(size[0]) * int(size[1]) > MAX_PIXELS:
+            problem = f"no image has {size[0]} x {size[1]} pixels"
+        if problem:
+            raise ArtifactError(f"maps {path}: {problem}", remedy)
         return CamMaps(labels, maps, (int(size[0]), int(size[1])))
 
     def save_pseudo(self, image_id: str, pseudo: PseudoLabel) -> None:
@@ -211,23 +230,26 @@ class Run:
 
         Raises:
             RunConflictError: The stage ran here with other settings.
+            WriteError: The folder cannot be written to.
         """
-        for folder in (".", "confidence", "predictions"):
-            remove_leftovers(self.root / folder)
-        manifest: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
-        if self.manifest_path.exists():
-            manifest = self.manifest()
-        plain = json.loads(json.dumps(settings))
-        section = manifest["stages"].get(stage)
-        if section is not None:
-            check_same(self.root, stage, section.get("settings", {}), plain)
-        manifest["stages"][stage] = {
-            "command": command,
-            "settings": plain,
-            "facts": json.loads(json.dumps(facts or {})),
-            "packages": _versions(),
-        }
-        write_json(self.manifest_path, manifest)
+        # One process at a time, lest two stages that begin at once forget one another.
+        with claim(self.root, "clipes", on_wait=lambda: None):
+            for folder in ("confidence", "predictions"):
+                remove_leftovers(self.root / folder)
+            manifest: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
+            if self.manifest_path.exists():
+                manifest = self.manifest()
+            plain = json.loads(json.dumps(settings))
+            section = manifest["stages"].get(stage)
+            if section is not None:
+                check_same(self.root, stage, section.get("settings", {}), plain)
+            manifest["stages"][stage] = {
+                "command": command,
+                "settings": plain,
+                "facts": json.loads(json.dumps(facts or {})),
+                "packages": _versions(),
+            }
+            write_json(self.manifest_path, manifest)
 
 
 def latest_run(parent: Path) -> Run:

@@ -8,7 +8,8 @@ ClipesError
 ├── WeightsError        CLIP weights: absent, corrupt, of another layout
 │   └── DownloadError       the network did not deliver them (clipes.weights)
 ├── ArtifactError       a file of a run folder that is missing or malformed
-│   └── RunConflictError    a run folder made with other settings
+│   ├── RunConflictError    a run folder made with other settings
+│   └── WriteError          a file that cannot be written: permissions, full disk
 ├── TrainingError       a training that cannot go on (clipes.seg.train)
 ├── RegressionError     a score below its baseline (clipes.stages.baseline)
 └── BackendError        an optional library that is asked for but not usable
@@ -34,7 +35,9 @@ class ClipesError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what}; {self.remedy}" if self.remedy else self.what
-        return " ".join(text.split())
+        line = " ".join(text.split())
+        # Names and the words of libraries may hold what a terminal would obey.
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class UsageError(ClipesError):
@@ -63,6 +66,13 @@ class ArtifactError(ClipesError):
 
 class RunConflictError(ArtifactError):
     """A run folder was made with settings other than the ones asked for."""
+
+
+class WriteError(ArtifactError):
+    """A file cannot be written: the fault of a disk, not of the image that was to be saved.
+
+    Stages stop at it instead of going on to the next image.
+    """
 
 
 class BackendError(ClipesError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -15,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clipes.claim import temporary_sibling
-from clipes.errors import ArtifactError, DatasetError
+from clipes.errors import ArtifactError, DatasetError, WriteError
+
+BAD_ARRAY = (MemoryError, OverflowError, SyntaxError, TypeError, tokenize.TokenError)
+"""What ``np.load`` raises, beside ValueError, on headers that lie or are no Python literals."""
 
 MAX_ID_BYTES = 200
 """Longest id: with a suffix and the name of a temporary file it must fit the usual 255 bytes."""
@@ -36,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         The path to write to, an empty file in the folder of ``path``.
 
     Raises:
-        ArtifactError: The folder or the file cannot be written (permissions, full disk).
+        WriteError: The folder or the file cannot be written (permissions, full disk).
 
     """
     temporary = temporary_sibling(path)
@@ -49,8 +54,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ArtifactError(
-            f"cannot write {path}: {error}", "check the folder's permissions and the free space"
+        raise WriteError(
+            f"cannot write {path}: {error.strerror or error}",
+            "check the folder's permissions and the free space",
         ) from error
 
 
@@ -58,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8, atomically.
 
     Raises:
-        ArtifactError: The file cannot be written.
+        WriteError: The file cannot be written.
 
     """
     with atomic_write(path) as temporary:
@@ -69,12 +75,26 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON 
     """Write plain data to ``path`` as indented JSON with a final newline, atomically.
 
     Raises:
-        ArtifactError: The file cannot be written.
+        WriteError: The file cannot be written.
         TypeError: ``value`` holds something that is not plain data.
         ValueError: ``value`` holds a number that JSON has no notation for (nan, infinity).
 
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compress: bool) -> None:
+    """Write an .npz file, atomically; the same arrays make the same bytes.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    # By way of memory: a zip file that cannot be finished complains when it is forgotten.
+    buffer = io.BytesIO()
+    save: Callable[..., None] = np.savez_compressed if compress else np.savez
+    save(buffer, **arrays)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_arrays(path: Path, largest: int) -> dict[str, npt.NDArray[Any]]:
@@ -98,8 +118,14 @@ def read_arrays(path: Path, largest: int) -> dict[str, npt.NDArray[Any]]:
             raw.seek(0)
             with np.load(raw, allow_pickle=False) as file:
                 return dict(file)
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        # The last two: a compression that zipfile does not know, an encrypted entry.
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+        NotImplementedError,  # a compression that zipfile does not know
+        RuntimeError,  # an encrypted entry
+        *BAD_ARRAY,
+    ) as error:
         raise ValueError(f"no readable .npz archive ({error})") from error
 
 
@@ -116,13 +142,20 @@ def list_files(folder: Path, *suffixes: str) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             # The listing itself mostly tells files from folders: no question per file.
-            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
+            names = sorted(e.name for e in entries if not e.name.startswith(".") and _is_file(e))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise ArtifactError(f"cannot list {folder}: {error}", "check its permissions") from error
     paths = [folder / name for name in names]
     return [path for path in paths if not suffixes or path.suffix.lower() in suffixes]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return True  # a link that leads to itself: whoever reads it will say what is wrong
 
 
 def check_id(value: str) -> str:

@@ -28,6 +28,7 @@ from clipes.types import Float32Array, FloatArray, UInt8Array
 MAX_PIXELS = 120_000_000
 """Largest picture that is decoded (360 MB as RGB); above the largest phone cameras' 108 MP."""
 
+_PIXELS_AT_ONCE = 1 << 22  # lest a large map in float64 takes gigabytes
 _PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 # Pillow documents no common base for what its decoders raise on damaged files; these were seen, or
@@ -164,7 +165,7 @@ def write_mask(path: str | Path, mask: UInt8Array) -> None:
         mask: (H, W) uint8.
 
     Raises:
-        ArtifactError: The file cannot be written.
+        WriteError: The file cannot be written.
         ValueError: ``mask`` has another shape or type.
     """
     if mask.ndim != 2 or mask.size == 0 or mask.dtype != np.uint8:
@@ -206,7 +207,7 @@ def write_confidence(path: str | Path, confidence: FloatArray) -> None:
         confidence: (H, W) float in [0, 1].
 
     Raises:
-        ArtifactError: The file cannot be written.
+        WriteError: The file cannot be written.
         ValueError: ``confidence`` has another shape, or values outside [0, 1].
     """
     if confidence.ndim != 2 or confidence.size == 0:
@@ -214,7 +215,12 @@ def write_confidence(path: str | Path, confidence: FloatArray) -> None:
     low, high = float(confidence.min()), float(confidence.max())
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(f"confidence must lie in [0, 1], this spans {low} to {high}")
-    steps = np.rint(confidence * np.float64(65535)).astype(np.uint16)
+    steps = np.empty(confidence.shape, np.uint16)
+    height, width = confidence.shape
+    at_once = max(1, _PIXELS_AT_ONCE // width)
+    for top in range(0, height, at_once):
+        rows = slice(top, top + at_once)
+        steps[rows] = np.rint(confidence[rows] * np.float64(65535))
     with atomic_write(Path(path)) as temporary:
         Image.fromarray(steps).save(temporary, format="PNG")
 

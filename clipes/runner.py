@@ -6,21 +6,35 @@ No torch in here: the workers of ``clipes refine`` import this module.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from typing import TypeAlias
 
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from clipes.errors import BackendError, ClipesError, UsageError
+from clipes.errors import BackendError, ClipesError, UsageError, WriteError
 from clipes.types import Failure, Progress, Sample
 
 BACKENDS = ("threading", "loky", "ray", "dask")
 """What images can be spread over: threads, processes of this machine, a Ray or Dask cluster."""
 
+Work: TypeAlias = Callable[[Sample], "str | None"]
+"""Makes and saves the output of one image; returns a remark on it, or None."""
+
+_Outcome: TypeAlias = "Failure | WriteError | str | None"
+
 _IMAGES_PER_WORKER = 32  # joblib's Ray backend hands over results in bundles, not one by one
+_SECONDS_BETWEEN_LOOKS = 0.5  # of a worker at its parent
 
 
 @dataclass(frozen=True)
@@ -31,11 +45,13 @@ class Summary:
         done: Images processed now.
         skipped: Images that were done before.
         failures: Images that could not be processed, with the reason.
+        remarks: What is worth knowing about images processed now, and of how many it holds.
     """
 
     done: int
     skipped: int
     failures: tuple[Failure, ...]
+    remarks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,7 @@ class Shard:
 
 
 def for_each(
-    work: Callable[[Sample], None],
+    work: Work,
     samples: Sequence[Sample],
     *,
     is_done: Callable[[Sample], bool],
@@ -100,7 +116,7 @@ def for_each(
     Few images are under way at any time, so memory does not grow with their number.
 
     Args:
-        work: Makes and saves the output of one image. Beyond threads it must be picklable.
+        work: What is to be done. Beyond threads it must be picklable.
         samples: The images.
         is_done: Whether the output of an image is there; asked again right before the work, as
             another process may have made it.
@@ -112,38 +128,55 @@ def for_each(
         report: Called with each image that cannot be processed; the others go on.
 
     Raises:
-        BackendError: Ray or Dask is asked for and not installed, or cannot be reached.
+        BackendError: Ray or Dask is asked for and not installed, or cannot be reached; or a worker
+            process was killed.
+        WriteError: An output cannot be written. No other could be, so the rest is not tried.
     """
     todo = [sample for sample in samples if not is_done(sample)]
     failures = []
+    remarks: Counter[str] = Counter()
     progress(0, len(todo))
     attempt = partial(_attempt, work, is_done)
-    for index, failure in enumerate(_spread(attempt, todo, backend, workers)):
-        if failure is not None:
-            failures.append(failure)
-            report(failure)
-        progress(index + 1, len(todo))
-    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))
+    with _closing(_spread(attempt, todo, backend, workers)) as outcomes:
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, WriteError):
+                raise outcome
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+                report(outcome)
+            elif outcome is not None:
+                remarks[outcome] += 1
+            progress(index + 1, len(todo))
+    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures), remarks)
 
 
-def _attempt(
-    work: Callable[[Sample], None], is_done: Callable[[Sample], bool], sample: Sample
-) -> Failure | None:
+@contextmanager
+def _closing(outcomes: Generator[_Outcome, None, None]) -> Iterator[Iterable[_Outcome]]:
+    """Close a generator of outcomes without joblib's warning that some are not used."""
+    try:
+        yield outcomes
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            outcomes.close()
+
+
+def _attempt(work: Work, is_done: Callable[[Sample], bool], sample: Sample) -> _Outcome:
     """Do the work of one image; runs in a worker, so errors come back as values."""
     try:
-        if not is_done(sample):
-            work(sample)
+        return None if is_done(sample) else work(sample)
+    except WriteError as error:
+        return error
     except ClipesError as error:
         return Failure(sample.id, str(error))
-    return None
 
 
 def _spread(
-    attempt: Callable[[Sample], Failure | None],
+    attempt: Callable[[Sample], _Outcome],
     todo: Sequence[Sample],
     backend: str,
     workers: int | None,
-) -> Iterator[Failure | None]:
+) -> Generator[_Outcome, None, None]:
     """Yield the outcome of each attempt, as they come in."""
     if not todo:
         return
@@ -158,8 +191,34 @@ def _spread(
     elif backend == "dask":
         with _dask_client(), parallel_config(backend="dask", n_jobs=count):
             yield from Parallel(return_as="generator_unordered")(jobs)
+    elif backend == "loky":
+        start = {"initializer": _follow, "initargs": (os.getpid(),)}
+        try:
+            yield from Parallel(count, backend, return_as="generator_unordered", **start)(jobs)
+        except TerminatedWorkerError as error:
+            raise BackendError(
+                "a worker process was killed, mostly a sign of too little memory",
+                "run the same command again, it continues; --workers says how many there are",
+            ) from error
     else:
         yield from Parallel(count, backend=backend, return_as="generator_unordered")(jobs)
+
+
+def _follow(parent: int) -> None:
+    """Let this worker process end when its parent does, and not before.
+
+    Signals that a terminal or a scheduler sends to all processes are the parent's to answer. A
+    parent that is killed cannot tell its workers; they notice.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _join_ray() -> int:

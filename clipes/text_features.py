@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clipes.errors import VocabularyError
-from clipes.files import atomic_write, read_arrays
+from clipes.files import read_arrays, write_arrays
 from clipes.types import Float32Array
 from clipes.vocabulary import Fusion
 
@@ -137,15 +137,14 @@ def load_text_features(path: Path) -> TextFeatures:
 def save_text_features(path: Path, features: TextFeatures) -> None:
     """Write the ``--text-features`` format, atomically."""
     count = len(features.classes)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            names=np.array([*features.classes, *features.background_words]),
-            features=np.concatenate([features.class_vectors, features.background_vectors]),
-            background=np.arange(count + len(features.background_words)) >= count,
-            model=np.array(features.model),
-            note=np.array(features.note),
-        )
+    arrays = {
+        "names": np.array([*features.classes, *features.background_words]),
+        "features": np.concatenate([features.class_vectors, features.background_vectors]),
+        "background": np.arange(count + len(features.background_words)) >= count,
+        "model": np.array(features.model),
+        "note": np.array(features.note),
+    }
+    write_arrays(path, arrays, compress=False)
 
 
 def stand_in() -> TextFeatures:

@@ -6,8 +6,11 @@ torch and everything else that is slow to import is imported inside the commands
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +57,8 @@ from clipes.errors import ClipesError, UsageError
 if TYPE_CHECKING:
     from clipes.types import Failure
 
-_INTERRUPTED = 130  # typer's exit code after Ctrl-C
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_STOPPED = 128  # as shells have it, the exit code is this and the signal's number
 
 app = typer.Typer(
     name="clipes",
@@ -128,6 +132,7 @@ def cam(
     from clipes.device import choose_device, keep_freed_memory, share_processor
     from clipes.stages.cam import CamMaker, make_cams
     from clipes.stages.features import fingerprint
+    from clipes.stages.learn_looks import learn_looks
     from clipes.stages.setup import load_clip, open_labelled, open_unlabelled
     from clipes.stages.tag import drop_changed
     from clipes.stages.tag import tag as tag_stage
@@ -203,11 +208,25 @@ def cam(
         say(f"the labels of {changed} images were changed: their maps are made again")
     maker = CamMaker(clip.backbone, clip.text, settings.cam)
     keep_freed_memory()
+    learnt_from: frozenset[str] = frozenset()
+    if settings.cam.patches is not None and settings.cam.patches.statistics_images:
+        with progress_bar("looks") as progress:
+            looks, learnt_from = learn_looks(
+                data.samples,
+                maker,
+                run,
+                settings.cam.patches,
+                workers=workers,
+                say=say,
+                progress=progress,
+            )
+        maker = maker.with_looks(looks)
     with run.claim("cam", shared=part.count > 1), progress_bar("cam") as progress:
         summary = make_cams(
             part.of(data.samples),
             maker,
             run,
+            learnt_from=learnt_from,
             workers=workers,
             progress=progress,
             report=say_failure,
@@ -338,17 +357,42 @@ def evaluate(
 def report(
     run: RunArgument = None,
     root: RootOption = None,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Most images shown large: about 100 kB each.")
+    ] = 200,
+    thumbnails: Annotated[
+        int, typer.Option(min=0, help="Most images with a thumbnail: about 5 kB each.")
+    ] = 2000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Images at once. (default: one per core)")
+    ] = None,
 ) -> None:
-    """Write one HTML page that shows images, maps, masks, confidence and scores of a run.
+    """Write one HTML page of a run: scores, curves, pictures, and which masks need a person.
+
+    The queue is also in report/review.csv, for scripts.
 
     Example: clipes report runs/voc
     """
     from clipes.console import progress_bar, say
     from clipes.stages.report import make_report
 
+    failures: list[Failure] = []
     with progress_bar("report") as progress:
-        page = make_report(open_run(run), root, progress=progress, say=say, report=say_failure)
+        page = make_report(
+            open_run(run),
+            root,
+            large=pictures,
+            thumbnails=thumbnails,
+            workers=workers,
+            progress=progress,
+            say=say,
+            report=failures.append,
+        )
+    for failure in failures:
+        say_failure(failure)
     typer.echo(page)
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -427,16 +471,57 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line: exit 0 all done, 1 something failed, 2 usage, 130 interrupted."""
+    """Run the command line.
+
+    Exits with 0 all done, 1 something failed, 2 usage, 130 interrupted, 143 terminated.
+    """
     try:
-        app(arguments, prog_name="clipes")
+        with _stopped_by_signals():
+            app(arguments, prog_name="clipes")
     except ClipesError as error:
         typer.secho(f"clipes: {error}", fg=_colour(), err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
+        if isinstance(stop.code, int) and stop.code - _STOPPED in _STOPPING:
             typer.echo("clipes: stopped; the same command continues where it was", err=True)
+            with suppress(OSError):
+                sys.stdout.flush()
+            # Threads may be at work still: to take the interpreter apart under them is to crash.
+            os._exit(stop.code)
         raise
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let Ctrl-C, a scheduler or a shutdown end the block where it is, cleaning up on the way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        sys.unraisablehook = _pass_over  # what was cut short complains when it is forgotten
+        raise SystemExit(_STOPPED + number)
+
+    # Who starts a process may let it ignore them, as shells do in the background.
+    heeded = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield
+    # Compiled code may turn the SystemExit into a SystemError; torch raises RuntimeErrors about
+    # loader processes that were told to stop, too.
+    except (SystemError, RuntimeError) as error:
+        if not received:
+            raise
+        raise SystemExit(_STOPPED + received[0]) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pass_over(_: object) -> None:
+    """Say nothing of errors in destructors."""
 
 
 def _colour() -> str | None:

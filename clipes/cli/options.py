@@ -187,6 +187,8 @@ def finish(what: str, run: Run, summary: Summary, unusable: Sequence[Failure]) -
 
     for failure in unusable:
         say_failure(failure)
+    for remark, count in summary.remarks.items():
+        say(f"{count} of {summary.done} images {remark}")
     failed = len(summary.failures) + len(unusable)
     say(f"{what}: {summary.done} made, {summary.skipped} there before, {failed} failed")
     typer.echo(run.root)

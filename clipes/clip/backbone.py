@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -30,6 +31,9 @@ from clipes.types import UInt8Array
 
 Grid: TypeAlias = tuple[int, int]
 """(h, w): patches per column and row."""
+
+
+_POSITIONS_KEPT = 64  # resampled position embeddings, up to 5 MB each
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Backbone:
         self.fp16_positions = fp16_positions
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
-        self._positions: dict[Grid, Tensor] = {}
+        self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
         self._heads = self.blocks[0].attn.num_heads
         self.linear = choose_linear(self.device, visual.proj.dtype, precision)
         self.attend, self.gather = choose_attention(
@@ -257,21 +261,19 @@ class Backbone:
         tokens: Tensor = visual.ln_pre(torch.cat([cls, patches], 1) + self._position(grid))
         return tokens
 
-    def _position(self, grid: Grid) -> Tensor:
-        """Return the (T, D) position embedding resampled to ``grid``, made once per grid."""
-        if grid not in self._positions:
-            table = self.visual.positional_embedding
-            cls, patches = table[:1], table[1:]
-            if grid != tuple(self.visual.grid_size):
-                side = self.visual.grid_size
-                image = patches.float().T.reshape(1, -1, *side)
-                image = F.interpolate(image, grid, mode="bilinear", align_corners=False)
-                patches = image[0].flatten(1).T
-            position = torch.cat([cls.float(), patches.float()])
-            if self.fp16_positions:
-                position = position.half()
-            self._positions[grid] = position.to(table.dtype)
-        return self._positions[grid]
+    def _resample_position(self, grid: Grid) -> Tensor:
+        """Return the (T, D) position embedding resampled to ``grid``."""
+        table = self.visual.positional_embedding
+        cls, patches = table[:1], table[1:]
+        if grid != tuple(self.visual.grid_size):
+            side = self.visual.grid_size
+            image = patches.float().T.reshape(1, -1, *side)
+            image = F.interpolate(image, grid, mode="bilinear", align_corners=False)
+            patches = image[0].flatten(1).T
+        position = torch.cat([cls.float(), patches.float()])
+        if self.fp16_positions:
+            position = position.half()
+        return position.to(table.dtype)
 
     def _forward(
         self, block: ResidualAttentionBlock, tokens: Tensor, total: Tensor | None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from clipes.datasets.rows import Label, RawLabels, labels_of_classes
 from clipes.errors import DatasetError
-from clipes.files import read_arrays
+from clipes.files import BAD_ARRAY, read_arrays
 
 _LARGEST = 2**30  # bytes; 64-bit rows for 80 classes of 1.6 million images
 _PICKLE = b"\x80"
@@ -97,8 +97,7 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     remedy = "save np.savez('labels.npz', ids=..., labels=...)"
     try:
         arrays = read_arrays(path, _LARGEST)
-    # A header may promise more than memory holds.
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(f"cannot read {path}: {error}", remedy) from error
     missing = {"ids", "labels"} - set(arrays)
     if missing:
@@ -118,7 +117,7 @@ def _read_npy(path: Path) -> npt.NDArray[Any]:
                 raise ValueError(f"unknown version {magic}")
             file.seek(0)
             array: npt.NDArray[Any] = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except (OSError, ValueError, EOFError, *BAD_ARRAY) as error:
         if "Object arrays" in str(error):
             raise _pickled(path) from error
         raise DatasetError(

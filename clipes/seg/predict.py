@@ -13,6 +13,9 @@ from clipes.seg.augment import normalise
 from clipes.seg.deeplab import Segmenter, resize
 from clipes.types import Float32Array, UInt8Array
 
+BYTES_PER_LABEL = 12
+"""Memory that an image takes for each pixel and label."""
+
 _OVERLAP = 4  # neighbouring windows share 1/4 of their side
 
 
@@ -36,8 +39,8 @@ class TestSettings:
 class Predictor:
     """Turns images into probabilities of labels.
 
-    Takes about 12 bytes per pixel and label of the image, at scales above 1 more by the square of
-    the scale, beside the network's need for a window.
+    Takes about ``BYTES_PER_LABEL`` for each pixel and label of the image, at scales above 1 more by
+    the square of the scale, beside the network's need for a window.
 
     Args:
         model: The segmenter; put into evaluation mode.
@@ -48,6 +51,11 @@ class Predictor:
         self._model = model.eval()
         self._settings = settings
         self._device = next(model.parameters()).device
+
+    @property
+    def labels(self) -> int:
+        """Number of labels, background included."""
+        return len(self._model.spec.classes) + 1
 
     @torch.inference_mode()
     def __call__(self, image: UInt8Array) -> Float32Array:

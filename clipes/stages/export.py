@@ -10,7 +10,7 @@ from pathlib import Path
 from clipes.artifacts import Run, check_same
 from clipes.datasets import Dataset
 from clipes.datasets.coco import image_key
-from clipes.errors import ArtifactError, ClipesError, UsageError
+from clipes.errors import ArtifactError, ClipesError, UsageError, WriteError
 from clipes.export import FORMATS, Format, Item, Options, Plan, Writer
 from clipes.files import write_json
 from clipes.runner import Summary
@@ -79,6 +79,8 @@ def export(
         for index, sample in enumerate(todo):
             try:
                 writer.add(Item(sample, run, plan))
+            except WriteError:
+                raise
             except ClipesError as error:
                 failures.append(Failure(sample.id, str(error)))
                 report(failures[-1])

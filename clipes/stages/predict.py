@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from clipes.config import CrfParams
 from clipes.crf import dense_crf
 from clipes.datasets.base import IMAGE_SUFFIXES, image_id
-from clipes.errors import ClipesError, DatasetError
+from clipes.errors import ClipesError, DatasetError, WriteError
 from clipes.files import list_files
 from clipes.images import read_image, write_mask
+from clipes.pseudo import SHRUNK, shrunk, workable_size
 from clipes.runner import Summary
-from clipes.seg.predict import Predictor
+from clipes.seg.predict import BYTES_PER_LABEL, Predictor
 from clipes.types import Failure, Progress, UInt8Array
 
 
@@ -64,19 +66,42 @@ def predict(
         replace: Whether masks that are there are made again.
         progress: Called after each image.
         report: Called with each image that cannot be processed; the others go on.
+
+    Raises:
+        WriteError: A mask cannot be written; the rest is not tried.
     """
     paths = {id_: out / f"{id_}.png" for id_ in images}
     todo = [id_ for id_, path in paths.items() if replace or not path.exists()]
     failures = []
+    large = 0
     progress(0, len(todo))
     for index, id_ in enumerate(todo):
         try:
-            write_mask(paths[id_], predict_mask(read_image(images[id_]), predictor, crf))
+            mask, was_shrunk = predict_any_size(read_image(images[id_]), predictor, crf)
+            write_mask(paths[id_], mask)
+            large += was_shrunk
+        except WriteError:
+            raise
         except ClipesError as error:
             failures.append(Failure(id_, str(error)))
             report(failures[-1])
         progress(index + 1, len(todo))
-    return Summary(len(todo) - len(failures), len(images) - len(todo), tuple(failures))
+    remarks = {SHRUNK: large} if large else {}
+    return Summary(len(todo) - len(failures), len(images) - len(todo), tuple(failures), remarks)
+
+
+def predict_any_size(
+    image: UInt8Array, predictor: Predictor, crf: CrfParams | None
+) -> tuple[UInt8Array, bool]:
+    """Return the mask of an image (H, W, 3), and whether it was made on a smaller copy."""
+    size = (image.shape[0], image.shape[1])
+    work = workable_size(
+        size, predictor.labels, crf=crf is not None, bytes_per_label=BYTES_PER_LABEL
+    )
+    mask = predict_mask(shrunk(image, work), predictor, crf)
+    if work == size:
+        return mask, False
+    return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)), True
 
 
 def predict_mask(image: UInt8Array, predictor: Predictor, crf: CrfParams | None) -> UInt8Array:

@@ -9,7 +9,7 @@ from functools import partial
 from clipes.artifacts import Run
 from clipes.config import CrfParams
 from clipes.images import read_image
-from clipes.pseudo import pseudo_label
+from clipes.pseudo import SHRUNK, pseudo_label, workable_size
 from clipes.runner import Summary, for_each
 from clipes.types import Failure, Progress, Sample
 
@@ -66,11 +66,13 @@ def _has_pseudo(run: Run, sample: Sample) -> bool:
 def _refine_one(
     sample: Sample, run: Run, crf: CrfParams, background_exponent: float, crf_backend: str
 ) -> str | None:
+    cams = run.load_cams(sample.id)
     pseudo = pseudo_label(
         read_image(sample.image),
-        run.load_cams(sample.id),
+        cams,
         crf,
         background_exponent=background_exponent,
         backend=crf_backend,
     )
     run.save_pseudo(sample.id, pseudo)
+    return None if workable_size(cams.size, 1 + len(cams.labels)) == cams.size else SHRUNK

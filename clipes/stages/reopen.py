@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +19,66 @@ def reopen(run: Run, root: Path | None, split: str | None = None) -> Dataset:
     ``split`` names another list of its images than the one the run was made from.
     """
     section = run.stage("cam")
-    settings, facts = section.get("settings", {}), section.get("facts", {})
-    try:
-        labels = settings["labels"]
-        tagged = labels == AUTO_LABELS
-        if tagged:
-            labels = run.tags_path
-        data = open_dataset(
-            settings["dataset"],
-            root=root or Path(facts["root"]),
-            split=split or settings["split"],
-            labels=Path(labels) if labels else None,
-            classes=tuple(settings["classes"]),
-            difficult=settings.get("difficult", True),
-        )
-        return data.without_unlabelled() if tagged else data
-    except (KeyError, TypeError) as error:
-        raise _damaged(run, error) from error
+    match section:
+        case {
+            "settings": {
+                "dataset": str(kind),
+                "split": str() | None as first_split,
+                "labels": str() | None as labels,
+                "classes": [*classes],
+            } as settings
+        } if all(isinstance(name, str) for name in classes):
+            difficult = settings.get("difficult", True)
+        case _:
+            raise _damaged(run, "settings")
+    if root is None:
+        match section:
+            case {"facts": {"root": str(place)}}:
+                root = Path(place)
+            case _:
+                raise _damaged(run, "root")
+    tagged = labels == AUTO_LABELS
+    data = open_dataset(
+        kind,
+        root=root,
+        split=split or first_split,
+        labels=run.tags_path if tagged else Path(labels) if labels else None,
+        classes=tuple(classes),
+        difficult=difficult is not False,
+    )
+    return data.without_unlabelled() if tagged else data
 
 
 def preset_of(run: Run) -> Preset:
-    """Return the settings a run's maps were made with."""
-    try:
-        stored: dict[str, Any] = run.stage("cam")["settings"]["preset"]
-        return Preset(
-            stored["name"],
-            CamParams(**stored["cam"]),
-            CrfParams(**stored["crf"]),
-            stored["background_exponent"],
-        )
-    except (KeyError, TypeError) as error:
-        raise _damaged(run, error) from error
+    """Return the settings a run's maps were made with.
+
+    Raises:
+        ArtifactError: run.json does not say.
+    """
+    match run.stage("cam").get("settings"):
+        case {
+            "preset": {
+                "name": str(name),
+                "cam": dict() as cam,
+                "crf": dict() as crf,
+                "background_exponent": int() | float() as exponent,
+            }
+        } if cam.keys() <= asdict(CamParams()).keys() and _fits(crf, asdict(CrfParams())):
+            return Preset(name, CamParams(**cam), CrfParams(**crf), exponent)
+    raise _damaged(run, "preset")
 
 
-def _damaged(run: Run, error: Exception) -> ArtifactError:
+def _fits(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Tell whether all that is stored is known and of the kind of its default."""
+    return all(
+        isinstance(value, int | float if isinstance(defaults.get(key), float) else int)
+        and key in defaults
+        for key, value in stored.items()
+    )
+
+
+def _damaged(run: Run, what: str) -> ArtifactError:
     return ArtifactError(
-        f"{run.manifest_path} does not say how the maps were made ({error})",
+        f"{run.manifest_path} does not say how the maps were made (no usable '{what}')",
         "make the run again in another folder",
     )

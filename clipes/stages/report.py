@@ -1,87 +1,297 @@
-"""The page that shows a run, from what is on disk."""
+"""The page that shows a run, and the queue of masks that need a person, from what is on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
+
+from joblib import Parallel, delayed
 
 from clipes.artifacts import Run
-from clipes.errors import ClipesError, DatasetError
-from clipes.report import ReportItem, write_report
-from clipes.stages.evaluate import Scored, evaluate_run
-from clipes.stages.reopen import reopen
+from clipes.claim import remove_leftovers
+from clipes.datasets import Dataset
+from clipes.errors import ArtifactError, ClipesError
+from clipes.files import list_files
+from clipes.metrics import Scores
+from clipes.report.measure import Row, Tally, measure
+from clipes.report.page import Head, write_page, write_queue
+from clipes.report.pictures import Pictures, draw
+from clipes.stages.evaluate import evaluate_run
+from clipes.stages.reopen import preset_of, reopen
 from clipes.types import Failure, Progress, Sample
+
+LARGE, THUMBNAILS = 200, 2000
+"""How many images have large pictures, and how many at least a thumbnail: some 30 MB together."""
+
+PAGE, QUEUE = "index.html", "review.csv"
+"""What is written into the folder ``report`` of a run."""
+
+_CHUNK = 16  # images; their sums are of one size for any number of them
+_SPREAD = 4  # one in so many pictures is of a sample of the classes, and of the lowest mIoU
+
+_Result = TypeVar("_Result")
 
 
 def make_report(
     run: Run,
     root: Path | None,
     *,
+    large: int = LARGE,
+    thumbnails: int = THUMBNAILS,
+    workers: int | None = None,
     progress: Progress,
     say: Callable[[str], None],
     report: Callable[[Failure], None],
 ) -> Path:
-    """Write ``report/index.html`` of a run and return its path.
+    """Write ``report/index.html`` and ``report/review.csv`` of a run.
 
     Args:
         run: The run folder.
         root: Where the data set is, if not where run.json says.
-        progress: Called after each image.
+        large: Most images with large pictures of maps, mask and confidence.
+        thumbnails: Most images with at least a thumbnail.
+        workers: Threads; None for as many as there are cores.
+        progress: Called after every few images.
         say: Told what is left out.
         report: Called with each image that cannot be shown.
+
+    Returns:
+        Path of the page.
 
     Raises:
         ArtifactError: The run has no maps, or the page cannot be written.
     """
-    settings = run.stage("cam")["settings"]
+    remove_leftovers(run.root / "report")
     data = reopen(run, root)
     present = set(run.ids("cams"))
     samples = [sample for sample in data.samples if sample.id in present]
+    if not samples:
+        raise ArtifactError(f"no image of {run.root} has maps", "run 'clipes cam' first")
+    total = len(samples) + min(max(large, thumbnails), len(samples))
+    rows, tally = measure_run(
+        run, samples, data.classes, workers=workers, progress=lambda done, _: progress(done, total)
+    )
+    scores = tally.scores() | _segmenter(run, root, say)
+    if not scores:
+        say("no scores: the images have no ground truth")
+    chosen = choose(rows, large, thumbnails)
+    head = _head(run, data, rows, chosen)
+    jobs = [
+        (index, samples[index], big)
+        for index, big in sorted(chosen.items(), key=lambda item: -rows[item[0]].urgency)
+    ]
+    path = run.root / "report" / PAGE
+    with closing(_draw(jobs, run, data.classes, workers)) as drawn:
+        counted = _counted(drawn, lambda done: progress(len(samples) + done, total))
+        rows = write_page(path, head, rows, tally, scores, counted)
+    write_queue(path.with_name(QUEUE), rows, data.classes)
+    for row in rows:
+        if row.failure:
+            report(Failure(row.id, row.failure))
+    return path
+
+
+def measure_run(
+    run: Run,
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    *,
+    workers: int | None,
+    progress: Progress,
+) -> tuple[list[Row], Tally]:
+    """Look at what a run made for its images.
+
+    Args:
+        run: The run folder.
+        samples: Images that have maps.
+        classes: Class names in mask order.
+        workers: Threads; None for as many as there are cores.
+        progress: Called after every few images.
+
+    Returns:
+        A row per image, in order, and the sums over all.
+    """
+    exponent = preset_of(run).background_exponent
+    work = partial(measure, run=run, classes=classes, exponent=exponent)
+    chunks = [samples[at : at + _CHUNK] for at in range(0, len(samples), _CHUNK)]
+    rows: list[Row] = []
+    tally = Tally(len(classes) + 1)
+    progress(0, len(samples))
+    with closing(_spread(work, chunks, workers)) as measured:
+        for some, sums in measured:
+            rows.extend(some)
+            tally.add(sums)
+            progress(len(rows), len(samples))
+    return rows, tally
+
+
+def choose(rows: Sequence[Row], large: int, thumbnails: int) -> dict[int, bool]:
+    """Return the images that have pictures, and whether large ones.
+
+    Most are the first of the queue. A quarter is spread evenly over the queue of each class, so
+    that every class is seen as it usually is, and where there is ground truth another quarter has
+    the lowest mIoU.
+
+    Args:
+        rows: The images.
+        large: Most with large pictures.
+        thumbnails: Most with at least a thumbnail.
+    """
+    queue = sorted(range(len(rows)), key=lambda index: -rows[index].urgency)
+    queue = [index for index in queue if not rows[index].failure]
+    first = dict.fromkeys(_choose(rows, queue, large))
+    rest = [index for index in queue if index not in first]
+    more = _choose(rows, rest, max(0, thumbnails - len(first)))
+    return dict.fromkeys(first, True) | dict.fromkeys(more, False)
+
+
+def _choose(rows: Sequence[Row], queue: Sequence[int], most: int) -> list[int]:
+    if len(queue) <= most:
+        return list(queue)
+    spread = most // _SPREAD
+    wrong = [index for index in queue if rows[index].miou is not None]
+    wrong.sort(key=lambda index: rows[index].miou or 0.0)
+    wrong = wrong[:spread]
+    taken = list(dict.fromkeys([*queue[: most - spread - len(wrong)], *wrong]))
+    others: dict[int, list[int]] = defaultdict(list)
+    for index in sorted(set(queue).difference(taken), key=lambda index: -rows[index].urgency):
+        others[rows[index].labels[0] if rows[index].labels else -1].append(index)
+    each = -(-spread // len(others))
+    samples = [_evenly(members, each) for members in others.values()]
+    # Round after round, so that a class does not go without because others came first.
+    rounds = [some[number] for number in range(each) for some in samples if number < len(some)]
+    # What overlaps, or small classes, leave room for the next of the queue.
+    return list(dict.fromkeys([*taken, *rounds[:spread], *queue]))[:most]
+
+
+def _evenly(members: Sequence[int], count: int) -> list[int]:
+    """Return ``count`` members from the first to the last, or all if there are no more."""
+    if count >= len(members):
+        return list(members)
+    return [members[number * (len(members) - 1) // max(1, count - 1)] for number in range(count)]
+
+
+def _draw(
+    jobs: Sequence[tuple[int, Sample, bool]], run: Run, classes: Sequence[str], workers: int | None
+) -> Generator[Pictures, None, None]:
+    exponent = preset_of(run).background_exponent
+    work = partial(_draw_one, run=run, classes=classes, exponent=exponent)
+    return _spread(work, jobs, workers)
+
+
+def _draw_one(
+    job: tuple[int, Sample, bool], run: Run, classes: Sequence[str], exponent: float
+) -> Pictures:
+    index, sample, large = job
+    return draw(index, sample, run, classes, exponent, large=large)
+
+
+def _spread(
+    work: Callable[[Any], _Result], jobs: Sequence[Any], workers: int | None
+) -> Generator[_Result, None, None]:
+    """Yield the results in order, from several threads.
+
+    Decoding, encoding and most of the counting are compiled code that does not hold the others up:
+    two threads are as fast as two processes, and need neither a start nor a second memory.
+    """
+    count = -1 if workers is None else workers
+    parallel = Parallel(count, backend="threading", return_as="generator")
+    yield from parallel(delayed(work)(job) for job in jobs)
+
+
+def _counted(pictures: Iterable[Pictures], progress: Callable[[int], None]) -> Iterator[Pictures]:
+    for done, one in enumerate(pictures, start=1):
+        yield one
+        progress(done)
+
+
+def _segmenter(run: Run, root: Path | None, say: Callable[[str], None]) -> dict[str, Scores]:
+    """Return the scores of a trained segmenter, if it made predictions."""
+    if not list_files(run.root / "predictions"):
+        return {}
     try:
-        scored = evaluate_run(run, root, None, [1.0], progress=_quiet, say=say)
-    except DatasetError as error:
-        say(f"no scores: {error}")
-        scored = Scored(data.classes, {})
+        found = evaluate_run(run, root, None, [1.0], progress=_quiet, say=say).stages
+    except ClipesError as error:
+        say(f"no scores of the segmenter: {error}")
+        return {}
+    return {name: scores for name, scores in found.items() if name.startswith("segmenter")}
+
+
+def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, bool]) -> Head:
+    stages = run.manifest()["stages"]
+    section = run.stage("cam")
+    settings, packages = section["settings"], section.get("packages", {})
+    text = settings.get("text", {})
+    note = str(text.get("note", ""))
     facts = {
         "data set": data.name,
-        "images": str(len(samples)),
+        "images": _number(len(rows), len(data.samples)),
         "weights": str(settings["weights"]["name"]),
+        "class vectors": "stand-in" if "stand-in" in note else _text_source(section),
         "preset": str(settings["preset"]["name"]),
+        "device": str(section.get("facts", {}).get("device", "")),
+        "maps written": _when(run.root / "cams"),
+        "masks written": _when(run.root / "pseudo"),
+        "versions": ", ".join(
+            f"{name} {packages[name]}"
+            for name in ("clipes", "torch", "open_clip_torch")
+            if str(packages.get(name, ""))[:1].isdecimal()
+        ),
     }
-    note = str(settings["text"]["note"])
-    if note:
-        note = f"{note[0].upper()}{note[1:]}."
-    return write_report(
-        run.root,
-        _items(run, samples, progress, report),
-        scored.stages,
-        title=f"clipes: {run.root.name}",
-        classes=data.classes,
-        facts=facts,
-        note=note,
-        report=report,
+    commands = [str(stage["command"]) for stage in stages.values() if "command" in stage]
+    return Head(
+        f"clipes: {run.root.resolve().name}",
+        data.classes,
+        {label: value for label, value in facts.items() if value},
+        commands,
+        f"{note[0].upper()}{note[1:]}." if note else "",
+        _shown(run, rows, chosen),
     )
 
 
-def _items(
-    run: Run, samples: Sequence[Sample], progress: Progress, report: Callable[[Failure], None]
-) -> Iterator[ReportItem]:
-    for index, sample in enumerate(samples):
-        item = _item(run, sample, report)
-        if item is not None:
-            yield item
-        progress(index + 1, len(samples))
+def _text_source(section: Mapping[str, Any]) -> str:
+    return "from a file" if "--text-features" in str(section.get("command")) else "text tower"
 
 
-def _item(run: Run, sample: Sample, report: Callable[[Failure], None]) -> ReportItem | None:
-    try:
-        maps = run.load_cams(sample.id)
-        pseudo = run.load_pseudo(sample.id) if run.has_pseudo(sample.id) else None
-    except ClipesError as error:
-        report(Failure(sample.id, str(error)))
-        return None
-    return ReportItem(sample.id, sample.image, maps, pseudo, sample.mask)
+def _number(here: int, expected: int) -> str:
+    return f"{here:,}" if here == expected else f"{here:,} of {expected:,} have maps"
+
+
+def _when(folder: Path) -> str:
+    """Return when the files of a folder were written, the first and the last."""
+    times = [path.stat().st_mtime for path in list_files(folder)]
+    if not times:
+        return ""
+    first, last = (datetime.fromtimestamp(at, timezone.utc) for at in (min(times), max(times)))
+    end = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%Y-%m-%d %H:%M}"
+    return f"{first:%Y-%m-%d %H:%M} to {end} UTC"
+
+
+def _shown(run: Run, rows: Sequence[Row], chosen: Mapping[int, bool]) -> str:
+    """Say what the page shows of how many images, and how to see more."""
+    words = "Sorted by how much a mask needs a person, as told without ground truth."
+    masks = sum(row.signs is not None and row.signs.unsure is not None for row in rows)
+    if masks < len(rows):
+        words += (
+            f" {len(rows) - masks:,} of {len(rows):,} images have no mask of the CRF yet: "
+            "they are judged by their maps."
+        )
+    usable = sum(not row.failure for row in rows)
+    big = sum(chosen.values())
+    if big < usable:
+        lowest = "the lowest mIoU, " if any(row.miou is not None for row in rows) else ""
+        words += (
+            f" To keep the page small, large pictures are in it for {big:,} images and thumbnails "
+            f"for {len(chosen):,}: the first of the queue, {lowest}and some of every class. For "
+            f"more: clipes report {run.root} --pictures N --thumbnails N"
+        )
+    return words
 
 
 def _quiet(_done: int, _total: int) -> None:
-    """Scoring is a small part of a report: its progress is not shown."""
+    """Scoring a segmenter is a small part of a report: its progress is not shown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -175,6 +176,7 @@ def train_segmenter(
             sum(summary.done for summary in summaries),
             sum(summary.skipped for summary in summaries),
             tuple(failure for summary in summaries for failure in summary.failures),
+            sum((Counter(summary.remarks) for summary in summaries), Counter()),
         )
 
 

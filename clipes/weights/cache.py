@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from clipes.claim import claim, temporary_sibling
 from clipes.errors import WeightsError
 
 _METADATA = "clipes"
@@ -144,8 +145,15 @@ def save(state: Mapping[str, torch.Tensor], weights: Weights, work: Path) -> Non
 
 
 @contextmanager
-def workspace(cache: Path | None) -> Iterator[Path]:
+def workspace(cache: Path | None, on_wait: Callable[[], None] | None = None) -> Iterator[Path]:
     """Yield a folder inside the cache, hence on its file system, that is gone afterwards.
+
+    One process at a time has one, so what another one fetched meanwhile is there when the block
+    begins. The folder of a process that was killed goes when the next one comes.
+
+    Args:
+        cache: Folder to use instead of ``cache_dir()``.
+        on_wait: Called once if another process has to be waited for.
 
     Raises:
         WeightsError: The cache cannot be written to (permissions, full disk).
@@ -153,13 +161,22 @@ def workspace(cache: Path | None) -> Iterator[Path]:
     folder = _folder(cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as work:
-            yield Path(work)
+        with claim(folder, "clipes weights fetch", on_wait=on_wait or _patiently):
+            work = temporary_sibling(folder / "fetch")
+            work.mkdir(mode=0o700)
+            try:
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"cannot write to the cache {folder}: {getattr(error, 'strerror', None) or error}",
             "make room, or set CLIPES_CACHE to another folder",
         ) from error
+
+
+def _patiently() -> None:
+    """Wait without a word."""
 
 
 def _folder(cache: Path | None) -> Path:

@@ -123,7 +123,13 @@ def _fetch(
     name = "registry" if weights == "registry" else _tag(model, weights)
     if name is None:
         raise _unknown(weights, model)
-    with workspace(cache) as work:
+
+    def on_wait() -> None:
+        say(f"weights: another process is fetching into {path_of(model, name, cache).parent}")
+
+    with workspace(cache, on_wait) as work:
+        if found := lookup(model, name, cache):
+            return found
         if name == "registry":
             state, digest = _fetch_registry(work, say)
         else:

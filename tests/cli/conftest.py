@@ -5,16 +5,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipes.images import write_mask
+from tests.cli.forked import Starter, forking
+from tests.cli.small_data import write_clip
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def ask() -> Iterator[Callable[..., Any]]:
+    """What ``Starter`` starts commands with."""
+    with forking() as ask:
+        yield ask
+
+
+@pytest.fixture
+def start(ask: Callable[..., Any], tmp_path: Path) -> Starter:
+    """Starts commands in ``tmp_path``, where a small CLIP is."""
+    write_clip(tmp_path / "clip.safetensors", tmp_path / "text.npz")
+    return Starter(ask, tmp_path, {**os.environ, "CLIPES_CACHE": str(tmp_path / "cache")})
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipes.errors import BackendError, ImageError
+from clipes.errors import BackendError, ImageError, WriteError
 from clipes.runner import for_each
 from clipes.types import Sample
 
@@ -55,6 +55,30 @@ def test_each_image_is_done_once_and_failures_are_told(backend, workers, tmp_pat
     assert {path.read_text() for path in tmp_path.iterdir()} == {"made\n"}
     again, seen, _ = run(tmp_path, 25, backend, workers)
     assert (again.done, again.skipped, len(seen)) == (0, 22, 4)
+
+
+def full_disk(folder: Path, sample: Sample) -> str:
+    if sample.id >= "004":
+        (folder / f"tried-{sample.id}").touch()
+        raise WriteError(f"cannot write {sample.id}", "make room")
+    (folder / sample.id).touch()
+    return "are small"
+
+
+@pytest.mark.parametrize(("backend", "workers"), [("threading", 1), ("threading", 3), ("loky", 2)])
+def test_what_cannot_be_written_ends_the_run(backend, workers, tmp_path):
+    told = []
+    arguments = {"backend": backend, "workers": workers, "progress": lambda *_: None}
+    arguments |= {"is_done": partial(there, tmp_path), "report": told.append}
+    with pytest.raises(WriteError, match=r"cannot write \d+; make room"):
+        for_each(partial(full_disk, tmp_path), samples(900), **arguments)
+    assert told == []
+    assert {f"{k:03}" for k in range(4)} <= {path.name for path in tmp_path.iterdir()}
+    assert len(list(tmp_path.glob("tried-*"))) < 700  # those that were under way
+    for path in tmp_path.iterdir():
+        path.unlink()
+    summary = for_each(partial(full_disk, tmp_path), samples(4), **arguments)
+    assert (summary.done, summary.remarks) == (4, {"are small": 4})
 
 
 def test_nothing_to_do_starts_nothing(tmp_path):

@@ -19,6 +19,7 @@ from clipes.types import Sample
 def test_the_reference_preset_holds_the_published_numbers() -> None:
     reference = get_preset("reference")
     assert asdict(reference.cam) == {
+        "patches": None,  # softmax-GradCAM
         "affinity_blocks": 8,
         "sinkhorn_iterations": 3,
         "walk_power": 2,

@@ -1,0 +1,151 @@
+"""Charts as inline SVG, coloured by the page's style sheet, readable without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.report.measure import CurvePoint
+
+_WIDTH, _HEIGHT = 640, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 22, 52
+_TITLED = (
+    CONFIDENCE_THRESHOLD,
+    0.999,
+    0.99,
+    0.9999,
+    0.0,
+)  # cuts written beside the curve, if apart
+_APART = 40
+
+
+def confidence_histogram(bars: Sequence[tuple[float, float, float]]) -> str:
+    """Draw which share of the pixels has which confidence.
+
+    Args:
+        bars: (from, to, share) in [0, 1], equally wide in the drawing.
+    """
+    top = _round_up(max(share for _, _, share in bars))
+    wide = (_WIDTH - _LEFT - _RIGHT) / len(bars)
+    drawn = [_y_axis(0, top, "share of all pixels, %")]
+    for index, (low, high, share) in enumerate(bars):
+        left, height = _LEFT + index * wide, (_HEIGHT - _TOP - _BOTTOM) * share / top
+        y = _HEIGHT - _BOTTOM - height
+        kind = "sure" if low >= CONFIDENCE_THRESHOLD else "unsure"
+        words = f"confidence {low:g} to {high:g}: {100 * share:.2f} % of the pixels"
+        drawn.append(
+            f'<rect class="{kind}" x="{left + 2:.1f}" y="{y:.1f}" width="{wide - 4:.1f}"'
+            f' height="{height:.1f}" rx="2"><title>{words}</title></rect>'
+            f'<text class="small" text-anchor="middle" x="{left + wide / 2:.1f}"'
+            f' y="{y - 5:.1f}">{_short(100 * share)}</text>'
+            f'<text class="small" text-anchor="end" transform="translate({left + 6:.1f}'
+            f' {_HEIGHT - _BOTTOM + 12}) rotate(-38)">{f"{low:g}".lstrip("0") or "0"}</text>'
+        )
+    drawn.append(
+        _label(f"confidence, from (stretched towards 1; orange: below {CONFIDENCE_THRESHOLD:g})")
+    )
+    return _svg("Histogram of confidence", drawn)
+
+
+def coverage_curve(points: Sequence[CurvePoint]) -> str:
+    """Draw accuracy and mIoU of the pixels kept at each confidence, against their share.
+
+    Args:
+        points: By rising confidence, at least one.
+    """
+    left_end = math.floor(10 * min(point.coverage for point in points)) / 10
+    left_end = min(left_end, 0.9)
+    values = [value for point in points for value in (point.accuracy, point.miou)]
+    low = math.floor(20 * min(values) - 0.2) / 20
+    low, high = max(0.0, low), 1.0
+
+    def place(coverage: float, value: float) -> tuple[float, float]:
+        # From everything on the left to the surest pixels on the right.
+        x = _LEFT + (1 - coverage) / (1 - left_end) * (_WIDTH - _LEFT - _RIGHT)
+        return x, _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    drawn = [_y_axis(low, high, "of the pixels kept, %")]
+    steps = 5 if 1 - left_end <= 0.5 else 10
+    for percent in range(round(100 * left_end), 101, steps):
+        x, _ = place(percent / 100, low)
+        drawn.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+            f'<text text-anchor="middle" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}">{percent}</text>'
+        )
+    for kind, name in (("accuracy", "pixel accuracy"), ("miou", "mIoU")):
+        spots = [(place(point.coverage, getattr(point, kind)), point) for point in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for (x, y), _ in spots)
+        drawn.append(f'<polyline class="{kind}" points="{path}"/>')
+        for (x, y), point in spots:
+            words = (
+                f"confidence of at least {point.cut:g}: {100 * point.coverage:.1f} % of the pixels,"
+                f" {name} {100 * getattr(point, kind):.2f} %"
+            )
+            drawn.append(
+                f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
+                f"<title>{words}</title></circle>"
+            )
+    lower = {point.cut: place(point.coverage, min(point.accuracy, point.miou)) for point in points}
+    titled: list[float] = []
+    for cut in _TITLED:
+        if cut in lower and all(abs(lower[cut][0] - x) > _APART for x in titled):
+            x, y = lower[cut]
+            titled.append(x)
+            drawn.append(
+                f'<text class="small" text-anchor="start" x="{x + 4:.1f}" y="{y + 16:.1f}">'
+                f"≥ {cut:g}</text>"
+            )
+    drawn.append(_label("coverage: share of the pixels kept, %"))
+    return _svg("Accuracy of the pixels kept, by confidence", drawn)
+
+
+def curve_table(points: Iterable[CurvePoint]) -> str:
+    """Return the numbers of the curve as an HTML table."""
+    rows = "".join(
+        f"<tr><td>{point.cut:g}</td><td>{100 * point.coverage:.1f}</td>"
+        f"<td>{100 * point.accuracy:.2f}</td><td>{100 * point.miou:.2f}</td></tr>"
+        for point in points
+    )
+    return (
+        "<table><thead><tr><th>confidence ≥</th><th>coverage, %</th><th>pixel accuracy, %</th>"
+        f"<th>mIoU, %</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _y_axis(low: float, high: float, name: str) -> str:
+    step = next(s for s in (0.02, 0.05, 0.1, 0.2) if (high - low) / s <= 7 or s == 0.2)
+    drawn = []
+    for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
+        y = _HEIGHT - _BOTTOM - (index * step - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        drawn.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text text-anchor="end" x="{_LEFT - 8}" y="{y + 4:.1f}">{100 * index * step:.0f}'
+            "</text>"
+        )
+    drawn.append(f'<text x="0" y="12">{escape(name)}</text>')
+    return "".join(drawn)
+
+
+def _label(name: str) -> str:
+    return (
+        f'<text text-anchor="middle" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 6}">'
+        f"{escape(name)}</text>"
+    )
+
+
+def _svg(name: str, drawn: Iterable[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(name)}">'
+        f"{''.join(drawn)}</svg>\n"
+    )
+
+
+def _short(percent: float) -> str:
+    return f"{percent:.0f}" if percent >= 9.95 else f"{percent:.1f}" if percent else "0"
+
+
+def _round_up(share: float) -> float:
+    """Return a share a little above another, so that the longest bar has room for its number."""
+    return min(1.0, math.ceil(share * 1.08 * 20) / 20) or 1.0

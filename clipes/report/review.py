@@ -1,0 +1,163 @@
+"""Which masks need a person, told without ground truth.
+
+Each sign is cheap, can be said in words, and was seen to go with a low mIoU. The weights are round
+numbers near those that rank every second image of voc_sample best; ``benchmarks/review.py`` chooses
+them again and holds them to the other images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.pseudo import with_background
+from clipes.types import CamMaps, PseudoLabel, UInt8Array
+
+UNSURE, AMBIGUOUS, DISAGREEMENT, TINY, FULL, EMPTY = 20.0, 5.0, 0.1, 1.4, 0.6, 2.0
+"""What each sign adds to the score: per share of the pixels (the first two), per class that is in
+dispute, tiny or empty, and for an image without background."""
+
+TINY_AREA = 0.005
+"""Share of the image below which a class counts as tiny."""
+
+FULL_AREA = 0.9
+"""Share of the image above which the classes together leave too little background."""
+
+_CLOSE = 0.2  # two scores of a map this close: either label could have won
+_MANY_AMBIGUOUS, _MUCH_DISPUTED, _MANY_UNSURE = 0.2, 0.4, 0.04  # worth saying; the score adds all
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSigns:
+    """What is seen of one class that the label names.
+
+    Attributes:
+        label: The class, 0-based.
+        area: Share of the image that the mask gives it.
+        disagreement: 1 - IoU of the map's mask and the CRF's; None before the CRF.
+    """
+
+    label: int
+    area: float
+    disagreement: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What is seen of one image; all shares in [0, 1].
+
+    Attributes:
+        classes: Of each class that the label names.
+        ambiguous: Share of the patches at which the map's two highest scores are close.
+        unsure: Share of the pixels with a confidence below 0.95; None before the CRF.
+    """
+
+    classes: tuple[ClassSigns, ...]
+    ambiguous: float
+    unsure: float | None
+
+    @property
+    def labelled(self) -> float:
+        """Share of the image that is not background."""
+        return sum(one.area for one in self.classes)
+
+    @property
+    def empty(self) -> int:
+        """Number of classes that the mask does not hold at all."""
+        return sum(not one.area for one in self.classes)
+
+    @property
+    def tiny(self) -> int:
+        """Number of classes that the mask hardly holds, empty ones included."""
+        return sum(one.area < TINY_AREA for one in self.classes)
+
+    @property
+    def disputed(self) -> float:
+        """Sum of the disagreement over the classes, 0 where it is not known."""
+        return sum(one.disagreement or 0.0 for one in self.classes)
+
+
+def read_signs(
+    cams: CamMaps, cam_mask: UInt8Array, pseudo: PseudoLabel | None, exponent: float
+) -> Signs:
+    """Look at what was made for one image.
+
+    Args:
+        cams: Its maps.
+        cam_mask: (H0, W0) mask that the maps make alone.
+        pseudo: Its mask and confidence, where they were made; else ``cam_mask`` is judged.
+        exponent: alpha of the background score.
+    """
+    mask = cam_mask if pseudo is None else pseudo.mask
+    pairs = np.bincount((cam_mask.astype(np.uint16) << 8 | mask).ravel(), minlength=1 << 16)
+    table = pairs.reshape(256, 256)
+    before, now, both = table.sum(1), table.sum(0), np.diag(table)
+    classes = []
+    for label in cams.labels.tolist():
+        union = before[label + 1] + now[label + 1] - both[label + 1]
+        disagreement = 1 - float(both[label + 1] / union) if union else 1.0
+        classes.append(
+            ClassSigns(
+                label,
+                float(now[label + 1] / mask.size),
+                None if pseudo is None else disagreement,
+            )
+        )
+    scores = np.sort(with_background(cams.maps.astype(np.float32), exponent), axis=0)
+    return Signs(
+        tuple(classes),
+        float((scores[-1] - scores[-2] < _CLOSE).mean()),
+        None if pseudo is None else float((pseudo.confidence < CONFIDENCE_THRESHOLD).mean()),
+    )
+
+
+def score(signs: Signs) -> float:
+    """Return how much an image needs a person: 0 not at all, about 1 usual, no upper end."""
+    return (
+        UNSURE * (signs.unsure or 0.0)
+        + AMBIGUOUS * signs.ambiguous
+        + DISAGREEMENT * signs.disputed
+        + TINY * signs.tiny
+        + FULL * (signs.labelled > FULL_AREA)
+        + EMPTY * signs.empty
+    )
+
+
+def reasons(signs: Signs, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return what stands out in an image, in words, what weighs most first.
+
+    Args:
+        signs: What was seen of it.
+        classes: Class names in mask order.
+    """
+    found = sorted(_reasons(signs, classes), key=lambda reason: -reason[0])
+    return tuple(words for _, words in found)
+
+
+def _reasons(signs: Signs, classes: Sequence[str]) -> Iterator[tuple[float, str]]:
+    for one in signs.classes:
+        name, disputed = classes[one.label], one.disagreement or 0.0
+        if not one.area:
+            yield EMPTY + TINY, f"{name}: nothing labelled"
+            continue
+        if one.area < TINY_AREA:
+            yield TINY, f"{name}: only {_percent(one.area, 2)} of the image"
+        if disputed >= _MUCH_DISPUTED:
+            yield DISAGREEMENT * disputed, f"map and CRF disagree on {_percent(disputed)} of {name}"
+    if signs.labelled > FULL_AREA:
+        yield FULL, f"hardly any background: {_percent(signs.labelled)} of the image is labelled"
+    if signs.unsure is not None and signs.unsure >= _MANY_UNSURE:
+        words = f"{_percent(signs.unsure, 1)} of the pixels below confidence"
+        yield UNSURE * signs.unsure, f"{words} {CONFIDENCE_THRESHOLD:g}"
+    if signs.ambiguous >= _MANY_AMBIGUOUS:
+        yield (
+            AMBIGUOUS * signs.ambiguous,
+            f"map undecided on {_percent(signs.ambiguous)} of the image",
+        )
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
