@@ -115,11 +115,8 @@ def cam(
     ] = None,
     precision: Annotated[
         PrecisionName,
-        typer.Option(
-            help="Of CLIP's matrix products; auto: bf16 where that is faster, but fp32 for the "
-            "preset reference."
-        ),
-    ] = PrecisionName.auto,
+        typer.Option(help="Of CLIP's matrix products; auto: bf16 where that is faster, else fp32."),
+    ] = PrecisionName.fp32,
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
 
@@ -143,8 +140,6 @@ def cam(
     if box_threshold is None:
         box_threshold = BOX_THRESHOLDS.get(dataset.value, settings.cam.box_threshold)
     settings = settings.with_box_threshold(box_threshold)
-    if preset is PresetName.reference and precision is PrecisionName.auto:
-        precision = PrecisionName.fp32
     automatic = str(labels) == AUTO_LABELS
     source: dict[str, Any] = {"root": root, "split": split, "prompts": prompts}
     source["difficult"] = difficult

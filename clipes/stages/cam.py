@@ -24,6 +24,9 @@ from clipes.text_features import TextFeatures
 from clipes.types import CamMaps, Failure, Float32Array, Progress, Sample, UInt8Array
 from clipes.vocabulary import Fusion
 
+SHRUNK = "are larger than what CLIP looks at: it saw a smaller copy"
+"""Said of images beyond ``CamParams.max_patches``."""
+
 
 class CamMaker:
     """Makes the refined maps of one image after another.
@@ -76,6 +79,11 @@ class CamMaker:
         chosen = sorted(labels, key=self._names.__getitem__)
         evidence = self._evidence(image, chosen, patches)
         return image_statistics(evidence, chosen, len(self._names), self._params, patches)
+
+    def shrinks(self, size: tuple[int, int]) -> bool:
+        """Tell whether CLIP looks at a smaller copy of an image of ``size`` (H0, W0)."""
+        height, width = self._backbone.grid(size, self._params.max_patches)
+        return height * self._backbone.patch < size[0] or width * self._backbone.patch < size[1]
 
     def no_statistics(self) -> Statistics:
         """Return the statistics of no image."""
@@ -146,9 +154,10 @@ def make_cams(
         report: Called with each image that cannot be processed; the others go on.
     """
 
-    def make_one(sample: Sample) -> None:
-        seen = sample.id in learnt_from
-        run.save_cams(sample.id, maker(read_image(sample.image), sample.labels, seen=seen))
+    def make_one(sample: Sample) -> str | None:
+        cams = maker(read_image(sample.image), sample.labels, seen=sample.id in learnt_from)
+        run.save_cams(sample.id, cams)
+        return SHRUNK if maker.shrinks(cams.size) else None
 
     return for_each(
         make_one,

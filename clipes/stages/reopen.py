@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipes.artifacts import Run
-from clipes.config import AUTO_LABELS, CamParams, CrfParams, Preset
+from clipes.config import AUTO_LABELS, CamParams, CrfParams, PatchParams, Preset
 from clipes.datasets import Dataset, open_dataset
 from clipes.errors import ArtifactError
 
@@ -64,7 +64,12 @@ def preset_of(run: Run) -> Preset:
                 "background_exponent": int() | float() as exponent,
             }
         } if cam.keys() <= asdict(CamParams()).keys() and _fits(crf, asdict(CrfParams())):
-            return Preset(name, CamParams(**cam), CrfParams(**crf), exponent)
+            match cam.get("patches"):
+                case None:
+                    return Preset(name, CamParams(**cam), CrfParams(**crf), exponent)
+                case dict() as patches if _fits(patches, asdict(PatchParams())):
+                    cam = {**cam, "patches": PatchParams(**patches)}
+                    return Preset(name, CamParams(**cam), CrfParams(**crf), exponent)
     raise _damaged(run, "preset")
 
 

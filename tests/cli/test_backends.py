@@ -8,6 +8,8 @@ import pytest
 
 from tests.cli.conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 
 def cam(cli: Cli, photos: Path, weights: Path) -> None:
     done = cli("cam", "--dataset", "folder", "--root", photos, "--weights", weights, "--out", "run")

@@ -12,6 +12,8 @@ from clipes.artifacts import Run
 from tests.cli.bad_input import CASES, Case
 from tests.cli.forked import ROOT, Starter
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "bad-input.md").read_text("utf-8")
 ROWS = {
     what: (said, int(code))

@@ -15,6 +15,8 @@ from clipes.artifacts import Run
 from tests.cli.forked import Starter
 from tests.cli.small_data import cam, train, write_photos, write_refined
 
+pytestmark = pytest.mark.slow
+
 Disk = Callable[[str], None]
 
 

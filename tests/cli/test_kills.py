@@ -28,7 +28,10 @@ from clipes.artifacts import Run
 from tests.cli.forked import Process, Starter
 from tests.cli.small_data import cam, train, write_photos, write_refined
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="no such signals"),
+    pytest.mark.slow,
+]
 
 IMAGES = 36
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -195,15 +198,18 @@ def test_a_killed_worker_is_one_line(start: Starter, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_interpreter_ends_quietly_too(start: Starter, tmp_path: Path, number: int) -> None:
     """As ``python -m clipes``: with what Python does at its end while threads are at work."""
-    command = [sys.executable, "-m", "clipes", *cam("run"), "--workers", "2"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while count(tmp_path / "run" / "cams") < 2 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    for attempt in range(5):  # on a busy machine all may be done before the signal arrives
+        command = [sys.executable, "-m", "clipes", *cam(f"run{attempt}"), "--workers", "2"]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 120
+        while count(tmp_path / f"run{attempt}" / "cams") < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+        if process.returncode != 0:
+            break
     assert process.returncode == 128 + number
     assert stderr.splitlines()[-1] == "clipes: stopped; the same command continues where it was"
     assert "Traceback" not in stderr

@@ -6,6 +6,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_one_round_on_one_thread() -> None:
     command = [sys.executable, "-m", "clipes", "bench", "--json", "--rounds", "1", "--threads", "1"]

@@ -220,3 +220,21 @@ def test_what_the_classes_look_like_in_a_run_is_used(
         clipes.load(tiny_weights, CLASSES, device="cpu", looks=tmp_path)
     with pytest.raises(UsageError, match="no use for looks"):
         clipes.load(tiny_weights, CLASSES, device="cpu", looks=run.root, preset="reference")
+
+
+@pytest.mark.parametrize(
+    ("size", "shrinks"),
+    [
+        ((640, 640), False),
+        ((375, 500), False),
+        ((1, 1), False),
+        ((16, 25600), False),
+        ((656, 640), True),
+        ((17, 25600), True),
+        ((9000, 12000), True),
+    ],
+)
+def test_images_beyond_the_limit_are_known(
+    labeler: clipes.PseudoLabeler, size: tuple[int, int], shrinks: bool
+) -> None:
+    assert labeler._maker.shrinks(size) == shrinks
