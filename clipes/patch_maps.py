@@ -53,10 +53,12 @@ def patch_features(backbone: Backbone, last: LastInput) -> tuple[Tensor, Tensor]
     key, value = last.key[:, 1:], last.value[:, 1:]
     alike = [backbone.mix_patches(part, part, value) for part in (last.query, key)]
     own = value.transpose(0, 1).flatten(1)
-    return _joint(backbone, own), _joint(backbone, (alike[0] + alike[1]) / 2)
+    mixed = (alike[0] + alike[1]) / 2
+    return in_joint_space(backbone, own), in_joint_space(backbone, mixed)
 
 
-def _joint(backbone: Backbone, mixed: Tensor) -> Tensor:
+def in_joint_space(backbone: Backbone, mixed: Tensor) -> Tensor:
+    """Bring (N, D) values of the last block to the space of the text features: (N, E) unit rows."""
     out = backbone.blocks[-1].attn.out_proj
     output = backbone.linear(mixed, out.weight, out.bias)
     return F.normalize((backbone.visual.ln_post(output) @ backbone.visual.proj).float(), dim=-1)

@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
-from clipes.clip.backbone import Backbone, LastBlock
+from clipes.clip.backbone import Backbone, LastInput
 from clipes.config import TagParams
+from clipes.patch_maps import in_joint_space
 from clipes.types import Float32Array
 
 
 @torch.inference_mode()
-def key_key_features(backbone: Backbone, last: LastBlock) -> Tensor:
+def key_key_features(backbone: Backbone, last: LastInput) -> Tensor:
     """Return what each patch shows, in the space of the text features: (N, E) unit rows."""
     key, value = last.key[:, 1:], last.value[:, 1:]
-    alike = (key * key.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    mixed = (alike.softmax(-1) @ value).transpose(0, 1).flatten(1)
-    output = backbone.blocks[-1].attn.out_proj(mixed)
-    return F.normalize(backbone.visual.ln_post(output) @ backbone.visual.proj, dim=-1)
+    return in_joint_space(backbone, backbone.mix_patches(key, key, value))
 
 
 @torch.inference_mode()
 def class_scores(
-    backbone: Backbone, last: LastBlock, text: Tensor, background: Tensor, params: TagParams
+    backbone: Backbone, last: LastInput, text: Tensor, background: Tensor, params: TagParams
 ) -> Float32Array:
     """Score every class of a vocabulary in one image.
 
