@@ -67,11 +67,12 @@ def run_stages(kind: str, data: Path, ids: Sequence[str], options: argparse.Name
         options: See ``stage_options``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        run = options.out or work / "run"
+        run = options.out or Path(folder, "run")
+        work = run / "input"  # a run that is kept needs its list of images later
+        work.mkdir(parents=True, exist_ok=True)
         write_text_features(work / "text.npz", kind)
         (work / "split.txt").write_text("\n".join(ids[: options.limit]) + "\n")
-        cam = ["cam", "--dataset", kind, "--root", data, "--split", work / "split.txt"]
+        cam = ["cam", "--dataset", kind, "--root", data, "--split", (work / "split.txt").absolute()]
         cam += ["--weights", "registry", "--text-features", work / "text.npz"]
         clipes(*cam, "--preset", options.preset, "--out", run)
         clipes("refine", run)
