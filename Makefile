@@ -15,7 +15,7 @@ help:  ## Print the commands
 demo: $(VENV)/.installed  ## Fetch weights, run every stage on the bundled examples, print mIoU, write a report
 	$(BIN)/clipes demo
 
-test: check unit oldest wheel  ## Lint, types, tests on the newest and the oldest Python here, and from a wheel; what CI calls
+test: check unit wheel oldest  ## Lint, types, tests on the newest Python here, the wheel and its tests on the oldest; what CI calls
 
 check: $(VENV)/.installed-dev  ## Lint and type-check
 	$(BIN)/ruff check .
@@ -25,25 +25,25 @@ check: $(VENV)/.installed-dev  ## Lint and type-check
 unit: $(VENV)/.installed-dev  ## All tests, those on the real CLIP tower included where it can be had
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=clipes --cov-report=term:skip-covered
 
-oldest:  ## The tests again on the oldest supported Python here, but for the slow ones
-	if [ "$(OLDEST)" != "$(PYTHON)" ]; then \
-	  $(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/.installed-dev && \
-	  .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not weights"; \
-	fi
+wheel:  ## Build the wheel, install it alone on the oldest Python here, run the demo from it outside the checkout
+	rm -rf dist .venv-oldest .demo && mkdir .demo
+	$(OLDEST) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls $(CURDIR)/dist/*.whl)[examples]"
+	cd .demo && ../.venv-oldest/bin/clipes demo && test -s runs/examples/report/index.html
+	rm -rf .demo
 
-wheel:  ## Build the wheel, install it alone, run the demo from it outside the checkout
-	rm -rf dist .venv-wheel .demo && mkdir .demo
-	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[examples]"
-	cd .demo && ../.venv-wheel/bin/clipes demo && test -s runs/examples/report/index.html
-	rm -rf .venv-wheel .demo
+oldest: wheel  ## After the wheel, the quick tests on the oldest Python
+	if [ "$(OLDEST)" != "$(PYTHON)" ]; then \
+	  .venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && \
+	  .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not weights" tests/unit tests/golden; \
+	fi
 
 eval: $(VENV)/.installed  ## mIoU of every stage that has output, per class, against its baseline (RUN=folder, default the latest)
 	$(BIN)/clipes eval $(RUN) --baseline $(BASELINE) --tolerance $(TOLERANCE)
 
 clean:  ## Remove what make and the tests made, not runs/ and not cached weights
-	rm -rf $(VENV) .venv-oldest .venv-wheel .demo build dist .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
+	rm -rf $(VENV) .venv-oldest .demo build dist .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

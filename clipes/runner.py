@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -183,10 +184,9 @@ def _spread(
     jobs: Iterable[object] = (delayed(attempt)(sample) for sample in todo)
     count = -1 if workers is None else min(workers, len(todo))
     if backend == "ray":
-        bundle = _IMAGES_PER_WORKER * _join_ray()
-        with parallel_config(backend="ray", n_jobs=count):
+        with _ray_cluster() as cores, parallel_config(backend="ray", n_jobs=count):
             jobs = iter(jobs)
-            while outcomes := Parallel()(islice(jobs, bundle)):
+            while outcomes := Parallel()(islice(jobs, _IMAGES_PER_WORKER * cores)):
                 yield from outcomes
     elif backend == "dask":
         with _dask_client(), parallel_config(backend="dask", n_jobs=count):
@@ -221,19 +221,24 @@ def _follow(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _join_ray() -> int:
-    """Connect to a Ray cluster, or start one here; return its number of processors."""
+@contextmanager
+def _ray_cluster() -> Iterator[int]:
+    """Connect to a Ray cluster, or start one here; yield its number of processors."""
     try:
         import ray
         from ray.util.joblib import register_ray
     except ImportError as error:
         raise BackendError("backend 'ray' needs Ray", "pip install 'clipes[ray]'") from error
-    try:
-        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        raise BackendError(f"no Ray cluster: {error}", "look at RAY_ADDRESS") from error
-    register_ray()
-    return int(ray.cluster_resources().get("CPU", 1))
+    with redirect_stdout(sys.stderr):  # where Ray says what its workers do
+        try:
+            ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError) as error:
+            raise BackendError(f"no Ray cluster: {error}", "look at RAY_ADDRESS") from error
+        try:
+            register_ray()
+            yield int(ray.cluster_resources().get("CPU", 1))
+        finally:
+            ray.shutdown()
 
 
 def _dask_client() -> AbstractContextManager[object]:

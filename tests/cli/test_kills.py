@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,13 @@ def test_the_interpreter_ends_quietly_too(start: Starter, tmp_path: Path, number
     for attempt in range(5):  # on a busy machine all may be done before the signal arrives
         command = [sys.executable, "-m", "clipes", *cam(f"run{attempt}"), "--workers", "2"]
         process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Tests that a shell runs in the background inherit a SIGINT that is ignored.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 120
         while count(tmp_path / f"run{attempt}" / "cams") < 2 and time.monotonic() < deadline:
