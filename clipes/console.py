@@ -155,8 +155,8 @@ def print_bench(result: dict[str, Any]) -> None:
         table = Table(
             title=f"CAM stage, {threads} thread(s), per image of 375 x 500, random ViT-B/16"
         )
-        columns = ("classes", "literal", "one at a time", "clipes", "speed-up", "preset fast")
-        for column in (*columns, "bytes", "of the reference's"):
+        columns = ("classes", "literal", "alone", "clipes", "speed-up", "fast")
+        for column in (*columns, "bytes", "share"):
             table.add_column(column, justify="right")
         for classes, seconds in cam["seconds"].items():
             table.add_row(
@@ -170,6 +170,10 @@ def print_bench(result: dict[str, Any]) -> None:
                 f"{cam['bytes'][classes] / cam['bytes_literal'][classes]:.2%}",
             )
         console.print(table)
+        console.print(
+            "literal, alone: one image on all threads; clipes: an image on each; fast: that "
+            "preset; share: of the reference's bytes"
+        )
         stages = ", ".join(
             f"{name} {1e3 * seconds:.0f} ms"
             for name, seconds in cam["stages_at_most_classes"].items()
