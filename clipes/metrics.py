@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipes.errors import ArtifactError
-from clipes.types import IGNORE, MAX_CLASSES, Int64Array, UInt8Array
+from clipes.types import IGNORE, MAX_CLASSES, Int64Array, UInt8Array, size_text
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class ConfusionMatrix:
             raise ValueError(f"masks are uint8, these are {truth.dtype} and {prediction.dtype}")
         if truth.shape != prediction.shape:
             raise ArtifactError(
-                f"the ground truth is {_size(truth)} and the prediction {_size(prediction)}",
+                f"the ground truth is {size_text(truth.shape)} and the "
+                f"prediction {size_text(prediction.shape)}",
                 "both must have the size of the image; make the prediction again",
             )
         pairs = truth.astype(np.uint16) << 8 | prediction
@@ -137,7 +138,3 @@ class ConfusionMatrix:
                 f"at {self.n_classes - 1}",
                 "check that the masks belong to this data set and its list of classes",
             )
-
-
-def _size(mask: UInt8Array) -> str:
-    return " x ".join(map(str, mask.shape))

@@ -6,7 +6,7 @@ Conventions everywhere: sizes are (height, width); images are (H, W, 3) RGB uint
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -80,3 +80,12 @@ class PseudoLabel:
 
     mask: UInt8Array
     confidence: Float32Array
+
+
+def size_text(size: Sequence[int]) -> str:
+    """Return a size in words.
+
+    >>> size_text((375, 500))
+    '375 x 500'
+    """
+    return " x ".join(map(str, size))

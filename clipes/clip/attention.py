@@ -10,10 +10,9 @@ normalised, multiplied by the values and added to the sum over heads. Shapes as 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
+from clipes.clip.timing import best_times
 from clipes.simd import (
     Width,
     exp,
@@ -54,7 +54,6 @@ Token j gets the sum over patches i of P_ij (G_i . V_j - c_i), where P is ``prob
 """
 
 _TOKENS, _HEADS, _HEAD_WIDTH = 400, 2, 64  # enough to see which way is faster
-_ROUNDS = 6
 _SLACK = 8.0  # the order of sums may differ; half precision would be off by thousands
 _SCORE_VECTORS = width(2)
 _ONE_VECTOR = width(1)
@@ -152,16 +151,8 @@ def _tiles_are_better(_threads: int) -> bool:
     # The first call may compile.
     errors = [float((way(projected, _HEADS, None, None) - exact).abs().max()) for way in ways]
     total = torch.zeros(1, _TOKENS - 1, _TOKENS - 1)
-    # In turns, and the best of each: other processes disturb both alike.
-    rounds = [[_time(way, projected, total) for way in ways] for _ in range(_ROUNDS)]
-    products, tiles = (min(column) for column in zip(*rounds, strict=True))
+    products, tiles = best_times([partial(way, projected, _HEADS, total, None) for way in ways])
     return errors[1] <= _SLACK * errors[0] and tiles < products
-
-
-def _time(attend: Attention, projected: Tensor, total: Tensor) -> float:
-    start = time.perf_counter()
-    attend(projected, _HEADS, total, None)
-    return time.perf_counter() - start
 
 
 def _in_parts(

@@ -11,15 +11,16 @@ else (attention, norms, residuals, the affinity) stay in float32.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
+
+from clipes.clip.timing import best_times
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``linear(x (..., I), weight (O, I), bias (O,) or None) -> (..., O)``."""
@@ -35,7 +36,6 @@ class Precision(Enum):
 
 
 _TOKENS, _INPUT, _OUTPUT = 768, 768, 3072  # the MLP of a ViT-B on a VOC image
-_ROUNDS = 6
 _SLACK = 8.0  # oneDNN may sum in another order; bf16 would be off by a factor of thousands
 
 
@@ -103,9 +103,7 @@ def _measured(_threads: int) -> Linear:
     exact = x[:64].double() @ weight.double().T
     ways = (F.linear, linear_by_convolution)
     errors = [float((way(x, weight, None)[:64] - exact).abs().max()) for way in ways]
-    # In turns, and the best of each: other processes disturb both alike.
-    rounds = [[_time(way, x, weight) for way in ways] for _ in range(_ROUNDS)]
-    plain, convolution = (min(column) for column in zip(*rounds, strict=True))
+    plain, convolution = best_times([partial(way, x, weight, None) for way in ways])
     exact_enough = errors[1] <= _SLACK * errors[0]
     return linear_by_convolution if exact_enough and convolution < plain else F.linear
 
@@ -116,12 +114,5 @@ def _rounding_pays(threads: int) -> bool:
     x = torch.randn(_TOKENS, _INPUT)
     weight = nn.Parameter(torch.randn(_OUTPUT, _INPUT), requires_grad=False)
     ways = (_measured(threads), RoundedLinear(torch.bfloat16))
-    rounds = [[_time(way, x, weight) for way in ways] for _ in range(_ROUNDS)]
-    exact, rounded = (min(column) for column in zip(*rounds, strict=True))
-    return bool(rounded < exact)
-
-
-def _time(linear: Linear, x: Tensor, weight: Tensor) -> float:
-    start = time.perf_counter()
-    linear(x, weight, None)
-    return time.perf_counter() - start
+    exact, rounded = best_times([partial(way, x, weight, None) for way in ways])
+    return rounded < exact

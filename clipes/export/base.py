@@ -18,7 +18,7 @@ from clipes.artifacts import Run
 from clipes.errors import ArtifactError, UsageError
 from clipes.files import atomic_write, check_id
 from clipes.images import read_confidence, read_header, read_image, read_mask
-from clipes.types import IGNORE, CamMaps, Sample, UInt8Array
+from clipes.types import IGNORE, CamMaps, Sample, UInt8Array, size_text
 
 IGNORE_LABEL = "__ignore__"
 """What regions without a label are called where a format only knows names."""
@@ -111,7 +111,7 @@ class Item:
         mask, threshold = read_mask(path), self.plan.options.confidence
         if mask.shape != (size := read_header(self.sample.image)[0]):
             raise ArtifactError(
-                f"{path} is {_by(mask.shape)}, the image {_by(size)}",
+                f"{path} is {size_text(mask.shape)}, the image {size_text(size)}",
                 f"delete it and run 'clipes refine {self.run.root}' again",
             )
         strange = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE)[:IGNORE])
@@ -125,7 +125,7 @@ class Item:
         confidence = read_confidence(self.run.confidence_path(self.sample.id))
         if confidence.shape != mask.shape:
             raise ArtifactError(
-                f"{path} is {_by(mask.shape)}, its confidence {_by(confidence.shape)}",
+                f"{path} is {size_text(mask.shape)}, its confidence {size_text(confidence.shape)}",
                 f"delete both and run 'clipes refine {self.run.root}' again",
             )
         mask[confidence < threshold] = IGNORE
@@ -215,7 +215,3 @@ def _linked(source: Path, target: Path) -> bool:
     except (OSError, NotImplementedError):
         return False
     return True
-
-
-def _by(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))

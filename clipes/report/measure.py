@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ from clipes.images import read_header, read_mask
 from clipes.metrics import ConfusionMatrix, Scores
 from clipes.pseudo import cam_mask
 from clipes.report.review import Signs, read_signs, reasons, score
-from clipes.types import IGNORE, CamMaps, Int64Array, PseudoLabel, Sample, UInt8Array
+from clipes.types import IGNORE, CamMaps, Int64Array, PseudoLabel, Sample, UInt8Array, size_text
 
 CUTS: tuple[float, ...] = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, CONFIDENCE_THRESHOLD, 0.98, 0.99, 0.995)
 CUTS += (0.998, 0.999, 0.9995, 0.9998, 0.9999, 0.99995, 0.99999)
@@ -93,7 +93,11 @@ class Tally:
         """Add the sums of other images."""
         self.pixels += other.pixels
         self.counts += other.counts
-        for name, matrix in other.matrices.items():
+        self.add_matrices(other.matrices)
+
+    def add_matrices(self, matrices: Mapping[str, ConfusionMatrix]) -> None:
+        """Add the confusion matrices of other images, by what was scored."""
+        for name, matrix in matrices.items():
             known = self.matrices.get(name)
             self.matrices[name] = matrix if known is None else known + matrix
 
@@ -203,7 +207,7 @@ def check_size(array: np.ndarray, size: tuple[int, int], what: str) -> None:
     """
     if array.shape != size:
         raise ArtifactError(
-            f"the {what} is {by(array.shape)}, the image {by(size)}",
+            f"the {what} is {size_text(array.shape)}, the image {size_text(size)}",
             "make it again for the image as it is now",
         )
 
@@ -216,18 +220,9 @@ def check_image(sample: Sample, size: tuple[int, int], cams: CamMaps) -> None:
     """
     if cams.size != size:
         raise ArtifactError(
-            f"{sample.image} is {by(size)}, its maps are for {by(cams.size)}",
+            f"{sample.image} is {size_text(size)}, its maps are for {size_text(cams.size)}",
             "make the run again for the image as it is now",
         )
-
-
-def by(size: tuple[int, ...]) -> str:
-    """Return a size in words.
-
-    >>> by((375, 500))
-    '375 x 500'
-    """
-    return " x ".join(map(str, size))
 
 
 def _known(sample: Sample, classes: Sequence[str]) -> tuple[int, ...]:
@@ -276,9 +271,7 @@ def _score(truth: UInt8Array, masks: dict[str, UInt8Array], tally: Tally) -> flo
     for name, mask in masks.items():
         matrices[name] = ConfusionMatrix(tally.n_labels)
         matrices[name].update(truth, mask)
-    for name, matrix in matrices.items():
-        known = tally.matrices.get(name)
-        tally.matrices[name] = matrix if known is None else known + matrix
+    tally.add_matrices(matrices)
     judged = matrices["CRF" if "CRF" in matrices else next(iter(matrices))]
     return judged.scores().miou if judged.counts.any() else None
 

@@ -14,7 +14,7 @@ from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.problems import Kind, Problem
 from clipes.errors import ImageError
 from clipes.images import read_image, read_mask
-from clipes.types import IGNORE, Progress, Sample, UInt8Array
+from clipes.types import IGNORE, Progress, Sample, UInt8Array, size_text
 from clipes.vocabulary import load_vocabulary
 
 
@@ -153,7 +153,10 @@ def check_sample(sample: Sample, classes: Sequence[str], some_masks: bool) -> li
         note(Kind.unreadable_mask, str(error))
         return found
     if size is not None and mask.shape != size:
-        note(Kind.size_mismatch, f"image {_size(size)}, mask {sample.mask} {_size(mask.shape)}")
+        note(
+            Kind.size_mismatch,
+            f"image {size_text(size)}, mask {sample.mask} {size_text(mask.shape)}",
+        )
     _compare(mask, sample, classes, note)
     return found
 
@@ -176,7 +179,3 @@ def _compare(
     ):
         if missing:
             note(kind, ", ".join(classes[label] for label in sorted(missing)))
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))

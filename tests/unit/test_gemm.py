@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from clipes.clip import gemm
+from clipes.clip import gemm, timing
 
 
 @pytest.mark.parametrize("shape", [(7, 48), (2, 7, 48), (3, 2, 5, 48), (1, 48)])
@@ -27,8 +25,7 @@ def test_a_path_that_drops_precision_is_never_chosen(monkeypatch: pytest.MonkeyP
     def sloppy(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return F.linear(x.bfloat16(), weight.bfloat16(), bias).float()
 
-    times = itertools.cycle([2.0, 1.0])
-    monkeypatch.setattr(gemm, "_time", lambda *_: next(times))
+    monkeypatch.setattr(gemm, "best_times", lambda _ways: [2.0, 1.0])
     measure = gemm._measured.__wrapped__
     assert measure(1) is gemm.linear_by_convolution
     monkeypatch.setattr(gemm, "linear_by_convolution", sloppy)
@@ -75,6 +72,20 @@ def test_whether_rounding_pays_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
     measure = gemm._rounding_pays.__wrapped__
     monkeypatch.setattr(gemm, "_measured", lambda _threads: F.linear)
     for times, expected in (([2.0, 1.0], True), ([1.0, 2.0], False)):
-        turns = itertools.cycle(times)
-        monkeypatch.setattr(gemm, "_time", lambda *_, turns=turns: next(turns))
+        monkeypatch.setattr(gemm, "best_times", lambda _ways, times=times: times)
         assert measure(1) is expected
+
+
+def test_ways_are_timed_in_turns_and_the_shortest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 0.0}
+    seen: list[str] = []
+
+    def way(name: str, seconds: list[float]) -> None:
+        seen.append(name)
+        clock["now"] += seconds[(len(seen) - 1) // 2]
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock["now"])
+    first, second = [9.0, 3.0, 4.0, 5.0, 6.0, 7.0], [2.0] * 6
+    times = timing.best_times([lambda: way("a", first), lambda: way("b", second)])
+    assert times == [3.0, 2.0]
+    assert seen == ["a", "b"] * 6
