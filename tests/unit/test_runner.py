@@ -73,7 +73,8 @@ def test_what_cannot_be_written_ends_the_run(backend, workers, tmp_path):
     with pytest.raises(WriteError, match=r"cannot write \d+; make room"):
         for_each(partial(full_disk, tmp_path), samples(900), **arguments)
     assert told == []
-    assert {f"{k:03}" for k in range(4)} <= {path.name for path in tmp_path.iterdir()}
+    made = [path for path in tmp_path.iterdir() if path.name < "004"]
+    assert len(made) > 4 - workers  # the others may not have begun with their first image
     assert len(list(tmp_path.glob("tried-*"))) < 700  # those that were under way
     for path in tmp_path.iterdir():
         path.unlink()
