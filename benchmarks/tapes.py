@@ -141,19 +141,20 @@ def make_view(
 ) -> tuple[View, LastInput]:
     """Encode an image by patches."""
     prepared = backbone.prepare(image, params.max_patches)[None]
-    (encoding,) = backbone.encode_patches(prepared, params.affinity_blocks)
+    encoding = backbone.encode_patches(prepared, params.affinity_blocks)
     clock.lap("encode patches")
-    features = patch_features(backbone, encoding.last)
-    walk = sinkhorn(encoding.attention.float(), params.sinkhorn_iterations)
+    last = encoding.last.of(0)
+    features = patch_features(backbone, last)
+    walk = sinkhorn(encoding.attention[0].float(), params.sinkhorn_iterations)
     clock.lap("features")
-    return View(encoding.grid, encoding.last.activations.float(), features, walk), encoding.last
+    return View(encoding.grid, last.activations.float(), features, walk), last
 
 
 def _mirrored(backbone: Backbone, prepared: Tensor, params: CamParams) -> tuple[Tensor, Tensor]:
-    (encoding,) = backbone.encode_patches(prepared.flip(-1), params.affinity_blocks)
+    encoding = backbone.encode_patches(prepared.flip(-1), params.affinity_blocks)
     first, second = (
         part.unflatten(0, encoding.grid).flip(1).flatten(0, 1)
-        for part in patch_features(backbone, encoding.last)
+        for part in patch_features(backbone, encoding.last.of(0))
     )
     return first, second
 

@@ -14,13 +14,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipes.artifacts import Run
+from clipes.cam_maker import CamMaker
 from clipes.config import Preset, get_preset
 from clipes.datasets.base import class_index
 from clipes.datasets.problems import ProblemError
 from clipes.errors import ImageError, UsageError, VocabularyError
 from clipes.images import read_image, to_pixels
 from clipes.pseudo import pseudo_label
-from clipes.stages.cam import CamMaker
 from clipes.stages.learn_looks import load_looks
 from clipes.stages.setup import Clip, load_clip
 from clipes.types import CamMaps, Progress, PseudoLabel, UInt8Array

@@ -45,7 +45,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
 
 
-_WORKERS_PER_GPU = 4  # one computes while the others read, decode and save
+_MOST_WORKERS_PER_GPU = 16  # they read, decode and save, and take the GPU in turns
+_BATCH_ON_GPU = 32  # images of all sizes; those of one size are computed on together
 
 
 def share_processor(device: torch.device, workers: int | None) -> int:
@@ -63,6 +64,16 @@ def share_processor(device: torch.device, workers: int | None) -> int:
     """
     threads = torch.get_num_threads()
     if workers is None:
-        workers = threads if device.type == "cpu" else _WORKERS_PER_GPU
+        workers = threads if device.type == "cpu" else min(threads, _MOST_WORKERS_PER_GPU)
     torch.set_num_threads(max(1, threads // workers))
     return workers
+
+
+def batch_size(device: torch.device, asked: int | None) -> int:
+    """Return how many images to read before CLIP looks at those of one size together.
+
+    On processors one alone is fastest: what is computed stays in the cache.
+    """
+    if asked is not None:
+        return asked
+    return 1 if device.type == "cpu" else _BATCH_ON_GPU

@@ -32,6 +32,7 @@ def fuse_vectors(vectors: Float32Array) -> Float32Array:
 
 
 def fused_maps(
+    maps: Float32Array,
     make: MakeMaps,
     text: Tensor,
     background: Tensor,
@@ -49,23 +50,23 @@ def fused_maps(
     class.
 
     Args:
+        maps: (K, h, w), what ``make`` makes of ``text`` and ``background``.
         make: Makes the maps of some vectors in the image.
         text: (K, E) unit vectors, one for each class present.
         background: (B, E) unit vectors of the background words.
-        synonyms: K tensors (S, E) of unit vectors; a class with one synonym keeps the map of its
-        row
-            of ``text``. Empty: all do.
+        synonyms: K tensors (S, E) of unit vectors; a class with one synonym keeps its map. Empty:
+            all do.
         largest: Take the largest of the maps at each patch instead of their mean.
 
     Returns:
         (K, h, w) float32 in [0, 1].
     """
-    maps = make(text, background)
+    result = maps.copy()
     for row, vectors in enumerate(synonyms):
         if len(vectors) == 1:
             continue
         rivals = torch.cat([text[:row], text[row + 1 :], background])
         each = np.concatenate([make(vector[None], rivals) for vector in vectors])
         fused = each.max(0, keepdims=True) if largest else each.mean(0, keepdims=True)
-        maps[row] = min_max(fused)[0]
-    return maps
+        result[row] = min_max(fused)[0]
+    return result

@@ -46,19 +46,23 @@ class Evidence:
 def patch_features(backbone: Backbone, last: LastInput) -> tuple[Tensor, Tensor]:
     """Return what each patch shows, in the space of the text features, two ways.
 
+    Args:
+        backbone: The tower ``last`` came from.
+        last: Of one image, or of a batch.
+
     Returns:
-        (N, E) unit rows of each patch's own value, and of values mixed among patches whose queries,
-        or keys, are alike. The first is sharper, the second covers objects better.
+        (..., N, E) unit rows of each patch's own value, and of values mixed among patches whose
+        queries, or keys, are alike. The first is sharper, the second covers objects better.
     """
-    key, value = last.key[:, 1:], last.value[:, 1:]
+    key, value = last.key[..., 1:, :], last.value[..., 1:, :]
     alike = [backbone.mix_patches(part, part, value) for part in (last.query, key)]
-    own = value.transpose(0, 1).flatten(1)
+    own = value.transpose(-3, -2).flatten(-2)
     mixed = (alike[0] + alike[1]) / 2
     return in_joint_space(backbone, own), in_joint_space(backbone, mixed)
 
 
 def in_joint_space(backbone: Backbone, mixed: Tensor) -> Tensor:
-    """Bring (N, D) values of the last block to the space of the text features: (N, E) unit rows."""
+    """Bring (..., D) values of the last block to the space of the text features: unit rows."""
     out = backbone.blocks[-1].attn.out_proj
     output = backbone.linear(mixed, out.weight, out.bias)
     return F.normalize((backbone.visual.ln_post(output) @ backbone.visual.proj).float(), dim=-1)
@@ -86,7 +90,7 @@ def compare(
     """
     words = torch.cat([text, background]).float()
     first, second = ((temperature * (words @ part.T)).softmax(0) for part in features)
-    maps = [part[: len(text)].unflatten(1, grid).cpu().numpy() for part in (first, second)]
+    maps = torch.stack([first[: len(text)], second[: len(text)]]).unflatten(2, grid).cpu().numpy()
     mean = (first + second) / 2
     nothing = mean[len(text) :].sum(0, keepdim=True)
     log_words = (torch.cat([nothing, mean[: len(text)]]) + _LEAST).log()

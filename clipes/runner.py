@@ -17,8 +17,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
-from typing import TypeAlias
+from itertools import chain, islice
+from typing import TypeAlias, TypeVar
 
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -33,6 +33,10 @@ Work: TypeAlias = Callable[[Sample], "str | None"]
 """Makes and saves the output of one image; returns a remark on it, or None."""
 
 _Outcome: TypeAlias = "Failure | WriteError | str | None"
+_Attempt: TypeAlias = Callable[[Sequence[Sample]], "list[_Outcome]"]
+
+_Input = TypeVar("_Input")
+_Output = TypeVar("_Output")
 
 _IMAGES_PER_WORKER = 32  # joblib's Ray backend hands over results in bundles, not one by one
 _SECONDS_BETWEEN_LOOKS = 0.5  # of a worker at its parent
@@ -134,12 +138,66 @@ def for_each(
         WriteError: An output cannot be written. No other could be, so the rest is not tried.
     """
     todo = [sample for sample in samples if not is_done(sample)]
+    attempt = partial(_attempt, work, is_done)
+    outcomes = _spread(attempt, in_groups(todo, 1), backend, workers)
+    return _told(outcomes, len(todo), len(samples) - len(todo), progress, report)
+
+
+def for_each_batch(
+    read: Callable[[Sample], _Input],
+    compute: Callable[[Sequence[_Input]], Sequence[_Output]],
+    save: Callable[[Sample, _Output], str | None],
+    samples: Sequence[Sample],
+    *,
+    size: int,
+    is_done: Callable[[Sample], bool],
+    workers: int,
+    progress: Progress,
+    report: Callable[[Failure], None],
+) -> Summary:
+    """Read and save every image alone, but compute on several together, for a GPU's sake.
+
+    An image that cannot be read or saved does not hinder the others of its batch. Everything runs
+    in threads.
+
+    Args:
+        read: Returns what is computed on.
+        compute: Returns one result for each.
+        save: Takes a result; returns a remark on the image, or None.
+        samples: The images.
+        size: How many images are computed on together; the last batch may be smaller.
+        is_done: As for ``for_each``.
+        workers: How many batches are under way at once.
+        progress: As for ``for_each``.
+        report: As for ``for_each``.
+
+    Raises:
+        WriteError: As ``for_each``.
+    """
+    todo = [sample for sample in samples if not is_done(sample)]
+    attempt = partial(_attempt_batch, read, compute, save, is_done)
+    outcomes = _spread(attempt, in_groups(todo, size), "threading", workers)
+    return _told(outcomes, len(todo), len(samples) - len(todo), progress, report)
+
+
+def in_groups(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
+    """Return the samples in groups of ``size``, in order; the last may be smaller."""
+    return [samples[first : first + size] for first in range(0, len(samples), size)]
+
+
+def _told(
+    groups: Generator[list[_Outcome], None, None],
+    todo: int,
+    skipped: int,
+    progress: Progress,
+    report: Callable[[Failure], None],
+) -> Summary:
+    """Go through outcomes as they come in, tell of them, and count them."""
     failures = []
     remarks: Counter[str] = Counter()
-    progress(0, len(todo))
-    attempt = partial(_attempt, work, is_done)
-    with _closing(_spread(attempt, todo, backend, workers)) as outcomes:
-        for index, outcome in enumerate(outcomes):
+    progress(0, todo)
+    with _closing(groups) as arriving:
+        for index, outcome in enumerate(chain.from_iterable(arriving)):
             if isinstance(outcome, WriteError):
                 raise outcome
             if isinstance(outcome, Failure):
@@ -147,12 +205,14 @@ def for_each(
                 report(outcome)
             elif outcome is not None:
                 remarks[outcome] += 1
-            progress(index + 1, len(todo))
-    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures), remarks)
+            progress(index + 1, todo)
+    return Summary(todo - len(failures), skipped, tuple(failures), remarks)
 
 
 @contextmanager
-def _closing(outcomes: Generator[_Outcome, None, None]) -> Iterator[Iterable[_Outcome]]:
+def _closing(
+    outcomes: Generator[list[_Outcome], None, None],
+) -> Iterator[Iterable[list[_Outcome]]]:
     """Close a generator of outcomes without joblib's warning that some are not used."""
     try:
         yield outcomes
@@ -162,10 +222,41 @@ def _closing(outcomes: Generator[_Outcome, None, None]) -> Iterator[Iterable[_Ou
             outcomes.close()
 
 
-def _attempt(work: Work, is_done: Callable[[Sample], bool], sample: Sample) -> _Outcome:
-    """Do the work of one image; runs in a worker, so errors come back as values."""
+def _attempt(
+    work: Work, is_done: Callable[[Sample], bool], group: Sequence[Sample]
+) -> list[_Outcome]:
+    """Do the work of some images; runs in a worker."""
+    return [None if is_done(sample) else _outcome(work, sample) for sample in group]
+
+
+def _attempt_batch(
+    read: Callable[[Sample], _Input],
+    compute: Callable[[Sequence[_Input]], Sequence[_Output]],
+    save: Callable[[Sample, _Output], str | None],
+    is_done: Callable[[Sample], bool],
+    group: Sequence[Sample],
+) -> list[_Outcome]:
+    """Do the work of a batch; as ``_attempt``."""
+    inputs: dict[Sample, _Input] = {}
+
+    def take(sample: Sample) -> None:
+        if not is_done(sample):
+            inputs[sample] = read(sample)
+
+    taken = {sample: _outcome(take, sample) for sample in group}
+    results = dict(zip(inputs, compute(list(inputs.values())), strict=True))
+    return [
+        _outcome(lambda sample: save(sample, results[sample]), sample)
+        if sample in results
+        else taken[sample]
+        for sample in group
+    ]
+
+
+def _outcome(work: Work, sample: Sample) -> _Outcome:
+    """Do work on an image; errors come back as values, which other processes can hand over."""
     try:
-        return None if is_done(sample) else work(sample)
+        return work(sample)
     except WriteError as error:
         return error
     except ClipesError as error:
@@ -173,15 +264,15 @@ def _attempt(work: Work, is_done: Callable[[Sample], bool], sample: Sample) -> _
 
 
 def _spread(
-    attempt: Callable[[Sample], _Outcome],
-    todo: Sequence[Sample],
+    attempt: _Attempt,
+    todo: Sequence[Sequence[Sample]],
     backend: str,
     workers: int | None,
-) -> Generator[_Outcome, None, None]:
-    """Yield the outcome of each attempt, as they come in."""
+) -> Generator[list[_Outcome], None, None]:
+    """Yield the outcomes of each attempt on a group, as they come in."""
     if not todo:
         return
-    jobs: Iterable[object] = (delayed(attempt)(sample) for sample in todo)
+    jobs: Iterable[object] = (delayed(attempt)(group) for group in todo)
     count = -1 if workers is None else min(workers, len(todo))
     if backend == "ray":
         with _ray_cluster() as cores, parallel_config(backend="ray", n_jobs=count):

@@ -20,7 +20,7 @@ from torch import Tensor
 from clipes.affinity import refine
 from clipes.bench import literal
 from clipes.clip.backbone import Backbone
-from clipes.clip.gemm import linear_by_convolution
+from clipes.clip.gemm import Precision, linear_by_convolution
 from clipes.config import CamParams, PatchParams
 from clipes.device import keep_freed_memory
 from clipes.gradcam import softmax_gradcam
@@ -83,12 +83,14 @@ class CamTimes:
         return self.threads * self.encoder_gflop / self.stages["encode"]
 
 
-def random_backbone() -> Backbone:
+def random_backbone(
+    device: torch.device | str = "cpu", precision: Precision = Precision.fp32
+) -> Backbone:
     """Return a ViT-B/16 with random weights: as fast as the real one."""
     torch.manual_seed(0)
     visual = VisionTransformer(224, 16, 768, 12, 12, 4.0, output_dim=512, act_layer=QuickGELU)
     half = (0.5, 0.5, 0.5)
-    return Backbone(visual, _LOGIT_SCALE, half, half)
+    return Backbone(visual.to(device), _LOGIT_SCALE, half, half, precision=precision)
 
 
 def compare_cam(threads: int, rounds: int, progress: Progress) -> CamTimes:
@@ -135,13 +137,13 @@ def _compare(
         return maps
 
     def run_fast(k: int) -> np.ndarray:
-        (encoding,) = backbone.encode_patches(
+        encoding = backbone.encode_patches(
             backbone.prepare(image, params.max_patches)[None], params.affinity_blocks
         )
-        features = patch_features(backbone, encoding.last)
+        features = patch_features(backbone, encoding.last.of(0))
         temperature = PatchParams().temperature
         sources, _ = compare(features, texts[k], background, encoding.grid, temperature)
-        return refine(encoding.attention, sources, params)
+        return refine(encoding.attention[0], sources, params)
 
     def several(run: Callable[[int], np.ndarray], k: int) -> None:
         list(pool.map(run, [k] * threads))

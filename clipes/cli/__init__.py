@@ -111,7 +111,11 @@ def cam(
     shard: ShardOption = None,
     device: DeviceOption = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Images at once. (default: one per core; GPU: 4)")
+        int | None, typer.Option(min=1, help="Images, or batches, at once. (default: one per core)")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images given to CLIP together. (default: 1; GPU: 32)"),
     ] = None,
     precision: Annotated[
         PrecisionName,
@@ -123,11 +127,12 @@ def cam(
     Example: clipes cam --dataset voc --root data/VOC2012 --split train
     """
     from clipes.artifacts import Run
+    from clipes.cam_maker import CamMaker
     from clipes.clip.gemm import Precision
     from clipes.config import AUTO_LABELS, BOX_THRESHOLDS, TagParams, get_preset
     from clipes.console import progress_bar, say
-    from clipes.device import choose_device, keep_freed_memory, share_processor
-    from clipes.stages.cam import CamMaker, make_cams
+    from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
+    from clipes.stages.cam import KeptSights, make_cams
     from clipes.stages.features import fingerprint
     from clipes.stages.learn_looks import learn_looks
     from clipes.stages.setup import load_clip, open_labelled, open_unlabelled
@@ -149,6 +154,7 @@ def cam(
         vocabulary, data = open_labelled(dataset.value, labels=labels, **source)
     run = Run(out or RUNS / dataset.value)
     workers = share_processor(choose_device(device), workers)
+    batch = batch_size(choose_device(device), batch)
     clip = load_clip(
         weights,
         model,
@@ -203,6 +209,8 @@ def cam(
         say(f"the labels of {changed} images were changed: their maps are made again")
     maker = CamMaker(clip.backbone, clip.text, settings.cam)
     keep_freed_memory()
+    samples = part.of(data.samples)
+    kept = KeptSights(sample.id for sample in samples if not run.cams_path(sample.id).exists())
     learnt_from: frozenset[str] = frozenset()
     if settings.cam.patches is not None and settings.cam.patches.statistics_images:
         with progress_bar("looks") as progress:
@@ -211,6 +219,8 @@ def cam(
                 maker,
                 run,
                 settings.cam.patches,
+                kept=kept,
+                batch=batch,
                 workers=workers,
                 say=say,
                 progress=progress,
@@ -218,10 +228,12 @@ def cam(
         maker = maker.with_looks(looks)
     with run.claim("cam", shared=part.count > 1), progress_bar("cam") as progress:
         summary = make_cams(
-            part.of(data.samples),
+            samples,
             maker,
             run,
             learnt_from=learnt_from,
+            kept=kept,
+            batch=batch,
             workers=workers,
             progress=progress,
             report=say_failure,

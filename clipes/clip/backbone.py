@@ -67,6 +67,11 @@ class LastInput:
     key: Tensor
     value: Tensor
 
+    def of(self, image: int) -> LastInput:
+        """Return that of one image of a batch."""
+        parts = (self.activations, self.query, self.key, self.value)
+        return LastInput(*(part[image] for part in parts))
+
 
 @dataclass(frozen=True)
 class LastBlock(LastInput):
@@ -108,12 +113,12 @@ class Encoding:
 
 @dataclass(frozen=True)
 class PatchEncoding:
-    """What one pass over one image leaves behind that goes no further than the last attention.
+    """What one pass over B images leaves behind that goes no further than the last attention.
 
     Attributes:
         grid: (h, w).
-        attention: (N, N) as in ``Encoding``.
-        last: What the last block attends with.
+        attention: (B, N, N), each as in ``Encoding``.
+        last: What the last block attends with, every tensor with B in front.
     """
 
     grid: Grid
@@ -156,6 +161,7 @@ class Backbone:
         self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
         self._heads = self.blocks[0].attn.num_heads
         self.linear = choose_linear(self.device, visual.proj.dtype, precision)
+        self._exact = choose_linear(self.device, visual.proj.dtype)
         self.attend, self.gather = choose_attention(
             self.device, visual.proj.dtype, len(visual.proj) // self._heads
         )
@@ -212,7 +218,7 @@ class Backbone:
         ]
 
     @torch.inference_mode()
-    def encode_patches(self, images: Tensor, affinity_blocks: int) -> list[PatchEncoding]:
+    def encode_patches(self, images: Tensor, affinity_blocks: int) -> PatchEncoding:
         """Run the tower up to the last attention; arguments as ``encode``.
 
         Leaves out the last block's MLP and the head, which only an image feature needs.
@@ -224,18 +230,14 @@ class Backbone:
         self.attend(projected, self._heads, total, None)
         total /= affinity_blocks * self._heads
         query, key, value = split_heads(projected, self._heads)
-        return [
-            PatchEncoding(
-                grid, total[i], LastInput(normed[i, 1:], query[i, :, 1:], key[i], value[i])
-            )
-            for i in range(len(images))
-        ]
+        return PatchEncoding(grid, total, LastInput(normed[:, 1:], query[:, :, 1:], key, value))
 
     @torch.inference_mode()
     def mix_patches(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend among patches alone: (H, N, d) each to (N, D), heads side by side."""
-        parts = torch.cat([part.transpose(0, 1).flatten(1) for part in (query, key, value)], -1)
-        return self.attend(parts[None], len(query), None, None)[0]
+        """Attend among patches alone: (..., H, N, d) each to (..., N, D), heads side by side."""
+        parts = torch.cat([part.transpose(-3, -2).flatten(-2) for part in (query, key, value)], -1)
+        mixed = self.attend(parts.view(-1, *parts.shape[-2:]), self._heads, None, None)
+        return mixed.view(*parts.shape[:-1], -1)
 
     def _run_first(self, images: Tensor, affinity_blocks: int) -> tuple[Grid, Tensor, Tensor]:
         """Run all blocks but the last.
@@ -255,8 +257,13 @@ class Backbone:
 
     def _embed(self, images: Tensor, grid: Grid) -> Tensor:
         """Return the (B, T, D) input of the first block."""
-        visual = self.visual
-        patches = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        visual, (h, w), side = self.visual, grid, self.patch
+        kernel = visual.conv1.weight
+        pixels = images.unflatten(3, (w, side)).unflatten(2, (h, side)).permute(0, 2, 4, 1, 3, 5)
+        # As a product, because PyTorch lets convolutions on GPUs round to TF32.
+        patches = self._exact(
+            pixels.reshape(len(images), h * w, -1).to(kernel.dtype), kernel.flatten(1), None
+        )
         cls = visual.class_embedding.expand(len(patches), 1, -1)
         tokens: Tensor = visual.ln_pre(torch.cat([cls, patches], 1) + self._position(grid))
         return tokens
@@ -337,6 +344,8 @@ def _check_supported(visual: nn.Module) -> None:
         reason = "an attention pool"
     elif visual.patch_size[0] != visual.patch_size[1]:
         reason = "patches that are not square"
+    elif visual.conv1.bias is not None:
+        reason = "a bias on the patches"
     elif not isinstance(visual.ln_pre, nn.LayerNorm):
         reason = "no LayerNorm before the first block"
     else:

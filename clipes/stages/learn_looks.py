@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from joblib import Parallel, delayed
 
 from clipes.artifacts import Run
+from clipes.cam_maker import CamMaker, Prepared
 from clipes.config import PatchParams
 from clipes.errors import ArtifactError, ClipesError
 from clipes.files import read_arrays, write_arrays
 from clipes.images import read_image
 from clipes.looks import Looks, Statistics
-from clipes.stages.cam import CamMaker
+from clipes.runner import in_groups
+from clipes.stages.cam import KeptSights
 from clipes.types import Progress, Sample
 
 _SECONDS_BETWEEN_WRITES = 30.0
@@ -50,6 +54,8 @@ def learn_looks(
     run: Run,
     patches: PatchParams,
     *,
+    kept: KeptSights | None = None,
+    batch: int = 1,
     workers: int,
     say: Callable[[str], None],
     progress: Progress,
@@ -61,7 +67,9 @@ def learn_looks(
         maker: Makes the statistics of an image.
         run: The run folder; the sums go to ``looks/statistics.npz``.
         patches: Settings.
-        workers: How many images at once.
+        kept: Takes what is seen in the images, for the second pass.
+        batch: How many images to give to CLIP together, as in ``make_cams``.
+        workers: How many batches at once.
         say: Told if another process does it.
         progress: Called after each image.
 
@@ -80,7 +88,9 @@ def learn_looks(
             chosen = evenly_spaced(samples, patches.statistics_images)
             if found is None or found.total != len(chosen):
                 found = _Pass(maker.no_statistics(), len(chosen))
-            _go_on(found, chosen, maker, run, patches, workers, progress)
+            _go_on(
+                found, chosen, maker, run, patches, kept or KeptSights(), batch, workers, progress
+            )
     return Looks.of(found.statistics, patches), frozenset(found.ids)
 
 
@@ -106,22 +116,31 @@ def _go_on(
     maker: CamMaker,
     run: Run,
     patches: PatchParams,
+    kept: KeptSights,
+    batch: int,
     workers: int,
     progress: Progress,
 ) -> None:
-    def look(sample: Sample) -> Statistics | None:
-        try:
-            return maker.statistics(read_image(sample.image), sample.labels, patches)
-        except ClipesError:
-            return None  # the second pass says what is wrong with it
+    def look(group: Sequence[Sample]) -> list[Statistics | None]:
+        images: dict[str, Prepared] = {}
+        for sample in group:
+            with suppress(ClipesError):  # the second pass says what is wrong with it
+                images[sample.id] = maker.prepare(read_image(sample.image), sample.labels)
+        sights = dict(zip(images, maker.look(list(images.values())), strict=True))
+        for name, sight in sights.items():
+            kept.keep(name, sight)
+        return [
+            maker.statistics(sights[sample.id], patches) if sample.id in sights else None
+            for sample in group
+        ]
 
     progress(state.tried, state.total)
     written = time.monotonic()
     todo = chosen[state.tried :]
-    jobs = (delayed(look)(sample) for sample in todo)
+    jobs = (delayed(look)(group) for group in in_groups(todo, batch))
     # In order: sums of floats depend on it.
     results = Parallel(workers, backend="threading", return_as="generator")(jobs)
-    for sample, statistics in zip(todo, results, strict=True):
+    for sample, statistics in zip(todo, chain.from_iterable(results), strict=True):
         if statistics is not None:
             state.statistics.add(statistics)
             state.ids.append(sample.id)

@@ -50,9 +50,9 @@ class Tagger:
     def __call__(self, image: UInt8Array) -> Float32Array:
         """Return the (C,) scores of the classes in ``image`` (H0, W0, 3) RGB uint8."""
         prepared = self._backbone.prepare(image, CamParams().max_patches)
-        (encoding,) = self._backbone.encode_patches(prepared[None], affinity_blocks=1)
+        encoding = self._backbone.encode_patches(prepared[None], affinity_blocks=1)
         return class_scores(
-            self._backbone, encoding.last, self._classes, self._background, self._params
+            self._backbone, encoding.last.of(0), self._classes, self._background, self._params
         )
 
 

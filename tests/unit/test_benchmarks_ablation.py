@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from clipes.artifacts import Run
+from clipes.cam_maker import CamMaker, Sight
 from clipes.clip.backbone import Backbone
 from clipes.clip.load import load_visual
 from clipes.config import CamParams, get_preset
@@ -23,7 +24,6 @@ from clipes.images import read_image, read_mask, write_mask
 from clipes.looks import Looks
 from clipes.metrics import ConfusionMatrix
 from clipes.pseudo import cam_mask
-from clipes.stages.cam import CamMaker
 from clipes.text_features import TextFeatures, unit_rows
 from clipes.types import IGNORE, CamMaps, Sample
 from clipes.weights import read_state_dict
@@ -108,19 +108,23 @@ def find(ablation, section: str, name: str):
     return row
 
 
+def look(maker: CamMaker, sample: Sample) -> Sight:
+    (sight,) = maker.look([maker.prepare(read_image(sample.image), sample.labels)])
+    return sight
+
+
 def product(backbone: Backbone, text: TextFeatures, params: CamParams, samples, most: int):
     """What ``clipes cam`` makes of the samples if the first ``most`` say what classes look like."""
     maker = CamMaker(backbone, text, params)
     if params.patches is not None and most:
         total = maker.no_statistics()
         for one in samples[:most]:
-            total.add(maker.statistics(read_image(one.image), one.labels, params.patches))
+            total.add(maker.statistics(look(maker, one), params.patches))
         looks = Looks.of(total, params.patches)
         assert looks is not None
         maker = maker.with_looks(looks)
     return [
-        maker(read_image(one.image), one.labels, seen=number < most).maps
-        for number, one in enumerate(samples)
+        maker.maps(look(maker, one), seen=number < most).maps for number, one in enumerate(samples)
     ]
 
 
@@ -190,9 +194,9 @@ def test_held_out_looks_are_those_of_the_others(ablation, tapes, towers, taped, 
         maker = CamMaker(towers.patches, text, row.cam)
         total = maker.no_statistics()
         for one in (*samples[:number], *samples[number + 1 :]):
-            total.add(maker.statistics(read_image(one.image), one.labels, patches))
+            total.add(maker.statistics(look(maker, one), patches))
         maker = maker.with_looks(Looks.of(total, patches))
-        theirs = maker(read_image(samples[number].image), samples[number].labels, seen=True).maps
+        theirs = maker.maps(look(maker, samples[number]), seen=True).maps
         np.testing.assert_allclose(maps, theirs, atol=2e-5)
 
 

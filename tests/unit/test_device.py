@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from clipes.device import choose_device, share_processor
+from clipes.device import batch_size, choose_device, share_processor
 from clipes.errors import UsageError
 
 
@@ -31,7 +31,15 @@ def test_threads_are_divided_among_images(device, asked, workers, threads, four_
 
 
 def test_a_gpu_is_fed_by_several(four_threads):
-    assert share_processor(torch.device("cuda"), None) > 1
+    assert share_processor(torch.device("cuda"), None) == 4
+    torch.set_num_threads(64)
+    assert share_processor(torch.device("cuda"), None) == 16
+
+
+def test_only_a_gpu_gets_several_images_together():
+    assert batch_size(torch.device("cpu"), None) == 1
+    assert batch_size(torch.device("cuda"), None) > 1
+    assert batch_size(torch.device("cpu"), 5) == batch_size(torch.device("cuda"), 5) == 5
 
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:x"])

@@ -13,6 +13,7 @@ from clipes.config import PatchParams
 from clipes.errors import ArtifactError, ImageError
 from clipes.looks import Statistics
 from clipes.stages import learn_looks as stage
+from clipes.stages.cam import KeptSights
 from clipes.stages.learn_looks import evenly_spaced, learn_looks, load_looks
 from clipes.types import Sample
 from tests.unit.clip_support import quiet
@@ -32,7 +33,13 @@ class Maker:
     def no_statistics(self) -> Statistics:
         return Statistics.empty(2, WIDTH)
 
-    def statistics(self, image: int, labels: tuple[int, ...], patches: PatchParams) -> Statistics:
+    def prepare(self, image: int, labels: tuple[int, ...]) -> int:
+        return image
+
+    def look(self, images: list[int]) -> list[int]:
+        return images
+
+    def statistics(self, image: int, patches: PatchParams) -> Statistics:
         with self.lock:
             if len(self.calls) == self.stop_after:
                 raise KeyboardInterrupt
@@ -56,9 +63,17 @@ def samples(count: int) -> list[Sample]:
     return [Sample(f"{k:03}", Path(f"{k:03}.jpg"), (0, 1), None) for k in range(count)]
 
 
-def learn(run: Run, maker: Maker, count: int = 30, workers: int = 2):
+def learn(run: Run, maker: Maker, count: int = 30, workers: int = 2, batch: int = 1):
     return learn_looks(
-        samples(count), maker, run, PATCHES, workers=workers, say=quiet, progress=lambda *_: None
+        samples(count),
+        maker,
+        run,
+        PATCHES,
+        kept=KeptSights(),
+        batch=batch,
+        workers=workers,
+        say=quiet,
+        progress=lambda *_: None,
     )
 
 
@@ -67,7 +82,7 @@ def test_images_that_cannot_be_read_say_nothing(tmp_path):
     assert ids == {sample.id for sample in samples(30)} - {"007", "017"}
     expected = Statistics.empty(2, WIDTH)
     for id_ in sorted(ids):
-        expected.add(Maker().statistics(int(id_), (), PATCHES))
+        expected.add(Maker().statistics(int(id_), PATCHES))
     np.testing.assert_array_equal(looks.sums, expected.sums)
 
 
@@ -82,6 +97,14 @@ def test_a_pass_that_was_stopped_ends_with_the_same_bits(stop_after, tmp_path, m
     learn(broken, rest, workers=3)
     assert len(rest.calls) <= 28 - stop_after + 1
     assert broken.looks_path.read_bytes() == whole.looks_path.read_bytes()
+
+
+@pytest.mark.parametrize("batch", [4, 7, 100])
+def test_batches_change_nothing(batch, tmp_path):
+    alone, together = Run(tmp_path / "alone"), Run(tmp_path / "together")
+    learn(alone, Maker())
+    learn(together, Maker(), batch=batch)
+    assert together.looks_path.read_bytes() == alone.looks_path.read_bytes()
 
 
 def test_a_finished_pass_is_not_done_again(tmp_path):

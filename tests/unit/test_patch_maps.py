@@ -57,9 +57,9 @@ def features_literally(backbone: Backbone, image: torch.Tensor) -> list[torch.Te
 
 
 def test_features_against_the_plain_formula(backbone, prepared):
-    (encoding,) = backbone.encode_patches(prepared, 3)
+    encoding = backbone.encode_patches(prepared, 3)
     for got, expected in zip(
-        patch_features(backbone, encoding.last),
+        patch_features(backbone, encoding.last.of(0)),
         features_literally(backbone, prepared[0]),
         strict=True,
     ):
@@ -69,11 +69,11 @@ def test_features_against_the_plain_formula(backbone, prepared):
 
 def test_the_shorter_pass_is_the_longer_one_cut_off(backbone, prepared):
     (full,) = backbone.encode(prepared, 3)
-    (short,) = backbone.encode_patches(prepared, 3)
+    short = backbone.encode_patches(prepared, 3)
     assert short.grid == full.grid
-    torch.testing.assert_close(short.attention, full.attention, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(short.attention[0], full.attention, rtol=1e-5, atol=1e-7)
     for name in ("activations", "query", "key", "value"):
-        torch.testing.assert_close(getattr(short.last, name), getattr(full.last, name))
+        torch.testing.assert_close(getattr(short.last.of(0), name), getattr(full.last, name))
 
 
 def test_a_patch_that_shows_a_word_says_so():
@@ -97,11 +97,12 @@ def test_both_features_have_a_say():
 
 
 def test_first_maps_are_sources_in_boxes_spread_twice(backbone, prepared):
-    (encoding,) = backbone.encode_patches(prepared, 3)
+    encoding = backbone.encode_patches(prepared, 3)
     sources = np.random.default_rng(3).random((2, 4, 6), dtype=np.float32)
-    walk = sinkhorn(encoding.attention, 3)
-    evidence = Evidence(encoding.last.activations, sources, torch.zeros(3, 24), walk)
-    spread = literal.walk_matrix(encoding.attention, 3).numpy()
+    attention = encoding.attention[0]
+    walk = sinkhorn(attention, 3)
+    evidence = Evidence(encoding.last.activations[0], sources, torch.zeros(3, 24), walk)
+    spread = literal.walk_matrix(attention, 3).numpy()
     got = first_maps(evidence, CamParams(box_threshold=0.0))  # boxes hold everything above zero
     for source, found in zip(sources, got, strict=True):
         raw = spread @ spread @ source.ravel()

@@ -1,0 +1,211 @@
+"""Several images at once, on this processor and on a GPU that is only pretended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
+from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from clipes import cam_maker
+from clipes.artifacts import Run
+from clipes.cam_maker import CamMaker
+from clipes.clip.backbone import Backbone
+from clipes.clip.load import load_visual
+from clipes.config import CamParams, PatchParams
+from clipes.errors import BackendError
+from clipes.gradcam import channel_weights
+from clipes.images import read_image
+from clipes.looks import Looks
+from clipes.patch_maps import patch_features
+from clipes.stages import cam as stage
+from clipes.stages.cam import KeptSights, make_cams
+from clipes.stages.learn_looks import learn_looks
+from clipes.text_features import TextFeatures, unit_rows
+from clipes.types import Sample
+from clipes.weights import read_state_dict
+from tests.unit.clip_support import quiet
+
+HALF = (0.5, 0.5, 0.5)
+PATCHES = PatchParams(strong=0.5, weak=0.5)
+SIZES = ((64, 96), (48, 80), (64, 96), (96, 64), (60, 90), (48, 80), (64, 96))
+LABELS = ((0,), (1, 2), (2, 0), (1,), (0, 1, 2), (2,), (1, 0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the stage does on a processor
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_weights: Path) -> Backbone:
+    return Backbone(load_visual(read_state_dict(tiny_weights)), 100.0, HALF, HALF)
+
+
+@pytest.fixture(scope="module")
+def text(backbone: Backbone) -> TextFeatures:
+    width = backbone.visual.proj.shape[1]
+    rows = unit_rows(np.random.default_rng(0).standard_normal((5, width)))
+    return TextFeatures(("a", "b", "c"), ("x", "y"), rows[:3], rows[3:], "tiny")
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+def params(name: str) -> CamParams:
+    return CamParams(patches=None if name == "gradient" else PATCHES, affinity_blocks=3)
+
+
+@pytest.fixture(params=["gradient", "patches", "looks"])
+def maker(request, backbone, text, images) -> CamMaker:
+    made = CamMaker(backbone, text, params(request.param))
+    if request.param == "looks":
+        total = made.no_statistics()
+        for sight in made.look([made.prepare(*one) for one in zip(images, LABELS, strict=True)]):
+            total.add(made.statistics(sight, PATCHES))
+        made = made.with_looks(Looks.of(total, PATCHES))
+    return made
+
+
+def record_batches(monkeypatch, name: str = "_run_first") -> list[int]:
+    sizes = []
+    whole = getattr(Backbone, name)
+
+    def run(self: Backbone, pixels: torch.Tensor, blocks: int) -> object:
+        sizes.append(len(pixels))
+        return whole(self, pixels, blocks)
+
+    monkeypatch.setattr(Backbone, name, run)
+    return sizes
+
+
+@pytest.mark.parametrize("room", [1 << 23, 3 * 24**2])
+def test_images_together_get_the_maps_they_get_alone(maker, images, room, monkeypatch):
+    alone = [maker(image, labels) for image, labels in zip(images, LABELS, strict=True)]
+    monkeypatch.setattr(cam_maker, "_PAIRS_AT_ONCE", room)
+    sizes = record_batches(monkeypatch)
+    sights = maker.look([maker.prepare(*one) for one in zip(images, LABELS, strict=True)])
+    assert sizes == ([4, 2, 1] if room > 10_000 else [3, 1, 2, 1])
+    for sight, expected in zip(sights, alone, strict=True):
+        got = maker.maps(sight)
+        assert got.size == expected.size
+        np.testing.assert_array_equal(got.labels, expected.labels)
+        np.testing.assert_allclose(got.maps, expected.maps, atol=2e-4)
+
+
+def test_too_little_memory_halves_the_batch(maker, images, monkeypatch):
+    prepared = [maker.prepare(*one) for one in zip(images, LABELS, strict=True)]
+    whole = Backbone._run_first
+    tried = []
+
+    def run(self: Backbone, pixels: torch.Tensor, blocks: int) -> object:
+        tried.append(len(pixels))
+        if len(pixels) > 1:
+            raise torch.cuda.OutOfMemoryError
+        return whole(self, pixels, blocks)
+
+    monkeypatch.setattr(Backbone, "_run_first", run)
+    sights = maker.look(prepared)
+    assert tried[:7] == [4, 2, 1, 1, 2, 1, 1]
+    assert [sight.labels for sight in sights] == list(LABELS)
+
+
+def test_an_image_too_large_for_the_gpu_is_told(maker, images, monkeypatch):
+    def run(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(Backbone, "_run_first", run)
+    with pytest.raises(BackendError, match=r"memory for .* \(64, 96\); use --device cpu"):
+        maker(images[0], LABELS[0])
+
+
+@pytest.fixture
+def samples(images, tmp_path) -> list[Sample]:
+    found = []
+    for number, (image, labels) in enumerate(zip(images, LABELS, strict=True)):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(image).save(path)
+        found.append(Sample(str(number), path, labels))
+    return found
+
+
+def run_both_passes(samples, run: Run, maker: CamMaker, *, keep: bool, batch: int) -> None:
+    kept = KeptSights(sample.id for sample in samples if keep)
+    settings = {"kept": kept, "batch": batch, "workers": 2, "progress": lambda *_: None}
+    looks, seen = learn_looks(samples, maker, run, PATCHES, say=quiet, **settings)
+    informed = maker.with_looks(looks)
+    summary = make_cams(samples, informed, run, learnt_from=seen, report=lambda _: None, **settings)
+    assert summary.done == len(samples)
+
+
+def maps_of(run: Run, samples: list[Sample]) -> dict[str, bytes]:
+    return {sample.id: run.cams_path(sample.id).read_bytes() for sample in samples}
+
+
+@pytest.mark.parametrize("room", [0, 30_000, 1 << 30])
+def test_what_is_kept_is_not_looked_at_again_and_changes_no_bit(
+    backbone, text, samples, room, tmp_path, monkeypatch
+):
+    maker = CamMaker(backbone, text, params("patches"))
+    whole, kept = Run(tmp_path / "whole"), Run(tmp_path / "kept")
+    run_both_passes(samples, whole, maker, keep=False, batch=1)
+    monkeypatch.setattr(stage, "_KEPT_BYTES", room)
+    sizes = record_batches(monkeypatch)
+    run_both_passes(samples, kept, maker, keep=True, batch=1)
+    assert maps_of(kept, samples) == maps_of(whole, samples)
+    looked = {0: [14], 30_000: range(10, 14), 1 << 30: [7]}[room]
+    assert sum(sizes) in looked
+
+
+def test_a_broken_image_does_not_hinder_its_batch(backbone, text, samples, tmp_path, monkeypatch):
+    maker = CamMaker(backbone, text, params("gradient"))
+    run, told = Run(tmp_path / "run"), []
+    samples[2].image.write_bytes(b"no picture")
+    sizes = record_batches(monkeypatch)
+    done = []
+    summary = make_cams(
+        samples,
+        maker,
+        run,
+        batch=4,
+        workers=1,
+        progress=lambda *count: done.append(count),
+        report=told.append,
+    )
+    assert (summary.done, [failure.id for failure in told]) == (6, ["2"])
+    assert sorted(sizes) == [1, 1, 1, 1, 2]
+    assert done == [(count, 7) for count in range(8)]
+    for number in (0, 1, 3, 4, 5, 6):
+        got = run.load_cams(str(number))
+        alone = maker(read_image(samples[number].image), LABELS[number])
+        np.testing.assert_allclose(got.maps, alone.maps, atol=1e-3)
+
+
+def test_nothing_leaves_a_gpu_before_it_is_asked_for():
+    """Shapes and devices of a GPU's tensors, without a GPU: mixing devices raises."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            visual = VisionTransformer(32, 16, 64, 5, 2, 2.0, output_dim=32, act_layer=QuickGELU)
+            words = torch.randn(6, 32)
+        backbone = Backbone(visual, 100.0, HALF, HALF)
+        pixels = torch.randn(3, 3, 64, 96)  # as images come: from the processor
+        patches = backbone.encode_patches(pixels, 3)
+        found = [patches.attention, *patch_features(backbone, patches.last)]
+        encodings = backbone.encode(pixels, 3)
+        found += [encoding.attention for encoding in encodings]
+        found += [channel_weights(backbone, one.last, words[:2], words[2:]) for one in encodings]
+        for sight in found:
+            assert sight.device.type == "cuda"
+    assert patches.attention.shape == (3, 24, 24)
+    assert found[1].shape == found[2].shape == (3, 24, 32)
