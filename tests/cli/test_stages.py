@@ -145,6 +145,19 @@ def test_shards_make_the_whole(cli: Cli, photos: Path, tiny_weights: Path, tmp_p
     assert Run(tmp_path / "sharded").ids("cams") == [f"p{index}" for index in range(6)]
 
 
+def test_batches_make_the_same_maps(
+    cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    assert cam(cli, photos, tiny_weights, "--out", "alone").returncode == 0
+    together = cam(cli, photos, tiny_weights, "--out", "together", "--batch", "4")
+    assert "6 made" in together.stderr
+    alone, run = Run(tmp_path / "alone"), Run(tmp_path / "together")
+    for name in sorted(path.stem for path in (run.root / "cams").iterdir()):
+        got, expected = run.load_cams(name), alone.load_cams(name)
+        np.testing.assert_array_equal(got.labels, expected.labels)
+        np.testing.assert_allclose(got.maps, expected.maps, atol=2e-3)  # they are kept in fp16
+
+
 def test_ranks_of_torchrun_share_the_images(
     photos: Path, tiny_weights: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

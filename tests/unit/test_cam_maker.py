@@ -19,10 +19,8 @@ from clipes.clip.backbone import Backbone
 from clipes.clip.load import load_visual
 from clipes.config import CamParams, PatchParams
 from clipes.errors import BackendError
-from clipes.gradcam import channel_weights
 from clipes.images import read_image
 from clipes.looks import Looks
-from clipes.patch_maps import patch_features
 from clipes.stages import cam as stage
 from clipes.stages.cam import KeptSights, make_cams
 from clipes.stages.learn_looks import learn_looks
@@ -192,20 +190,37 @@ def test_a_broken_image_does_not_hinder_its_batch(backbone, text, samples, tmp_p
         np.testing.assert_allclose(got.maps, alone.maps, atol=1e-3)
 
 
-def test_nothing_leaves_a_gpu_before_it_is_asked_for():
-    """Shapes and devices of a GPU's tensors, without a GPU: mixing devices raises."""
-    with FakeTensorMode():
+class Arrived:
+    """What ``cpu()`` returns of a tensor whose values do not exist."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+
+    def numpy(self) -> np.ndarray:
+        return np.zeros(self.shape, np.float32)
+
+
+@pytest.mark.parametrize(("name", "crossings"), [("gradient", (1, 1)), ("patches", (1, 2))])
+def test_only_maps_leave_a_gpu(name, crossings, text, images, monkeypatch):
+    """A GPU's tensors, pretended: they have a shape and a device, and mixing devices raises."""
+    crossed: list[tuple[str, torch.Size]] = []
+
+    def arrive(tensor: torch.Tensor) -> Arrived:
+        crossed.append((tensor.device.type, tensor.shape))
+        return Arrived(tensor.shape)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", arrive)
+    width = text.class_vectors.shape[1]
+    with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
-            visual = VisionTransformer(32, 16, 64, 5, 2, 2.0, output_dim=32, act_layer=QuickGELU)
-            words = torch.randn(6, 32)
-        backbone = Backbone(visual, 100.0, HALF, HALF)
-        pixels = torch.randn(3, 3, 64, 96)  # as images come: from the processor
-        patches = backbone.encode_patches(pixels, 3)
-        found = [patches.attention, *patch_features(backbone, patches.last)]
-        encodings = backbone.encode(pixels, 3)
-        found += [encoding.attention for encoding in encodings]
-        found += [channel_weights(backbone, one.last, words[:2], words[2:]) for one in encodings]
-        for sight in found:
-            assert sight.device.type == "cuda"
-    assert patches.attention.shape == (3, 24, 24)
-    assert found[1].shape == found[2].shape == (3, 24, 32)
+            visual = VisionTransformer(32, 16, 64, 5, 2, 2.0, output_dim=width, act_layer=QuickGELU)
+        maker = CamMaker(Backbone(visual, 100.0, HALF, HALF), text, params(name))
+        if name == "patches":
+            maker = maker.with_looks(Looks(np.ones((4, 64)), np.ones(4), np.eye(64)))
+        sights = maker.look([maker.prepare(*one) for one in zip(images, LABELS, strict=True)])
+        looked, made = crossed[:], [maker.maps(sight, seen=True) for sight in sights]
+    assert len(looked) == crossings[0] * len(images)
+    assert len(crossed) - len(looked) == crossings[1] * len(images)
+    assert {device for device, _ in crossed} == {"cuda"}
+    assert max(shape.numel() for _, shape in crossed) == (2 if name == "patches" else 1) * 3 * 24
+    assert [cams.maps.shape[0] for cams in made] == [len(labels) for labels in LABELS]

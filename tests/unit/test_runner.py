@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipes.errors import BackendError, ImageError, WriteError
-from clipes.runner import for_each
+from clipes.runner import for_each, for_each_batch
 from clipes.types import Sample
 
 
@@ -111,3 +111,62 @@ def test_a_missing_cluster_library_is_one_line(backend, module, tmp_path, monkey
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BackendError, match=rf"needs .*; pip install 'clipes\[{backend}\]'"):
         run(tmp_path, 2, backend)
+
+
+@pytest.mark.parametrize("size", [1, 4, 50])
+def test_a_batch_is_computed_together_and_read_and_saved_alone(size, tmp_path):
+    batches, told = [], []
+
+    def read(sample: Sample) -> int:
+        if sample.id == "003":
+            raise ImageError("cannot be read")
+        return int(sample.id)
+
+    def compute(numbers: list[int]) -> list[int]:
+        batches.append(len(numbers))
+        return [number * number for number in numbers]
+
+    def save(sample: Sample, square: int) -> str | None:
+        if sample.id == "005":
+            raise ImageError("cannot be saved")
+        (tmp_path / sample.id).write_text(str(square))
+        return "are even" if square % 2 == 0 else None
+
+    (tmp_path / "007").write_text("there before")
+    summary = for_each_batch(
+        read,
+        compute,
+        save,
+        samples(10),
+        size=size,
+        is_done=partial(there, tmp_path),
+        workers=2,
+        progress=lambda *_: None,
+        report=told.append,
+    )
+    assert (summary.done, summary.skipped, summary.remarks) == (7, 1, {"are even": 5})
+    assert [failure.id for failure in sorted(told, key=lambda one: one.id)] == ["003", "005"]
+    assert sum(batches) == 8
+    assert max(batches) == min(size, 8)
+    assert (tmp_path / "009").read_text() == "81"
+    assert (tmp_path / "007").read_text() == "there before"
+
+
+def test_a_batch_that_cannot_be_written_ends_the_run(tmp_path):
+    def save(sample: Sample, _: int) -> None:
+        (tmp_path / sample.id).touch()
+        raise WriteError(f"cannot write {sample.id}", "make room")
+
+    with pytest.raises(WriteError, match=r"cannot write \d+; make room"):
+        for_each_batch(
+            lambda sample: 0,
+            list,
+            save,
+            samples(900),
+            size=5,
+            is_done=lambda _: False,
+            workers=2,
+            progress=lambda *_: None,
+            report=lambda _: None,
+        )
+    assert len(list(tmp_path.iterdir())) < 700
