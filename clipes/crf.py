@@ -1,8 +1,9 @@
 """Dense CRF: mean-field inference in a fully connected CRF with Gaussian pairwise terms.
 
 Kraehenbuehl and Koltun 2011, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-Potentials". There are two implementations with the same result: ``numba``, in here, and
-``pydensecrf``, the authors' own, which needs a compiler to install and is optional.
+Potentials". There are three implementations with the same result: ``numba``, in here; ``torch``,
+in ``clipes.crf_torch``, for GPUs; and ``pydensecrf``, the authors' own, which needs a compiler to
+install and is optional.
 """
 
 from __future__ import annotations
@@ -19,15 +20,21 @@ from clipes.lattice import Lattice, build_lattice
 from clipes.simd import Width, exp, fill, jit, load, maximum, store, width
 from clipes.types import Float32Array, FloatArray, UInt8Array
 
-BACKENDS = ("numba", "pydensecrf")
+BACKENDS = ("numba", "torch", "pydensecrf")
+"""``torch`` runs on a GPU where there is one, else on the processor; the others always on that."""
 
 MIN_PROBABILITY = 1e-5
 """Lower probabilities are taken for this one; the default of pydensecrf's unary_from_softmax."""
 
+BYTES = {"numba": (450, 14), "torch": (750, 150), "pydensecrf": (450, 14)}
+"""Memory that each backend needs at most, as on pure noise: for a pixel, for a pixel and label."""
+
+CACHED_PIXELS = 2**20
+"""The smoothness kernels of larger images are not kept."""
+
 _TOLERANCE = 1e-3  # how far resampling may push scores out of [0, 1]
 _BLOCK = 8  # labels filtered at a time: more are no faster and need more memory
 _CHUNK = 64  # pixels normalised at a time; a multiple of the lattice's TILE
-_CACHED_PIXELS = 2**20  # the smoothness kernels of larger images are not kept
 
 
 def dense_crf(
@@ -43,16 +50,17 @@ def dense_crf(
     labels costs a smoothness kernel of their distance and an appearance kernel of distance and
     colour, both normalised symmetrically.
 
-    Runs on one core and gives the same result every time. Beside its arguments, ``numba`` takes
-    about 200 bytes per pixel (450 for pure noise, where no two pixels share a vertex of the
-    lattice) and 14 more per pixel and label: 1.7 GB for a photo of 12 megapixels and 3 labels. The
-    smoothness kernels of the last four image sizes below a megapixel are kept, 42 bytes per pixel.
+    Gives the same result every time, ``numba`` on one core. Beside its arguments, that takes about
+    200 bytes per pixel (450 for pure noise, where no two pixels share a vertex of the lattice) and
+    14 more per pixel and label: 1.7 GB for a photo of 12 megapixels and 3 labels. ``torch`` takes
+    up to ``BYTES``, on the GPU where there is one. The smoothness kernels of the last four image
+    sizes below a megapixel are kept, 42 bytes per pixel (``torch``: 94).
 
     Args:
         probs: (L, H, W) scores of L labels, in [0, 1].
         image: (H, W, 3) RGB uint8.
         params: Iterations, and the kernels' widths and weights.
-        backend: ``numba`` or ``pydensecrf``.
+        backend: One of ``BACKENDS``.
 
     Returns:
         (L, H, W) float32 in [0, 1] that sum to 1 over labels.
@@ -61,7 +69,7 @@ def dense_crf(
         ImageError: The image is empty or not RGB uint8.
         UsageError: The scores are no probabilities or do not fit the image, a parameter is out of
             range, or there is no such backend.
-        BackendError: ``pydensecrf`` is asked for and not installed.
+        BackendError: ``pydensecrf`` is asked for and not installed, or the GPU's memory is full.
     """
     if backend not in BACKENDS:
         raise UsageError(f"unknown CRF backend '{backend}'", f"choose one of {', '.join(BACKENDS)}")
@@ -71,7 +79,7 @@ def dense_crf(
     if len(probs) == 1:
         return np.ones(probs.shape, np.float32)
     scores = np.ascontiguousarray(probs, np.float32)
-    infer = _mean_field if backend == "numba" else _pydensecrf
+    infer = {"numba": _mean_field, "torch": _torch, "pydensecrf": _pydensecrf}[backend]
     return infer(scores, np.ascontiguousarray(image), params)
 
 
@@ -110,6 +118,12 @@ def _check_params(params: CrfParams) -> None:
     for name in ("gaussian_compat", "bilateral_compat"):
         if not 0 <= getattr(params, name) < math.inf:
             raise UsageError(f"{name} = {getattr(params, name)}", "give 0 or a positive number")
+
+
+def _torch(scores: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
+    from clipes.crf_torch import dense_crf_torch  # torch takes seconds to import
+
+    return dense_crf_torch(scores, image, params)
 
 
 def _pydensecrf(scores: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
@@ -196,7 +210,7 @@ def _blocks(labels: int) -> list[int]:
 def _mean_field(scores: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
     labels, height, columns = scores.shape
     points = height * columns
-    smoothness = _smoothness if points <= _CACHED_PIXELS else _smoothness.__wrapped__
+    smoothness = _smoothness if points <= CACHED_PIXELS else _smoothness.__wrapped__
     kernels = (
         _appearance(image, params.bilateral_sxy, params.bilateral_srgb, params.bilateral_compat),
         smoothness(height, columns, params.gaussian_sxy, params.gaussian_compat),

@@ -124,10 +124,9 @@ def build_lattice(features: Float32Array, points: int) -> Lattice:
         UsageError: The points spread over too many standard deviations to number the vertices.
     """
     d, size = features.shape
-    # Scaled like this, E turns the blur's standard deviation into that of the filter (p. 6).
-    deviation = float(np.float32(np.sqrt(2 / 3) * (d + 1)))
-    scale = tuple(np.float32(deviation / np.sqrt((i + 1) * (i + 2))) for i in range(d))
-    origin, strides = _numbering(features[:, :points], scale)
+    scale = scaling(d)
+    inside = features[:, :points]
+    origin, strides = numbering(inside.min(1), inside.max(1), scale)
     corners = np.full((size, d + 1), _MISSING, np.uint32)
     weights = np.zeros((size, d + 1), np.float32)
     table = _rehash(np.empty(0, np.int64), 0, max(1024, _SLOTS_PER_POINT * points))
@@ -143,16 +142,34 @@ def build_lattice(features: Float32Array, points: int) -> Lattice:
     return Lattice(corners, weights, chains, ends, vertices + _FIRST)
 
 
-def _numbering(
-    features: Float32Array, scale: tuple[np.float32, ...]
+def scaling(d: int) -> tuple[np.float32, ...]:
+    """Return the factors of d features before they are elevated to the hyperplane."""
+    # Scaled like this, E turns the blur's standard deviation into that of the filter (p. 6).
+    deviation = float(np.float32(np.sqrt(2 / 3) * (d + 1)))
+    return tuple(np.float32(deviation / np.sqrt((i + 1) * (i + 2))) for i in range(d))
+
+
+def numbering(
+    low: Float32Array, high: Float32Array, scale: tuple[np.float32, ...]
 ) -> tuple[Int64Array, Int64Array]:
-    """Return origin and strides that give every vertex near the features a number of its own."""
+    """Return origin and strides that give every vertex near features a number of its own.
+
+    The number of a vertex is the sum of its first d coordinates, less the origin, times strides.
+
+    Args:
+        low: (d,), the least of each feature.
+        high: (d,), the greatest of each feature.
+        scale: ``scaling(d)``.
+
+    Raises:
+        UsageError: Numbers of 62 bits are too few.
+    """
     d = len(scale)
     # The first d of the d + 1 coordinates on the hyperplane (p. 5): coordinate i is the sum of the
     # scaled features from i on, less i times feature i - 1.
     matrix = np.triu(np.ones((d, d))) - np.diag(np.arange(1, d), -1)
     matrix *= np.array(scale, np.float64)
-    low, high = features.min(1).astype(np.float64), features.max(1).astype(np.float64)
+    low, high = low.astype(np.float64), high.astype(np.float64)
     smallest = np.minimum(matrix * low, matrix * high).sum(1)
     largest = np.maximum(matrix * low, matrix * high).sum(1)
     margin = 4 * (d + 1)  # the simplex' corners, their neighbours, rounding

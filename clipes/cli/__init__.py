@@ -248,16 +248,21 @@ def refine(
     preset: Annotated[
         PresetName | None, typer.Option(help="Settings of the CRF. (default: as in cam)")
     ] = None,
-    crf: Annotated[CrfBackend, typer.Option(help="CRF implementation.")] = CrfBackend.numba,
+    crf: Annotated[
+        CrfBackend,
+        typer.Option(help="CRF implementation: torch is for GPUs, numba fastest without one."),
+    ] = CrfBackend.numba,
     backend: Annotated[
-        RefineBackend,
+        RefineBackend | None,
         typer.Option(
-            help="What to run on: loky (processes of this machine), or a ray or dask cluster: that "
-            "of RAY_ADDRESS or DASK_SCHEDULER_ADDRESS, else a local one."
+            help="What to run on: loky (processes of this machine), threading (this process), or a "
+            "ray or dask cluster: that of RAY_ADDRESS or DASK_SCHEDULER_ADDRESS, else a local one. "
+            "(default: loky; --crf torch: threading)"
         ),
-    ] = RefineBackend.loky,
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Images at once. (default: one per core)")
+        int | None,
+        typer.Option(min=1, help="Images at once. (default: one per core; torch on a GPU: 4)"),
     ] = None,
     shard: ShardOption = None,
 ) -> None:
@@ -273,6 +278,12 @@ def refine(
     from clipes.stages.reopen import preset_of, reopen
 
     part = this_part(shard)
+    if backend is None:
+        backend = RefineBackend.threading if crf is CrfBackend.torch else RefineBackend.loky
+    if crf is CrfBackend.torch and backend is RefineBackend.threading:
+        from clipes.device import choose_device, share_processor
+
+        workers = share_processor(choose_device("auto"), workers)
     folder = open_run(run)
     data = reopen(folder, root)
     settings = preset_of(folder) if preset is None else get_preset(preset.value)

@@ -62,6 +62,7 @@ class CrfBackend(str, Enum):
     """Implementations of the dense CRF."""
 
     numba = "numba"
+    torch = "torch"
     pydensecrf = "pydensecrf"
 
 
@@ -69,6 +70,7 @@ class RefineBackend(str, Enum):
     """What ``clipes refine`` spreads its images over."""
 
     loky = "loky"
+    threading = "threading"
     ray = "ray"
     dask = "dask"
 

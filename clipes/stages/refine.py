@@ -75,4 +75,5 @@ def _refine_one(
         backend=crf_backend,
     )
     run.save_pseudo(sample.id, pseudo)
-    return None if workable_size(cams.size, 1 + len(cams.labels)) == cams.size else SHRUNK
+    size = workable_size(cams.size, 1 + len(cams.labels), backend=crf_backend)
+    return None if size == cams.size else SHRUNK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,27 @@ def test_the_stages_in_a_row(cli: Cli, photos: Path, tiny_weights: Path, tmp_pat
     other = cam(cli, photos, tiny_weights, "--box-threshold", 0.7)
     assert other.returncode == 1
     assert "preset.cam.box_threshold = 0.4, not 0.7" in one_line(other.stderr)
+
+
+def test_the_crf_in_torch_makes_the_same_masks(
+    cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    assert cam(cli, photos, tiny_weights, "--out", "numba").returncode == 0
+    shutil.copytree(tmp_path / "numba", tmp_path / "torch")
+    for done in (
+        cli("refine", "numba", "--backend", "threading", "--workers", 2),
+        cli("refine", "torch", "--crf", "torch"),
+    ):
+        assert done.returncode == 0, done.stderr
+        assert "6 made" in done.stderr
+    for id_ in (f"p{index}" for index in range(6)):
+        numba, torch = (Run(tmp_path / name).load_pseudo(id_) for name in ("numba", "torch"))
+        assert (numba.mask == torch.mask).mean() > 0.999
+        np.testing.assert_allclose(numba.confidence, torch.confidence, atol=1e-3)
+
+    mixed = cli("refine", "torch")
+    assert mixed.returncode == 1
+    assert 'backend = "torch", not "numba"' in one_line(mixed.stderr)
 
 
 def test_bad_images_are_named_and_the_others_done(
