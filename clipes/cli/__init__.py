@@ -262,7 +262,7 @@ def refine(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Images at once. (default: one per core; torch on a GPU: 4)"),
+        typer.Option(min=1, help="Images at once. (default: one per core; torch on a GPU: at most 16)"),
     ] = None,
     shard: ShardOption = None,
 ) -> None:

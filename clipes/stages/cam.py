@@ -14,7 +14,7 @@ from clipes.types import CamMaps, Failure, Progress, Sample
 SHRUNK = "are larger than what CLIP looks at: it saw a smaller copy"
 """Said of images beyond ``CamParams.max_patches``."""
 
-_KEPT_BYTES = 1 << 30  # 200 images of VOC
+_KEPT_IMAGES, _KEPT_BYTES = 200, 1 << 30  # as many images of VOC take 950 MB
 
 
 class KeptSights:
@@ -36,7 +36,7 @@ class KeptSights:
             return
         size = sight.evidence.activations.nbytes + sight.evidence.walk.attention.nbytes
         with self._lock:
-            if size <= self._room:
+            if size <= self._room and len(self._sights) < _KEPT_IMAGES:
                 self._room -= size
                 self._sights[name] = sight
 

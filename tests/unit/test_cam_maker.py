@@ -166,6 +166,14 @@ def test_what_is_kept_is_not_looked_at_again_and_changes_no_bit(
     assert sum(sizes) in looked
 
 
+def test_what_is_kept_is_bounded_in_number(backbone, text, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_KEPT_IMAGES", 3)
+    sizes = record_batches(monkeypatch)
+    maker = CamMaker(backbone, text, params("patches"))
+    run_both_passes(samples, Run(tmp_path / "run"), maker, keep=True, batch=1)
+    assert sum(sizes) == 7 + 4
+
+
 def test_a_broken_image_does_not_hinder_its_batch(backbone, text, samples, tmp_path, monkeypatch):
     maker = CamMaker(backbone, text, params("gradient"))
     run, told = Run(tmp_path / "run"), []
