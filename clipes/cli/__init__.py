@@ -111,7 +111,10 @@ def cam(
     shard: ShardOption = None,
     device: DeviceOption = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Images, or batches, at once. (default: one per core)")
+        int | None,
+        typer.Option(
+            min=1, help="Images, or batches, at once. (default: one per core, for a GPU up to 16)"
+        ),
     ] = None,
     batch: Annotated[
         int | None,
@@ -262,7 +265,7 @@ def refine(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Images at once. (default: one per core; torch on a GPU: at most 16)"),
+        typer.Option(min=1, help="Images at once. (default: one per core, for a GPU up to 16)"),
     ] = None,
     shard: ShardOption = None,
 ) -> None:
