@@ -1,6 +1,6 @@
 """How well the review queue of a report finds bad masks, held to ground truth.
 
-    python benchmarks/review.py [--run RUN] [--choose]
+    python benchmarks/review.py [--run RUN | --preset default] [--choose]
 
 Takes a finished run of voc_sample (or of anything with ground truth), else makes one as
 ``benchmarks/voc_sample.py`` does. Bad are the fifth of the images with the lowest mIoU. Printed for
@@ -58,6 +58,7 @@ def main() -> None:
     """Print a row for the score and for each sign."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a finished run whose images have ground truth")
+    parser.add_argument("--preset", default="default", help="of the run that is made")
     parser.add_argument("--choose", action="store_true", help="also look for the best weights")
     options = parser.parse_args()
     if options.run is not None:
@@ -70,7 +71,7 @@ def main() -> None:
         run, text = Path(folder, "run"), Path(folder, "text.npz")
         write_text_features(text, "voc")
         clipes("cam", "--dataset", "voc", "--root", data, "--weights", "registry",
-               "--text-features", text, "--preset", "reference", "--out", run)  # fmt: skip
+               "--text-features", text, "--preset", options.preset, "--out", run)  # fmt: skip
         clipes("refine", run)
         judge(Run(run), choose=options.choose)
 

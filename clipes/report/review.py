@@ -1,8 +1,8 @@
 """Which masks need a person, told without ground truth.
 
 Each sign is cheap, can be said in words, and was seen to go with a low mIoU. The weights are round
-numbers near those that rank every second image of voc_sample best; ``benchmarks/review.py`` chooses
-them again and holds them to the other images.
+numbers between those that rank either half of voc_sample best; ``benchmarks/review.py`` chooses
+them again on each half and holds them to the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.pseudo import with_background
 from clipes.types import CamMaps, PseudoLabel, UInt8Array
 
-UNSURE, AMBIGUOUS, DISAGREEMENT, TINY, FULL, EMPTY = 20.0, 5.0, 0.1, 1.4, 0.6, 2.0
+UNSURE, AMBIGUOUS, DISAGREEMENT, TINY, FULL, EMPTY = 15.0, 6.0, 0.5, 0.7, 0.6, 2.0
 """What each sign adds to the score: per share of the pixels (the first two), per class that is in
 dispute, tiny or empty, and for an image without background."""
 

@@ -85,8 +85,8 @@ def test_a_usual_mask_gives_no_reason_and_reasons_come_by_weight() -> None:
     assert reasons(bad, CLASSES) == (
         "cat: nothing labelled",
         "map undecided on 30 % of the image",
-        "dog & <b>wolf</b>: only 0.20 % of the image",
         "6.1 % of the pixels below confidence 0.95",
+        "dog & <b>wolf</b>: only 0.20 % of the image",
         "hardly any background: 95 % of the image is labelled",
         "map and CRF disagree on 97 % of dog & <b>wolf</b>",
         "map and CRF disagree on 43 % of bird",
