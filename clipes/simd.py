@@ -163,6 +163,63 @@ def store_strided(
 
 
 @_intrinsic
+def transpose_tile(
+    _typing: _Untyped,
+    a: _Untyped,
+    a_start: _Untyped,
+    a_row: _Untyped,
+    b: _Untyped,
+    b_start: _Untyped,
+    b_row: _Untyped,
+    lanes: _Untyped,
+) -> _Untyped:
+    """Write the transpose of a square as wide as a vector.
+
+    With flat arrays, r and k < len(lanes)::
+
+        b[b_start + k * b_row + r] = a[a_start + r * a_row + k]
+
+    Rows of ``b`` are written first to last: where ``b_row`` is less than a vector, each cuts the
+    one before to that length.
+    """
+    kind = _floats(lanes.count)
+
+    def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
+        def vector_at(array: int, index: ir.Value) -> ir.Value:
+            address = _address(context, builder, signature.args[array], args[array], index)
+            return builder.bitcast(address, kind.as_pointer())
+
+        rows, index = [], args[1]
+        for _ in range(lanes.count):
+            rows.append(builder.load(vector_at(0, index), align=4))
+            index = builder.add(index, args[2])
+        _swap_corners(builder, rows, lanes.count // 2)
+        index = args[4]
+        for row in rows:
+            builder.store(row, vector_at(3, index), align=4)
+            index = builder.add(index, args[5])
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.none(a, whole, whole, b, whole, whole, lanes), emit
+
+
+def _swap_corners(builder: _Untyped, rows: list[ir.Value], half: int) -> None:
+    """Transpose by swapping the off-diagonal quarters, then those of each quarter, and so on."""
+    count = len(rows)
+    while half:
+        upper = [lane + (count - half if lane & half else 0) for lane in range(count)]
+        lower = [lane + (count if lane & half else half) for lane in range(count)]
+        for top in range(count):
+            if not top & half:
+                pair = rows[top], rows[top + half]
+                for place, lanes in ((top, upper), (top + half, lower)):
+                    chosen = ir.Constant(ir.VectorType(_INT, count), lanes)
+                    rows[place] = builder.shuffle_vector(*pair, chosen)
+        half //= 2
+
+
+@_intrinsic
 def multiply_tile(
     _typing: _Untyped,
     a: _Untyped,

@@ -9,19 +9,16 @@ normalised, multiplied by the values and added to the sum over heads. Shapes as 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from itertools import pairwise
 from typing import TypeAlias
 
-import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
+from clipes.clip.tiles import flat, in_parts, shape_of_tiles
 from clipes.clip.timing import best_times
 from clipes.simd import (
     Width,
@@ -96,12 +93,12 @@ def attend_by_tiles(
     for image in range(batch):
         one = projected[image].contiguous()
         arguments = (
-            _flat(one), heads, tokens, _flat(mixed[image]),
-            nothing if total is None else _flat(total[image]),
-            nothing if probabilities is None else _flat(probabilities[image]),
+            flat(one), heads, tokens, flat(mixed[image]),
+            nothing if total is None else flat(total[image]),
+            nothing if probabilities is None else flat(probabilities[image]),
             lanes, query_rows, mix_rows, width(head_width // len(lanes)),
         )  # fmt: skip
-        _in_parts(_attend, tokens, len(query_rows), arguments)
+        in_parts(_attend, tokens, len(query_rows), arguments)
     return mixed
 
 
@@ -124,10 +121,10 @@ def gather_by_tiles(probabilities: Tensor, given: Tensor, offset: Tensor, value:
         return gather_by_products(probabilities, given, offset, value)
     gathered = value.new_empty(heads, tokens)
     arguments = (
-        _flat(probabilities), _flat(given), _flat(offset.contiguous()), _flat(value.contiguous()),
-        _flat(gathered), heads, tokens, lanes, rows, width(head_width // len(lanes)),
+        flat(probabilities), flat(given), flat(offset.contiguous()), flat(value.contiguous()),
+        flat(gathered), heads, tokens, lanes, rows, width(head_width // len(lanes)),
     )  # fmt: skip
-    _in_parts(_gather, heads, 1, arguments)
+    in_parts(_gather, heads, 1, arguments)
     return gathered
 
 
@@ -155,38 +152,15 @@ def _tiles_are_better(_threads: int) -> bool:
     return errors[1] <= _SLACK * errors[0] and tiles < products
 
 
-def _in_parts(
-    work: Callable[..., None], count: int, multiple: int, arguments: tuple[object, ...]
-) -> None:
-    """Call ``work(first, end, *arguments)`` for parts of ``range(count)``, one for each thread."""
-    units = -(-count // multiple)
-    parts = min(torch.get_num_threads(), units)
-    bounds = [min(units * part // parts * multiple, count) for part in range(parts + 1)]
-    others = [
-        _pool(parts - 1).submit(work, first, end, *arguments) for first, end in pairwise(bounds[1:])
-    ]
-    work(bounds[0], bounds[1], *arguments)
-    for other in others:
-        other.result()
-
-
-@lru_cache(maxsize=8)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="attention")
-
-
-def _flat(tensor: Tensor) -> Float32Array:
-    """Return a contiguous tensor's memory as a flat array."""
-    array: Float32Array = tensor.view(-1).numpy()
-    return array
-
-
 @lru_cache(maxsize=8)
 def _shape_of_tiles(head_width: int) -> tuple[Width, Width, Width]:
     """Return lanes, rows of scores and rows of the mix, such that sums fill the registers."""
-    lanes, rows = (16, 12) if llvm.get_host_cpu_features().get("avx512f") else (8, 6)
-    mixed_at_once = rows * len(_SCORE_VECTORS) * lanes // head_width
-    return width(lanes), width(rows), width(math.gcd(rows, mixed_at_once))
+    lanes, rows = shape_of_tiles()
+    sums = rows * len(_SCORE_VECTORS) * lanes
+    fitting = (
+        part for part in range(1, rows + 1) if rows % part == 0 and part * head_width <= sums
+    )
+    return width(lanes), width(rows), width(max(fitting))
 
 
 @jit
