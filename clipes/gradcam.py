@@ -10,14 +10,13 @@ width of the features.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock
-from torch import Tensor, nn
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor
 
 from clipes.clip.attention import Gather
 from clipes.clip.backbone import Backbone, Encoding, LastBlock
@@ -154,8 +153,7 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
 
     # What the classes share. Reciprocal deviations of both norms go with the slope.
     direct, common = centred @ second, linear(last.ln_post.unit, second.T, None)
-    slope = _slope(block.mlp.gelu, last.hidden)
-    slope *= last.ln_post.inverse_std * last.ln_2.inverse_std
+    slope = last.slope * (last.ln_post.inverse_std * last.ln_2.inverse_std)
     unit = last.hidden - folded.offset  # W1 g applied to ln_2's unit output
     unit_out = linear(last.ln_2.unit, out.T, None) / width
     past, common_past = (
@@ -201,12 +199,3 @@ def _attention_sums(last: LastBlock, at_mixed: Tensor, gather: Gather) -> Tensor
     key = -scale * torch.einsum("nh,hnd->hd", at_cls, last.query)
     value = torch.einsum("nh,nhd->hd", 1 - to_cls, by_head)
     return torch.cat([query, key, value]).flatten()
-
-
-def _slope(activation: nn.Module, x: Tensor) -> Tensor:
-    """Derivative of the MLP's activation function at ``x``."""
-    if isinstance(activation, QuickGELU):
-        gate = torch.sigmoid(1.702 * x)
-        return gate * (1 + 1.702 * x * (1 - gate))
-    density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * density

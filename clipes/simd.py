@@ -361,7 +361,7 @@ fma = _ternary(_multiply_add)
 rint = _unary(_round)
 """``rint(a)`` is the nearest whole number, halves to even."""
 exp = _unary(_exp)
-"""``exp(a)`` for a <= 0, to 3e-7 of its value; exactly 0 below -50, so that no denormals arise."""
+"""``exp(a)`` for a <= 88, to 3e-7 of its value; exactly 0 below -50, so that no denormals arise."""
 maximum = _binary(_maximum)
 """``maximum(a, b)``."""
 less = _binary(_less)
