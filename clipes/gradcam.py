@@ -4,8 +4,8 @@ The score of class k is its softmax probability among the classes present and th
 Its gradient at the output of ``ln_1`` of the last block, averaged over the patches, weighs that
 layer's channels. The gradient has a closed form through the block, and because only its *sum over
 patches* is asked for, no per-token gradient of query, key or value is ever built; see
-``_attention_sums``. Shapes as in ``clipes.clip.backbone``; K classes, B background words, E the
-width of the features.
+``clipes.clip.attention_gradient``. Shapes as in ``clipes.clip.backbone``; K classes, B background
+words, E the width of the features.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
-from clipes.clip.attention import Gather
 from clipes.clip.backbone import Backbone, Encoding, LastBlock
 from clipes.types import Float32Array
 
@@ -161,41 +160,21 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
         linear(last.ln_post.unit * last.ln_post.inverse_std, out.T, None),
     )
 
-    sums = []
+    at_mixed = last.activations.new_empty(len(pooled), patches, width)
     at_hidden = torch.empty_like(slope)
     for k in range(len(pooled)):
         along_k = along[:, k, None]
         torch.addcmul(direct[k], along_k, common, value=-1, out=at_hidden)
         at_hidden *= slope
         # Through ln_2 and carried on to the attention's output at once, then past the MLP.
-        at_mixed = linear(at_hidden, folded.to_mixed, None)
-        at_mixed.addcmul_(torch.einsum("nh,nh->n", at_hidden, unit)[:, None], unit_out, value=-1)
-        at_mixed.addcmul_(along_k, common_past, value=-1)
-        at_mixed.addr_(at_hidden @ folded.mean, folded.ones, alpha=-1)
-        at_mixed.addr_(last.ln_post.inverse_std[:, 0], past[k])
-        sums.append(_attention_sums(last, at_mixed, backbone.gather))
-    weights: Tensor = torch.stack(sums) @ block.attn.in_proj_weight / patches
+        product = linear(at_hidden, folded.to_mixed, None)
+        along_unit = torch.einsum("nh,nh->n", at_hidden, unit)[:, None]
+        torch.addcmul(product, along_unit, unit_out, value=-1, out=at_mixed[k])
+        at_mixed[k].addcmul_(along_k, common_past, value=-1)
+        at_mixed[k].addr_(at_hidden @ folded.mean, folded.ones, alpha=-1)
+        at_mixed[k].addr_(last.ln_post.inverse_std[:, 0], past[k])
+    sums = backbone.sum_gradients(
+        last.attention, last.query, last.key, last.value, last.mixed, at_mixed
+    )
+    weights: Tensor = sums @ block.attn.in_proj_weight / patches
     return weights
-
-
-def _attention_sums(last: LastBlock, at_mixed: Tensor, gather: Gather) -> Tensor:
-    """Sum over patches of the gradients of one class at query, key and value: (3D,).
-
-    With P the attention, G the gradient at its output (N, H, d) and c_i = G_i . mixed_i, the
-    gradient at the scores is S_ij = P_ij (G_i . V_j - c_i). Wanted are only sums over patches:
-
-    - value: each patch gives away all its attention but CLS's share: sum_i (1 - P_i,CLS) G_i;
-    - query: sum_i sum_j S_ij K_j needs the column sums of S, which are (P^T G)_j . V_j - (P^T c)_j;
-    - key: the rows of S sum to zero, so over the patch columns they sum to -S_i,CLS.
-    """
-    heads, _, head_width = last.value.shape
-    scale = head_width**-0.5
-    to_cls = last.attention[:, :, 0].T  # (N, H)
-    by_head = at_mixed.unflatten(-1, (heads, head_width))
-    along = (by_head * last.mixed.transpose(0, 1)).sum(-1)  # c
-    at_cls = to_cls * ((by_head * last.value[:, 0]).sum(-1) - along)
-    columns = gather(last.attention, at_mixed, along, last.value)  # (H, T)
-    query = scale * torch.einsum("ht,htd->hd", columns, last.key)
-    key = -scale * torch.einsum("nh,hnd->hd", at_cls, last.query)
-    value = torch.einsum("nh,nhd->hd", 1 - to_cls, by_head)
-    return torch.cat([query, key, value]).flatten()

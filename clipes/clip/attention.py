@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
+from clipes.clip.attention_gradient import SumGradients, sum_by_products, sum_by_tiles
 from clipes.clip.tiles import flat, in_parts, shape_of_tiles
 from clipes.clip.timing import best_times
 from clipes.simd import (
     Width,
     exp,
     fill,
-    fma,
     jit,
     load,
     maximum,
@@ -43,17 +43,9 @@ summed over heads, is added to ``total`` (B, N, N), and the attention of the pat
 is written to ``probabilities`` (B, H, N, T), where they are given.
 """
 
-Gather: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``gather(probabilities, given, offset, value) -> (H, T)``, what the tokens are given.
-
-Token j gets the sum over patches i of P_ij (G_i . V_j - c_i), where P is ``probabilities``
-(H, N, T), G ``given`` (N, D), c ``offset`` (N, H) and V ``value`` (H, T, d).
-"""
-
 _TOKENS, _HEADS, _HEAD_WIDTH = 400, 2, 64  # enough to see which way is faster
 _SLACK = 8.0  # the order of sums may differ; half precision would be off by thousands
 _SCORE_VECTORS = width(2)
-_ONE_VECTOR = width(1)
 
 
 def split_heads(projected: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,40 +94,14 @@ def attend_by_tiles(
     return mixed
 
 
-def gather_by_products(
-    probabilities: Tensor, given: Tensor, offset: Tensor, value: Tensor
-) -> Tensor:
-    """Gather with torch's own operations, on any device; arguments as ``Gather``."""
-    by_head = given.unflatten(-1, (len(value), -1)).transpose(0, 1)
-    transposed = probabilities.transpose(-1, -2)
-    gathered: Tensor = (transposed @ by_head * value).sum(-1)
-    return gathered - (transposed @ offset.T[..., None])[..., 0]
-
-
-def gather_by_tiles(probabilities: Tensor, given: Tensor, offset: Tensor, value: Tensor) -> Tensor:
-    """Gather a few tokens at a time on a processor, in float32; arguments as ``Gather``."""
-    heads, _, tokens = probabilities.shape
-    head_width = value.shape[-1]
-    lanes, _, rows = _shape_of_tiles(head_width)
-    if tokens < len(rows):
-        return gather_by_products(probabilities, given, offset, value)
-    gathered = value.new_empty(heads, tokens)
-    arguments = (
-        flat(probabilities), flat(given), flat(offset.contiguous()), flat(value.contiguous()),
-        flat(gathered), heads, tokens, lanes, rows, width(head_width // len(lanes)),
-    )  # fmt: skip
-    in_parts(_gather, heads, 1, arguments)
-    return gathered
-
-
 def choose_attention(
     device: torch.device, dtype: torch.dtype, head_width: int
-) -> tuple[Attention, Gather]:
-    """Return the fastest attention for a device, type and width of heads that is exact."""
+) -> tuple[Attention, SumGradients]:
+    """Return the fastest attention, and its gradient, for a device, type and width of heads."""
     by_tiles = device.type == "cpu" and dtype == torch.float32 and head_width in (16, 32, 48, 64)
     if by_tiles and _tiles_are_better(torch.get_num_threads()):
-        return attend_by_tiles, gather_by_tiles
-    return attend_by_products, gather_by_products
+        return attend_by_tiles, sum_by_tiles
+    return attend_by_products, sum_by_products
 
 
 @lru_cache(maxsize=8)
@@ -270,51 +236,3 @@ def _copy(
         store(to, at + k, load(values, start + k, lanes))
     for k in range(whole, count):
         to[at + k] = values[start + k]
-
-
-@jit
-def _gather(
-    first: int,
-    end: int,
-    probabilities: Float32Array,
-    given: Float32Array,
-    offset: Float32Array,
-    value: Float32Array,
-    gathered: Float32Array,
-    heads: int,
-    tokens: int,
-    lanes: Width,
-    rows: Width,
-    vectors: Width,
-) -> None:
-    """Gather in heads ``first`` to ``end``; all arrays flat."""
-    n, depth = len(lanes), len(lanes) * len(vectors)
-    patches = offset.size // heads
-    summed = np.empty(len(rows) * depth, np.float32)
-    spread = np.zeros(patches * n, np.float32)
-    offsets = np.empty(len(rows) * n, np.float32)
-    given_here = np.empty(patches * depth, np.float32)
-    for head in range(first, end):
-        for patch in range(patches):
-            start = (patch * heads + head) * depth
-            _copy(given_here, patch * depth, given, start, depth, lanes)
-            spread[patch * n] = offset[patch * heads + head]
-        for tile in range(0, tokens, len(rows)):
-            left = min(tile, tokens - len(rows))  # the last tile overlaps the one before
-            start = head * patches * tokens + left
-            multiply_tile(
-                probabilities, start, 1, tokens, given_here, 0, depth, patches,
-                summed, 0, depth, rows, vectors, lanes,
-            )  # fmt: skip
-            multiply_tile(
-                probabilities, start, 1, tokens, spread, 0, n, patches,
-                offsets, 0, n, rows, _ONE_VECTOR, lanes,
-            )  # fmt: skip
-            for row in range(len(rows)):
-                token = head * tokens + left + row
-                along = fill(np.float32(0), lanes)
-                for k in range(0, depth, n):
-                    part = load(summed, row * depth + k, lanes)
-                    along = fma(part, load(value, token * depth + k, lanes), along)
-                store(summed, row * depth, along)
-                gathered[token] = summed[row * depth :][:n].sum() - offsets[row * n]

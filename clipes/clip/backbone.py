@@ -159,7 +159,7 @@ class Backbone:
         self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
         self._heads = self.blocks[0].attn.num_heads
         self.linear = choose_linear(self.device, visual.proj.dtype, precision)
-        self.attend, self.gather = choose_attention(
+        self.attend, self.sum_gradients = choose_attention(
             self.device, visual.proj.dtype, len(visual.proj) // self._heads
         )
 
