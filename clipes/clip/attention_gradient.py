@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clipes.clip.tiles import flat, in_parts, shape_of_tiles
-from clipes.simd import Width, fill, fma, jit, load, multiply_tile, store, width
+from clipes.simd import Width, fill, fma, jit, load, multiply_tile, store, transpose_tile, width
 from clipes.types import Float32Array
 
 SumGradients: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -105,9 +105,11 @@ def _sum(
     spill = np.empty(n, np.float32)
     for head in range(first, end):
         start = head * tokens * depth
-        for patch in range(patches):
-            for k in range(depth):
-                values[k * patches + patch] = value[start + (patch + 1) * depth + k]
+        for place in range(0, patches, n):
+            patch = min(place, patches - n)  # here and below the last overlaps the one before
+            for k in range(0, depth, n):
+                from_ = start + (patch + 1) * depth + k
+                transpose_tile(value, from_, depth, values, k * patches + patch, patches, lanes)
         for number in range(classes):
             at = (number * 3 * heads + head) * depth
             at_key, at_value = at + heads * depth, at + 2 * heads * depth
@@ -139,7 +141,7 @@ def _sum(
                     kept = fma(left, load(here, patch * extended + k, lanes), part)
                     store(sums, at_value + k, kept)
             for place in range(0, patches, panel):
-                patch = min(place, patches - panel)  # the last panel overlaps the one before
+                patch = min(place, patches - panel)
                 for row in range(0, extended, len(rows)):
                     multiply_tile(
                         here, row, 1, extended, attention, head * patches * tokens + 1 + patch,
