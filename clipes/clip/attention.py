@@ -9,6 +9,7 @@ normalised, multiplied by the values and added to the sum over heads. Shapes as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TypeAlias
@@ -25,12 +26,13 @@ from clipes.simd import (
     Width,
     exp,
     fill,
+    fma,
     jit,
     load,
     maximum,
     multiply_tile,
     store,
-    store_strided,
+    transpose_tile,
     width,
 )
 from clipes.types import Float32Array
@@ -80,7 +82,8 @@ def attend_by_tiles(
     batch, tokens, triple = projected.shape
     mixed = projected.new_empty(batch, tokens, triple // 3)
     head_width = triple // 3 // heads
-    lanes, query_rows, mix_rows = _shape_of_tiles(head_width)
+    lanes, rows = shape_of_tiles()
+    mix_vectors = math.gcd(len(_SCORE_VECTORS), head_width // lanes)
     nothing = np.empty(0, np.float32)
     for image in range(batch):
         one = projected[image].contiguous()
@@ -88,9 +91,9 @@ def attend_by_tiles(
             flat(one), heads, tokens, flat(mixed[image]),
             nothing if total is None else flat(total[image]),
             nothing if probabilities is None else flat(probabilities[image]),
-            lanes, query_rows, mix_rows, width(head_width // len(lanes)),
+            width(lanes), width(rows), _SCORE_VECTORS, width(mix_vectors),
         )  # fmt: skip
-        in_parts(_attend, tokens, len(query_rows), arguments)
+        in_parts(_attend, tokens, rows, arguments)
     return mixed
 
 
@@ -118,17 +121,6 @@ def _tiles_are_better(_threads: int) -> bool:
     return errors[1] <= _SLACK * errors[0] and tiles < products
 
 
-@lru_cache(maxsize=8)
-def _shape_of_tiles(head_width: int) -> tuple[Width, Width, Width]:
-    """Return lanes, rows of scores and rows of the mix, such that sums fill the registers."""
-    lanes, rows = shape_of_tiles()
-    sums = rows * len(_SCORE_VECTORS) * lanes
-    fitting = (
-        part for part in range(1, rows + 1) if rows % part == 0 and part * head_width <= sums
-    )
-    return width(lanes), width(rows), width(max(fitting))
-
-
 @jit
 def _attend(
     first: int,
@@ -140,63 +132,76 @@ def _attend(
     total: Float32Array,
     probabilities: Float32Array,
     lanes: Width,
-    query_rows: Width,
-    mix_rows: Width,
+    tile_rows: Width,
+    score_vectors: Width,
     mix_vectors: Width,
 ) -> None:
     """Attend from tokens ``first`` to ``end``; all arrays flat."""
-    n, rows, patches = len(lanes), len(query_rows), tokens - 1
+    n, rows, patches = len(lanes), len(tile_rows), tokens - 1
     full = mixed.size // tokens
     depth = full // heads
-    panel = len(_SCORE_VECTORS) * n
+    panel, part = len(score_vectors) * n, len(mix_vectors) * n
     padded = -(-tokens // panel) * panel
     key = np.zeros(padded * depth, np.float32)  # panels of as many tokens as are scored at once
-    scale = fill(np.float32(1 / np.sqrt(depth)), lanes)
+    scale, one = np.float32(1 / np.sqrt(depth)), np.float32(1)
     query = np.zeros(rows * depth, np.float32)
     scores = np.empty(rows * padded, np.float32)
     result = np.empty(rows * depth, np.float32)
     value = np.empty(tokens * depth, np.float32)
-    spill = np.empty(n, np.float32)
+    spill, factors = np.empty(n, np.float32), np.empty(rows, np.float32)
     for head in range(heads):
+        start = head * depth
         for token in range(tokens):
-            start = (token * 3 + 1) * full + head * depth
-            place = token // panel * panel * depth + token % panel
+            _scale(
+                value, token * depth, projected, start + (token * 3 + 2) * full, depth, one, lanes
+            )
+        whole = tokens - tokens % n
+        for token in range(0, whole, n):
+            at = token // panel * panel * depth + token % panel
             for k in range(0, depth, n):
-                store_strided(key, place + k * panel, panel, load(projected, start + k, lanes))
-            _copy(value, token * depth, projected, start + full, depth, lanes)
+                from_ = start + (token * 3 + 1) * full + k
+                transpose_tile(projected, from_, 3 * full, key, at + k * panel, panel, lanes)
+        for token in range(whole, tokens):
+            at = token // panel * panel * depth + token % panel
+            for k in range(depth):
+                key[at + k * panel] = projected[start + (token * 3 + 1) * full + k]
         for top in range(first, end, rows):
             count = min(rows, end - top)
             for row in range(count):
-                start = (top + row) * 3 * full + head * depth
-                for k in range(0, depth, n):
-                    store(query, row * depth + k, load(projected, start + k, lanes) * scale)
+                at = start + (top + row) * 3 * full
+                _scale(query, row * depth, projected, at, depth, scale, lanes)
             for column in range(0, padded, panel):
                 multiply_tile(
                     query, 0, depth, 1, key, column * depth, panel, depth,
-                    scores, column, padded, query_rows, _SCORE_VECTORS, lanes,
+                    scores, column, padded, tile_rows, score_vectors, lanes,
                 )  # fmt: skip
             for row in range(count):
-                _softmax(scores, row * padded, tokens, padded, spill, lanes)
-                patch = top + row - 1
+                factors[row] = _softmax(scores, row * padded, tokens, padded, spill, lanes)
+                factor, patch = factors[row], top + row - 1
                 if patch >= 0 and total.size > 0:
-                    _add(total, patch * patches, scores, row * padded + 1, patches, lanes)
+                    _add(total, patch * patches, scores, row * padded + 1, patches, factor, lanes)
                 if patch >= 0 and probabilities.size > 0:
-                    start = (head * patches + patch) * tokens
-                    _copy(probabilities, start, scores, row * padded, tokens, lanes)
-            for row in range(0, rows, len(mix_rows)):
+                    at = (head * patches + patch) * tokens
+                    _scale(probabilities, at, scores, row * padded, tokens, factor, lanes)
+            for column in range(0, depth, part):
                 multiply_tile(
-                    scores, row * padded, padded, 1, value, 0, depth, tokens,
-                    result, row * depth, depth, mix_rows, mix_vectors, lanes,
+                    scores, 0, padded, 1, value, column, depth, tokens,
+                    result, column, depth, tile_rows, mix_vectors, lanes,
                 )  # fmt: skip
             for row in range(count):
-                _copy(mixed, (top + row) * full + head * depth, result, row * depth, depth, lanes)
+                at = (top + row) * full + head * depth
+                _scale(mixed, at, result, row * depth, depth, factors[row], lanes)
 
 
 @jit
 def _softmax(
     scores: Float32Array, start: int, count: int, padded: int, spill: Float32Array, lanes: Width
-) -> None:
-    """Turn ``count`` scores into probabilities, in place, and the ``padded`` into zeros."""
+) -> float:
+    """Turn ``count`` scores into multiples of probabilities, in place, the ``padded`` into zeros.
+
+    Returns:
+        The factor that makes them probabilities.
+    """
     n = len(lanes)
     for k in range(count, padded):
         scores[start + k] = -np.inf
@@ -211,28 +216,40 @@ def _softmax(
         sums = sums + part
         store(scores, start + k, part)
     store(spill, 0, sums)
-    factor = fill(np.float32(1) / spill.sum(), lanes)
-    for k in range(0, padded, n):
-        store(scores, start + k, load(scores, start + k, lanes) * factor)
+    return float(1 / spill.sum())
 
 
 @jit
 def _add(
-    to: Float32Array, at: int, values: Float32Array, start: int, count: int, lanes: Width
+    to: Float32Array,
+    at: int,
+    values: Float32Array,
+    start: int,
+    count: int,
+    factor: float | np.float32,
+    lanes: Width,
 ) -> None:
-    whole = count - count % len(lanes)
+    """Add ``factor`` times ``count`` values."""
+    whole, factors = count - count % len(lanes), fill(factor, lanes)
     for k in range(0, whole, len(lanes)):
-        store(to, at + k, load(to, at + k, lanes) + load(values, start + k, lanes))
+        store(to, at + k, fma(load(values, start + k, lanes), factors, load(to, at + k, lanes)))
     for k in range(whole, count):
-        to[at + k] += values[start + k]
+        to[at + k] += values[start + k] * factor
 
 
 @jit
-def _copy(
-    to: Float32Array, at: int, values: Float32Array, start: int, count: int, lanes: Width
+def _scale(
+    to: Float32Array,
+    at: int,
+    values: Float32Array,
+    start: int,
+    count: int,
+    factor: float | np.float32,
+    lanes: Width,
 ) -> None:
-    whole = count - count % len(lanes)
+    """Write ``factor`` times ``count`` values."""
+    whole, factors = count - count % len(lanes), fill(factor, lanes)
     for k in range(0, whole, len(lanes)):
-        store(to, at + k, load(values, start + k, lanes))
+        store(to, at + k, load(values, start + k, lanes) * factors)
     for k in range(whole, count):
-        to[at + k] = values[start + k]
+        to[at + k] = values[start + k] * factor
