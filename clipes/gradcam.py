@@ -19,6 +19,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from clipes.clip.backbone import Backbone, Encoding, LastBlock
+from clipes.clip.hidden_gradient import gradient_at_hidden
 from clipes.types import Float32Array
 
 EPSILON = 1e-7
@@ -152,8 +153,7 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
 
     # What the classes share. Reciprocal deviations of both norms go with the slope.
     direct, common = centred @ second, linear(last.ln_post.unit, second.T, None)
-    slope = last.slope * (last.ln_post.inverse_std * last.ln_2.inverse_std)
-    unit = last.hidden - folded.offset  # W1 g applied to ln_2's unit output
+    factor = (last.ln_post.inverse_std * last.ln_2.inverse_std)[:, 0]
     unit_out = linear(last.ln_2.unit, out.T, None) / width
     past, common_past = (
         centred @ out,
@@ -161,17 +161,17 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
     )
 
     at_mixed = last.activations.new_empty(len(pooled), patches, width)
-    at_hidden = torch.empty_like(slope)
     for k in range(len(pooled)):
-        along_k = along[:, k, None]
-        torch.addcmul(direct[k], along_k, common, value=-1, out=at_hidden)
-        at_hidden *= slope
+        at_hidden, along_unit, along_mean = gradient_at_hidden(
+            direct[k], along[:, k], common, last.slope, factor,
+            (last.hidden, folded.offset),  # W1 g applied to ln_2's unit output is the difference
+            folded.mean,
+        )  # fmt: skip
         # Through ln_2 and carried on to the attention's output at once, then past the MLP.
         product = linear(at_hidden, folded.to_mixed, None)
-        along_unit = torch.einsum("nh,nh->n", at_hidden, unit)[:, None]
-        torch.addcmul(product, along_unit, unit_out, value=-1, out=at_mixed[k])
-        at_mixed[k].addcmul_(along_k, common_past, value=-1)
-        at_mixed[k].addr_(at_hidden @ folded.mean, folded.ones, alpha=-1)
+        torch.addcmul(product, along_unit[:, None], unit_out, value=-1, out=at_mixed[k])
+        at_mixed[k].addcmul_(along[:, k, None], common_past, value=-1)
+        at_mixed[k].addr_(along_mean, folded.ones, alpha=-1)
         at_mixed[k].addr_(last.ln_post.inverse_std[:, 0], past[k])
     sums = backbone.sum_gradients(
         last.attention, last.query, last.key, last.value, last.mixed, at_mixed
