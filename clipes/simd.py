@@ -356,6 +356,31 @@ def _exp(builder: _Untyped, a: ir.Value) -> ir.Value:
     return builder.select(negligible, _constant(kind, 0.0), builder.fmul(value, power))
 
 
+def _folded(combine: Callable[..., ir.Value]) -> _Operation:
+    @_intrinsic
+    def operation(_typing: _Untyped, a: _Untyped) -> _Untyped:
+        def emit(
+            _context: _Untyped, builder: _Untyped, _signature: _Untyped, args: _Untyped
+        ) -> ir.Value:
+            value, count = args[0], a.lanes
+            while count > 1:
+                count //= 2
+                lower, upper = (
+                    ir.Constant(_ints(count), [*range(start, start + count)])
+                    for start in (0, count)
+                )
+                value = combine(
+                    builder,
+                    builder.shuffle_vector(value, value, lower),
+                    builder.shuffle_vector(value, value, upper),
+                )
+            return builder.extract_element(value, _INT(0))
+
+        return types.float32(a), emit
+
+    return operation
+
+
 fma = _ternary(_multiply_add)
 """``fma(a, b, c)`` is a * b + c, rounded once or twice, as the processor likes."""
 rint = _unary(_round)
@@ -364,6 +389,10 @@ exp = _unary(_exp)
 """``exp(a)`` for a <= 88, to 3e-7 of its value; exactly 0 below -50, so that no denormals arise."""
 maximum = _binary(_maximum)
 """``maximum(a, b)``."""
+add_lanes = _folded(lambda builder, a, b: builder.fadd(a, b))
+"""``add_lanes(a)`` is the sum of a vector's numbers."""
+highest_lane = _folded(_maximum)
+"""``highest_lane(a)`` is the largest of a vector's numbers."""
 less = _binary(_less)
 """``less(a, b)`` is 1 where a < b, else 0."""
 where_equal = _ternary(_where_equal)

@@ -24,9 +24,11 @@ from clipes.clip.tiles import flat, in_parts, shape_of_tiles
 from clipes.clip.timing import best_times
 from clipes.simd import (
     Width,
+    add_lanes,
     exp,
     fill,
     fma,
+    highest_lane,
     jit,
     load,
     maximum,
@@ -148,7 +150,9 @@ def _attend(
     scores = np.empty(rows * padded, np.float32)
     result = np.empty(rows * depth, np.float32)
     value = np.empty(tokens * depth, np.float32)
-    spill, factors = np.empty(n, np.float32), np.empty(rows, np.float32)
+    factors = np.empty(rows, np.float32)
+    beyond = np.zeros(n, np.float32)
+    beyond[(tokens - 1) % n + 1 :] = -np.inf
     for head in range(heads):
         start = head * depth
         for token in range(tokens):
@@ -176,7 +180,7 @@ def _attend(
                     scores, column, padded, tile_rows, score_vectors, lanes,
                 )  # fmt: skip
             for row in range(count):
-                factors[row] = _softmax(scores, row * padded, tokens, padded, spill, lanes)
+                factors[row] = _softmax(scores, row * padded, tokens, beyond, lanes)
                 factor, patch = factors[row], top + row - 1
                 if patch >= 0 and total.size > 0:
                     _add(total, patch * patches, scores, row * padded + 1, patches, factor, lanes)
@@ -195,28 +199,33 @@ def _attend(
 
 @jit
 def _softmax(
-    scores: Float32Array, start: int, count: int, padded: int, spill: Float32Array, lanes: Width
+    scores: Float32Array, start: int, count: int, beyond: Float32Array, lanes: Width
 ) -> float:
-    """Turn ``count`` scores into multiples of probabilities, in place, the ``padded`` into zeros.
+    """Turn ``count`` scores into multiples of probabilities, in place.
+
+    Args:
+        scores: Flat, with room for whole vectors.
+        start: Where the scores begin.
+        count: How many they are.
+        beyond: 0 for the lanes of the last vector that are scores, -inf for those beyond.
+        lanes: Of a vector.
 
     Returns:
         The factor that makes them probabilities.
     """
     n = len(lanes)
-    for k in range(count, padded):
-        scores[start + k] = -np.inf
+    last = start + (count - 1) // n * n
+    store(scores, last, load(scores, last, lanes) + load(beyond, 0, lanes))
     highest = load(scores, start, lanes)
-    for k in range(n, padded, n):
-        highest = maximum(highest, load(scores, start + k, lanes))
-    store(spill, 0, highest)
-    shift = fill(spill.max(), lanes)
+    for k in range(start + n, last + 1, n):
+        highest = maximum(highest, load(scores, k, lanes))
+    shift = fill(highest_lane(highest), lanes)
     sums = fill(np.float32(0), lanes)
-    for k in range(0, padded, n):
-        part = exp(load(scores, start + k, lanes) - shift)
+    for k in range(start, last + 1, n):
+        part = exp(load(scores, k, lanes) - shift)
         sums = sums + part
-        store(scores, start + k, part)
-    store(spill, 0, sums)
-    return float(1 / spill.sum())
+        store(scores, k, part)
+    return float(1 / add_lanes(sums))
 
 
 @jit

@@ -21,7 +21,18 @@ import torch
 from torch import Tensor
 
 from clipes.clip.tiles import flat, in_parts, shape_of_tiles
-from clipes.simd import Width, fill, fma, jit, load, multiply_tile, store, transpose_tile, width
+from clipes.simd import (
+    Width,
+    add_lanes,
+    fill,
+    fma,
+    jit,
+    load,
+    multiply_tile,
+    store,
+    transpose_tile,
+    width,
+)
 from clipes.types import Float32Array
 
 SumGradients: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -102,7 +113,6 @@ def _sum(
     values[depth * patches : (depth + 1) * patches] = -1
     tile = np.empty(extended * panel, np.float32)
     columns = np.empty(tokens, np.float32)
-    spill = np.empty(n, np.float32)
     for head in range(first, end):
         start = head * tokens * depth
         for place in range(0, patches, n):
@@ -126,12 +136,10 @@ def _sum(
                     store(here, patch * extended + k, part)
                     along = fma(part, load(mixed, row + k, lanes), along)
                     to_cls = fma(part, load(value, start + k, lanes), to_cls)
-                store(spill, 0, along)
-                c = spill.sum()
+                c = add_lanes(along)
                 here[patch * extended + depth] = c
-                store(spill, 0, to_cls)
                 probability = attention[(head * patches + patch) * tokens]
-                at_cls = probability * (spill.sum() - c)
+                at_cls = probability * (add_lanes(to_cls) - c)
                 columns[0] += at_cls
                 key_factor, left = fill(-scale * at_cls, lanes), fill(1 - probability, lanes)
                 for k in range(0, depth, n):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clipes.clip.tiles import flat, in_parts, shape_of_tiles
-from clipes.simd import Width, fill, fma, jit, load, store, width
+from clipes.simd import Width, add_lanes, fill, fma, jit, load, store, width
 from clipes.types import Float32Array
 
 
@@ -71,7 +71,6 @@ def _gradient_at_hidden(
 ) -> None:
     """Compute tokens ``first`` to ``end``; all arrays flat."""
     n, channels = len(lanes), direct.size
-    spill = np.empty(n, np.float32)
     for token in range(first, end):
         less, factors = fill(-along[token], lanes), fill(factor[token], lanes)
         to_unit = fill(np.float32(0), lanes)
@@ -83,7 +82,5 @@ def _gradient_at_hidden(
             store(at_hidden, at, gradient)
             to_unit = fma(gradient, load(unit, at, lanes) - load(offset, k, lanes), to_unit)
             to_mean = fma(gradient, load(mean, k, lanes), to_mean)
-        store(spill, 0, to_unit)
-        along_unit[token] = spill.sum()
-        store(spill, 0, to_mean)
-        along_mean[token] = spill.sum()
+        along_unit[token] = add_lanes(to_unit)
+        along_mean[token] = add_lanes(to_mean)
