@@ -122,7 +122,7 @@ def test_sums_and_maxima_across_lanes(lanes):
 
 
 @jit
-def _transpose(a, b, columns, stride, lanes):
+def _transpose_square(a, b, columns, stride, lanes):
     transpose_tile(a, 1, columns, b, 2, stride, lanes)
 
 
@@ -132,7 +132,7 @@ def test_a_square_is_transposed(lanes, cut):
     a = np.random.default_rng(lanes).uniform(size=(lanes, lanes + 3)).astype(np.float32)
     stride = max(1, lanes - cut)
     b = np.full(2 + lanes * stride + cut, np.nan, np.float32)
-    _transpose(a.ravel(), b, lanes + 3, stride, width(lanes))
+    _transpose_square(a.ravel(), b, lanes + 3, stride, width(lanes))
     got = b[2 : 2 + lanes * stride].reshape(lanes, stride)
     np.testing.assert_array_equal(got, a[:stride, 1 : 1 + lanes].T)
     assert np.isnan(b[:2]).all()
