@@ -158,7 +158,8 @@ def _multiply(
     tokens = out.size // outputs
     tiles = -(-tokens // count)
     longest = min(inputs, _DEPTH)
-    left = np.zeros(tiles * count * longest + n, np.float32)
+    left = np.empty(tiles * count * longest + n, np.float32)
+    left[(tiles - 1) * count * longest :] = 0  # rows beyond the last; their sums are not used
     right = np.empty(_PANELS_AT_ONCE * panel * longest, np.float32)
     tile = np.empty(count * panel, np.float32)
     for start in range(0, inputs, _DEPTH):
