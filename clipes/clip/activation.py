@@ -9,7 +9,7 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from clipes.clip.tiles import flat, shape_of_tiles
+from clipes.clip.tiles import computes_alone, flat, shape_of_tiles
 from clipes.simd import Width, exp, fill, fma, jit, load, maximum, store, width
 from clipes.types import Float32Array
 
@@ -42,8 +42,7 @@ def activate_with_slope(activation: nn.Module, hidden: Tensor) -> tuple[Tensor, 
 
 
 def _is_compiled(activation: nn.Module, hidden: Tensor) -> bool:
-    on_processor = hidden.device.type == "cpu" and hidden.dtype == torch.float32
-    return on_processor and isinstance(activation, QuickGELU) and hidden.is_contiguous()
+    return isinstance(activation, QuickGELU) and hidden.is_contiguous() and computes_alone(hidden)
 
 
 @jit

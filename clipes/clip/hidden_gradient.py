@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipes.clip.tiles import flat, in_parts, shape_of_tiles
+from clipes.clip.tiles import computes_alone, flat, shape_of_tiles
 from clipes.simd import Width, add_lanes, fill, fma, jit, load, store, width
 from clipes.types import Float32Array
 
@@ -34,28 +34,22 @@ def gradient_at_hidden(
     Returns:
         (N, C), (N,) and (N,).
     """
-    tokens, channels = slope.shape
-    lanes, rows = shape_of_tiles()
-    if slope.device.type != "cpu" or slope.dtype != torch.float32 or channels % lanes:
+    channels = slope.shape[1]
+    lanes, _ = shape_of_tiles()
+    if channels % lanes or not computes_alone(slope):
         at_hidden = torch.addcmul(direct, along[:, None], common, value=-1)
         at_hidden *= slope * factor[:, None]
         return at_hidden, (at_hidden * (unit[0] - unit[1])).sum(1), at_hidden @ mean
     at_hidden = torch.empty_like(slope)
     along_unit, along_mean = torch.empty_like(along), torch.empty_like(along)
-    parts = (direct, along, common, slope, factor, *unit, mean)
-    arguments = (
-        *(flat(part.contiguous()) for part in parts),
-        *(flat(part) for part in (at_hidden, along_unit, along_mean)),
-        width(lanes),
-    )
-    in_parts(_gradient_at_hidden, tokens, rows, arguments)
+    read = (direct, along, common, slope, factor, *unit, mean)
+    arrays = [flat(part.contiguous()) for part in (*read, at_hidden, along_unit, along_mean)]
+    _gradient_at_hidden(*arrays, lanes=width(lanes))
     return at_hidden, along_unit, along_mean
 
 
 @jit
 def _gradient_at_hidden(
-    first: int,
-    end: int,
     direct: Float32Array,
     along: Float32Array,
     common: Float32Array,
@@ -69,9 +63,9 @@ def _gradient_at_hidden(
     along_mean: Float32Array,
     lanes: Width,
 ) -> None:
-    """Compute tokens ``first`` to ``end``; all arrays flat."""
+    """Write the last three arrays; all flat."""
     n, channels = len(lanes), direct.size
-    for token in range(first, end):
+    for token in range(along.size):
         less, factors = fill(-along[token], lanes), fill(factor[token], lanes)
         to_unit = fill(np.float32(0), lanes)
         to_mean = to_unit

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from open_clip.transformer import QuickGELU
 from torch import nn
 
 from clipes.clip.activation import activate, activate_with_slope
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids="{} threads".format)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("function", [QuickGELU(), nn.GELU()])

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from clipes.clip.hidden_gradient import gradient_at_hidden
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids="{} threads".format)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("channels", [24, 64, 256])
