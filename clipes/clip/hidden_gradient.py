@@ -44,12 +44,13 @@ def gradient_at_hidden(
     along_unit, along_mean = torch.empty_like(along), torch.empty_like(along)
     read = (direct, along, common, slope, factor, *unit, mean)
     arrays = [flat(part.contiguous()) for part in (*read, at_hidden, along_unit, along_mean)]
-    _gradient_at_hidden(*arrays, lanes=width(lanes))
+    _gradient_at_hidden(width(lanes), *arrays)
     return at_hidden, along_unit, along_mean
 
 
 @jit
 def _gradient_at_hidden(
+    lanes: Width,
     direct: Float32Array,
     along: Float32Array,
     common: Float32Array,
@@ -61,7 +62,6 @@ def _gradient_at_hidden(
     at_hidden: Float32Array,
     along_unit: Float32Array,
     along_mean: Float32Array,
-    lanes: Width,
 ) -> None:
     """Write the last three arrays; all flat."""
     n, channels = len(lanes), direct.size
