@@ -1,7 +1,7 @@
 """Linear layers on whatever this processor multiplies matrices fastest with.
 
 PyTorch's fp32 matrix product goes through MKL, which on AMD processors reaches less than half of
-what they can do. The product compiled here reaches more than nine tenths in a thread that works
+what they can do. The product compiled here reaches about nine tenths in a thread that works
 alone. Several threads at one product better are PyTorch's: after each operation they wait a while
 for the next, and leave no core to others. For them there is oneDNN, which is behind PyTorch's
 convolutions: a linear layer is a 1 x 1 convolution over a column of tokens. Whether MKL is beaten,
