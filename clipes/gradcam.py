@@ -4,23 +4,22 @@ The score of class k is its softmax probability among the classes present and th
 Its gradient at the output of ``ln_1`` of the last block, averaged over the patches, weighs that
 layer's channels. The gradient has a closed form through the block, and because only its *sum over
 patches* is asked for, no per-token gradient of query, key or value is ever built; see
-``_attention_sums``. Shapes as in ``clipes.clip.backbone``; K classes, B background words, E the
-width of the features.
+``clipes.clip.attention_gradient``. Shapes as in ``clipes.clip.backbone``; K classes, B background
+words, E the width of the features.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock
-from torch import Tensor, nn
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor
 
-from clipes.clip.attention import Gather
 from clipes.clip.backbone import Backbone, Encoding, LastBlock
+from clipes.clip.hidden_gradient import gradient_at_hidden
 from clipes.types import Float32Array
 
 EPSILON = 1e-7
@@ -154,59 +153,28 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
 
     # What the classes share. Reciprocal deviations of both norms go with the slope.
     direct, common = centred @ second, linear(last.ln_post.unit, second.T, None)
-    slope = _slope(block.mlp.gelu, last.hidden)
-    slope *= last.ln_post.inverse_std * last.ln_2.inverse_std
-    unit = last.hidden - folded.offset  # W1 g applied to ln_2's unit output
+    factor = (last.ln_post.inverse_std * last.ln_2.inverse_std)[:, 0]
     unit_out = linear(last.ln_2.unit, out.T, None) / width
     past, common_past = (
         centred @ out,
         linear(last.ln_post.unit * last.ln_post.inverse_std, out.T, None),
     )
 
-    sums = []
-    at_hidden = torch.empty_like(slope)
+    at_mixed = last.activations.new_empty(len(pooled), patches, width)
     for k in range(len(pooled)):
-        along_k = along[:, k, None]
-        torch.addcmul(direct[k], along_k, common, value=-1, out=at_hidden)
-        at_hidden *= slope
+        at_hidden, along_unit, along_mean = gradient_at_hidden(
+            direct[k], along[:, k], common, last.slope, factor,
+            (last.hidden, folded.offset),  # W1 g applied to ln_2's unit output is the difference
+            folded.mean,
+        )  # fmt: skip
         # Through ln_2 and carried on to the attention's output at once, then past the MLP.
-        at_mixed = linear(at_hidden, folded.to_mixed, None)
-        at_mixed.addcmul_(torch.einsum("nh,nh->n", at_hidden, unit)[:, None], unit_out, value=-1)
-        at_mixed.addcmul_(along_k, common_past, value=-1)
-        at_mixed.addr_(at_hidden @ folded.mean, folded.ones, alpha=-1)
-        at_mixed.addr_(last.ln_post.inverse_std[:, 0], past[k])
-        sums.append(_attention_sums(last, at_mixed, backbone.gather))
-    weights: Tensor = torch.stack(sums) @ block.attn.in_proj_weight / patches
+        product = linear(at_hidden, folded.to_mixed, None)
+        torch.addcmul(product, along_unit[:, None], unit_out, value=-1, out=at_mixed[k])
+        at_mixed[k].addcmul_(along[:, k, None], common_past, value=-1)
+        at_mixed[k].addr_(along_mean, folded.ones, alpha=-1)
+        at_mixed[k].addr_(last.ln_post.inverse_std[:, 0], past[k])
+    sums = backbone.sum_gradients(
+        last.attention, last.query, last.key, last.value, last.mixed, at_mixed
+    )
+    weights: Tensor = sums @ block.attn.in_proj_weight / patches
     return weights
-
-
-def _attention_sums(last: LastBlock, at_mixed: Tensor, gather: Gather) -> Tensor:
-    """Sum over patches of the gradients of one class at query, key and value: (3D,).
-
-    With P the attention, G the gradient at its output (N, H, d) and c_i = G_i . mixed_i, the
-    gradient at the scores is S_ij = P_ij (G_i . V_j - c_i). Wanted are only sums over patches:
-
-    - value: each patch gives away all its attention but CLS's share: sum_i (1 - P_i,CLS) G_i;
-    - query: sum_i sum_j S_ij K_j needs the column sums of S, which are (P^T G)_j . V_j - (P^T c)_j;
-    - key: the rows of S sum to zero, so over the patch columns they sum to -S_i,CLS.
-    """
-    heads, _, head_width = last.value.shape
-    scale = head_width**-0.5
-    to_cls = last.attention[:, :, 0].T  # (N, H)
-    by_head = at_mixed.unflatten(-1, (heads, head_width))
-    along = (by_head * last.mixed.transpose(0, 1)).sum(-1)  # c
-    at_cls = to_cls * ((by_head * last.value[:, 0]).sum(-1) - along)
-    columns = gather(last.attention, at_mixed, along, last.value)  # (H, T)
-    query = scale * torch.einsum("ht,htd->hd", columns, last.key)
-    key = -scale * torch.einsum("nh,hnd->hd", at_cls, last.query)
-    value = torch.einsum("nh,nhd->hd", 1 - to_cls, by_head)
-    return torch.cat([query, key, value]).flatten()
-
-
-def _slope(activation: nn.Module, x: Tensor) -> Tensor:
-    """Derivative of the MLP's activation function at ``x``."""
-    if isinstance(activation, QuickGELU):
-        gate = torch.sigmoid(1.702 * x)
-        return gate * (1 + 1.702 * x * (1 - gate))
-    density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return 0.5 * (1 + torch.erf(x / math.sqrt(2))) + x * density

@@ -163,6 +163,63 @@ def store_strided(
 
 
 @_intrinsic
+def transpose_tile(
+    _typing: _Untyped,
+    a: _Untyped,
+    a_start: _Untyped,
+    a_row: _Untyped,
+    b: _Untyped,
+    b_start: _Untyped,
+    b_row: _Untyped,
+    lanes: _Untyped,
+) -> _Untyped:
+    """Write the transpose of a square as wide as a vector.
+
+    With flat arrays, r and k < len(lanes)::
+
+        b[b_start + k * b_row + r] = a[a_start + r * a_row + k]
+
+    Rows of ``b`` are written first to last: where ``b_row`` is less than a vector, each cuts the
+    one before to that length.
+    """
+    kind = _floats(lanes.count)
+
+    def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
+        def vector_at(array: int, index: ir.Value) -> ir.Value:
+            address = _address(context, builder, signature.args[array], args[array], index)
+            return builder.bitcast(address, kind.as_pointer())
+
+        rows, index = [], args[1]
+        for _ in range(lanes.count):
+            rows.append(builder.load(vector_at(0, index), align=4))
+            index = builder.add(index, args[2])
+        _swap_corners(builder, rows, lanes.count // 2)
+        index = args[4]
+        for row in rows:
+            builder.store(row, vector_at(3, index), align=4)
+            index = builder.add(index, args[5])
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.none(a, whole, whole, b, whole, whole, lanes), emit
+
+
+def _swap_corners(builder: _Untyped, rows: list[ir.Value], half: int) -> None:
+    """Transpose by swapping the off-diagonal quarters, then those of each quarter, and so on."""
+    count = len(rows)
+    while half:
+        upper = [lane + (count - half if lane & half else 0) for lane in range(count)]
+        lower = [lane + (count if lane & half else half) for lane in range(count)]
+        for top in range(count):
+            if not top & half:
+                pair = rows[top], rows[top + half]
+                for place, lanes in ((top, upper), (top + half, lower)):
+                    chosen = ir.Constant(ir.VectorType(_INT, count), lanes)
+                    rows[place] = builder.shuffle_vector(*pair, chosen)
+        half //= 2
+
+
+@_intrinsic
 def multiply_tile(
     _typing: _Untyped,
     a: _Untyped,
@@ -299,14 +356,43 @@ def _exp(builder: _Untyped, a: ir.Value) -> ir.Value:
     return builder.select(negligible, _constant(kind, 0.0), builder.fmul(value, power))
 
 
+def _folded(combine: Callable[..., ir.Value]) -> _Operation:
+    @_intrinsic
+    def operation(_typing: _Untyped, a: _Untyped) -> _Untyped:
+        def emit(
+            _context: _Untyped, builder: _Untyped, _signature: _Untyped, args: _Untyped
+        ) -> ir.Value:
+            value, count = args[0], a.lanes
+            while count > 1:
+                count //= 2
+                lower, upper = (
+                    ir.Constant(_ints(count), [*range(start, start + count)])
+                    for start in (0, count)
+                )
+                value = combine(
+                    builder,
+                    builder.shuffle_vector(value, value, lower),
+                    builder.shuffle_vector(value, value, upper),
+                )
+            return builder.extract_element(value, _INT(0))
+
+        return types.float32(a), emit
+
+    return operation
+
+
 fma = _ternary(_multiply_add)
 """``fma(a, b, c)`` is a * b + c, rounded once or twice, as the processor likes."""
 rint = _unary(_round)
 """``rint(a)`` is the nearest whole number, halves to even."""
 exp = _unary(_exp)
-"""``exp(a)`` for a <= 0, to 3e-7 of its value; exactly 0 below -50, so that no denormals arise."""
+"""``exp(a)`` for a <= 88, to 3e-7 of its value; exactly 0 below -50, so that no denormals arise."""
 maximum = _binary(_maximum)
 """``maximum(a, b)``."""
+add_lanes = _folded(lambda builder, a, b: builder.fadd(a, b))
+"""``add_lanes(a)`` is the sum of a vector's numbers."""
+highest_lane = _folded(_maximum)
+"""``highest_lane(a)`` is the largest of a vector's numbers."""
 less = _binary(_less)
 """``less(a, b)`` is 1 where a < b, else 0."""
 where_equal = _ternary(_where_equal)

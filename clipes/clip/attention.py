@@ -11,29 +11,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from itertools import pairwise
 from typing import TypeAlias
 
-import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
+from clipes.clip.attention_gradient import SumGradients, sum_by_products, sum_by_tiles
+from clipes.clip.tiles import flat, in_parts, shape_of_tiles
 from clipes.clip.timing import best_times
 from clipes.simd import (
     Width,
+    add_lanes,
     exp,
     fill,
     fma,
+    highest_lane,
     jit,
     load,
     maximum,
     multiply_tile,
     store,
-    store_strided,
+    transpose_tile,
     width,
 )
 from clipes.types import Float32Array
@@ -46,17 +47,9 @@ summed over heads, is added to ``total`` (B, N, N), and the attention of the pat
 is written to ``probabilities`` (B, H, N, T), where they are given.
 """
 
-Gather: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``gather(probabilities, given, offset, value) -> (H, T)``, what the tokens are given.
-
-Token j gets the sum over patches i of P_ij (G_i . V_j - c_i), where P is ``probabilities``
-(H, N, T), G ``given`` (N, D), c ``offset`` (N, H) and V ``value`` (H, T, d).
-"""
-
 _TOKENS, _HEADS, _HEAD_WIDTH = 400, 2, 64  # enough to see which way is faster
 _SLACK = 8.0  # the order of sums may differ; half precision would be off by thousands
 _SCORE_VECTORS = width(2)
-_ONE_VECTOR = width(1)
 
 
 def split_heads(projected: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,54 +84,29 @@ def attend_by_tiles(
     batch, tokens, triple = projected.shape
     mixed = projected.new_empty(batch, tokens, triple // 3)
     head_width = triple // 3 // heads
-    lanes, query_rows, mix_rows = _shape_of_tiles(head_width)
+    lanes, rows = shape_of_tiles()
+    mix_vectors = math.gcd(len(_SCORE_VECTORS), head_width // lanes)
     nothing = np.empty(0, np.float32)
     for image in range(batch):
         one = projected[image].contiguous()
         arguments = (
-            _flat(one), heads, tokens, _flat(mixed[image]),
-            nothing if total is None else _flat(total[image]),
-            nothing if probabilities is None else _flat(probabilities[image]),
-            lanes, query_rows, mix_rows, width(head_width // len(lanes)),
+            flat(one), heads, tokens, flat(mixed[image]),
+            nothing if total is None else flat(total[image]),
+            nothing if probabilities is None else flat(probabilities[image]),
+            width(lanes), width(rows), _SCORE_VECTORS, width(mix_vectors),
         )  # fmt: skip
-        _in_parts(_attend, tokens, len(query_rows), arguments)
+        in_parts(_attend, tokens, rows, arguments)
     return mixed
-
-
-def gather_by_products(
-    probabilities: Tensor, given: Tensor, offset: Tensor, value: Tensor
-) -> Tensor:
-    """Gather with torch's own operations, on any device; arguments as ``Gather``."""
-    by_head = given.unflatten(-1, (len(value), -1)).transpose(0, 1)
-    transposed = probabilities.transpose(-1, -2)
-    gathered: Tensor = (transposed @ by_head * value).sum(-1)
-    return gathered - (transposed @ offset.T[..., None])[..., 0]
-
-
-def gather_by_tiles(probabilities: Tensor, given: Tensor, offset: Tensor, value: Tensor) -> Tensor:
-    """Gather a few tokens at a time on a processor, in float32; arguments as ``Gather``."""
-    heads, _, tokens = probabilities.shape
-    head_width = value.shape[-1]
-    lanes, _, rows = _shape_of_tiles(head_width)
-    if tokens < len(rows):
-        return gather_by_products(probabilities, given, offset, value)
-    gathered = value.new_empty(heads, tokens)
-    arguments = (
-        _flat(probabilities), _flat(given), _flat(offset.contiguous()), _flat(value.contiguous()),
-        _flat(gathered), heads, tokens, lanes, rows, width(head_width // len(lanes)),
-    )  # fmt: skip
-    _in_parts(_gather, heads, 1, arguments)
-    return gathered
 
 
 def choose_attention(
     device: torch.device, dtype: torch.dtype, head_width: int
-) -> tuple[Attention, Gather]:
-    """Return the fastest attention for a device, type and width of heads that is exact."""
+) -> tuple[Attention, SumGradients]:
+    """Return the fastest attention, and its gradient, for a device, type and width of heads."""
     by_tiles = device.type == "cpu" and dtype == torch.float32 and head_width in (16, 32, 48, 64)
     if by_tiles and _tiles_are_better(torch.get_num_threads()):
-        return attend_by_tiles, gather_by_tiles
-    return attend_by_products, gather_by_products
+        return attend_by_tiles, sum_by_tiles
+    return attend_by_products, sum_by_products
 
 
 @lru_cache(maxsize=8)
@@ -155,40 +123,6 @@ def _tiles_are_better(_threads: int) -> bool:
     return errors[1] <= _SLACK * errors[0] and tiles < products
 
 
-def _in_parts(
-    work: Callable[..., None], count: int, multiple: int, arguments: tuple[object, ...]
-) -> None:
-    """Call ``work(first, end, *arguments)`` for parts of ``range(count)``, one for each thread."""
-    units = -(-count // multiple)
-    parts = min(torch.get_num_threads(), units)
-    bounds = [min(units * part // parts * multiple, count) for part in range(parts + 1)]
-    others = [
-        _pool(parts - 1).submit(work, first, end, *arguments) for first, end in pairwise(bounds[1:])
-    ]
-    work(bounds[0], bounds[1], *arguments)
-    for other in others:
-        other.result()
-
-
-@lru_cache(maxsize=8)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="attention")
-
-
-def _flat(tensor: Tensor) -> Float32Array:
-    """Return a contiguous tensor's memory as a flat array."""
-    array: Float32Array = tensor.view(-1).numpy()
-    return array
-
-
-@lru_cache(maxsize=8)
-def _shape_of_tiles(head_width: int) -> tuple[Width, Width, Width]:
-    """Return lanes, rows of scores and rows of the mix, such that sums fill the registers."""
-    lanes, rows = (16, 12) if llvm.get_host_cpu_features().get("avx512f") else (8, 6)
-    mixed_at_once = rows * len(_SCORE_VECTORS) * lanes // head_width
-    return width(lanes), width(rows), width(math.gcd(rows, mixed_at_once))
-
-
 @jit
 def _attend(
     first: int,
@@ -200,147 +134,131 @@ def _attend(
     total: Float32Array,
     probabilities: Float32Array,
     lanes: Width,
-    query_rows: Width,
-    mix_rows: Width,
+    tile_rows: Width,
+    score_vectors: Width,
     mix_vectors: Width,
 ) -> None:
     """Attend from tokens ``first`` to ``end``; all arrays flat."""
-    n, rows, patches = len(lanes), len(query_rows), tokens - 1
+    n, rows, patches = len(lanes), len(tile_rows), tokens - 1
     full = mixed.size // tokens
     depth = full // heads
-    panel = len(_SCORE_VECTORS) * n
+    panel, part = len(score_vectors) * n, len(mix_vectors) * n
     padded = -(-tokens // panel) * panel
     key = np.zeros(padded * depth, np.float32)  # panels of as many tokens as are scored at once
-    scale = fill(np.float32(1 / np.sqrt(depth)), lanes)
+    scale, one = np.float32(1 / np.sqrt(depth)), np.float32(1)
     query = np.zeros(rows * depth, np.float32)
     scores = np.empty(rows * padded, np.float32)
     result = np.empty(rows * depth, np.float32)
     value = np.empty(tokens * depth, np.float32)
-    spill = np.empty(n, np.float32)
+    factors = np.empty(rows, np.float32)
+    beyond = np.zeros(n, np.float32)
+    beyond[(tokens - 1) % n + 1 :] = -np.inf
     for head in range(heads):
+        start = head * depth
         for token in range(tokens):
-            start = (token * 3 + 1) * full + head * depth
-            place = token // panel * panel * depth + token % panel
+            _scale(
+                value, token * depth, projected, start + (token * 3 + 2) * full, depth, one, lanes
+            )
+        whole = tokens - tokens % n
+        for token in range(0, whole, n):
+            at = token // panel * panel * depth + token % panel
             for k in range(0, depth, n):
-                store_strided(key, place + k * panel, panel, load(projected, start + k, lanes))
-            _copy(value, token * depth, projected, start + full, depth, lanes)
+                from_ = start + (token * 3 + 1) * full + k
+                transpose_tile(projected, from_, 3 * full, key, at + k * panel, panel, lanes)
+        for token in range(whole, tokens):
+            at = token // panel * panel * depth + token % panel
+            for k in range(depth):
+                key[at + k * panel] = projected[start + (token * 3 + 1) * full + k]
         for top in range(first, end, rows):
             count = min(rows, end - top)
             for row in range(count):
-                start = (top + row) * 3 * full + head * depth
-                for k in range(0, depth, n):
-                    store(query, row * depth + k, load(projected, start + k, lanes) * scale)
+                at = start + (top + row) * 3 * full
+                _scale(query, row * depth, projected, at, depth, scale, lanes)
             for column in range(0, padded, panel):
                 multiply_tile(
                     query, 0, depth, 1, key, column * depth, panel, depth,
-                    scores, column, padded, query_rows, _SCORE_VECTORS, lanes,
+                    scores, column, padded, tile_rows, score_vectors, lanes,
                 )  # fmt: skip
             for row in range(count):
-                _softmax(scores, row * padded, tokens, padded, spill, lanes)
-                patch = top + row - 1
+                factors[row] = _softmax(scores, row * padded, tokens, beyond, lanes)
+                factor, patch = factors[row], top + row - 1
                 if patch >= 0 and total.size > 0:
-                    _add(total, patch * patches, scores, row * padded + 1, patches, lanes)
+                    _add(total, patch * patches, scores, row * padded + 1, patches, factor, lanes)
                 if patch >= 0 and probabilities.size > 0:
-                    start = (head * patches + patch) * tokens
-                    _copy(probabilities, start, scores, row * padded, tokens, lanes)
-            for row in range(0, rows, len(mix_rows)):
+                    at = (head * patches + patch) * tokens
+                    _scale(probabilities, at, scores, row * padded, tokens, factor, lanes)
+            for column in range(0, depth, part):
                 multiply_tile(
-                    scores, row * padded, padded, 1, value, 0, depth, tokens,
-                    result, row * depth, depth, mix_rows, mix_vectors, lanes,
+                    scores, 0, padded, 1, value, column, depth, tokens,
+                    result, column, depth, tile_rows, mix_vectors, lanes,
                 )  # fmt: skip
             for row in range(count):
-                _copy(mixed, (top + row) * full + head * depth, result, row * depth, depth, lanes)
+                at = (top + row) * full + head * depth
+                _scale(mixed, at, result, row * depth, depth, factors[row], lanes)
 
 
 @jit
 def _softmax(
-    scores: Float32Array, start: int, count: int, padded: int, spill: Float32Array, lanes: Width
-) -> None:
-    """Turn ``count`` scores into probabilities, in place, and the ``padded`` into zeros."""
+    scores: Float32Array, start: int, count: int, beyond: Float32Array, lanes: Width
+) -> float:
+    """Turn ``count`` scores into multiples of probabilities, in place.
+
+    Args:
+        scores: Flat, with room for whole vectors.
+        start: Where the scores begin.
+        count: How many they are.
+        beyond: 0 for the lanes of the last vector that are scores, -inf for those beyond.
+        lanes: Of a vector.
+
+    Returns:
+        The factor that makes them probabilities.
+    """
     n = len(lanes)
-    for k in range(count, padded):
-        scores[start + k] = -np.inf
+    last = start + (count - 1) // n * n
+    store(scores, last, load(scores, last, lanes) + load(beyond, 0, lanes))
     highest = load(scores, start, lanes)
-    for k in range(n, padded, n):
-        highest = maximum(highest, load(scores, start + k, lanes))
-    store(spill, 0, highest)
-    shift = fill(spill.max(), lanes)
+    for k in range(start + n, last + 1, n):
+        highest = maximum(highest, load(scores, k, lanes))
+    shift = fill(highest_lane(highest), lanes)
     sums = fill(np.float32(0), lanes)
-    for k in range(0, padded, n):
-        part = exp(load(scores, start + k, lanes) - shift)
+    for k in range(start, last + 1, n):
+        part = exp(load(scores, k, lanes) - shift)
         sums = sums + part
-        store(scores, start + k, part)
-    store(spill, 0, sums)
-    factor = fill(np.float32(1) / spill.sum(), lanes)
-    for k in range(0, padded, n):
-        store(scores, start + k, load(scores, start + k, lanes) * factor)
+        store(scores, k, part)
+    return float(1 / add_lanes(sums))
 
 
 @jit
 def _add(
-    to: Float32Array, at: int, values: Float32Array, start: int, count: int, lanes: Width
-) -> None:
-    whole = count - count % len(lanes)
-    for k in range(0, whole, len(lanes)):
-        store(to, at + k, load(to, at + k, lanes) + load(values, start + k, lanes))
-    for k in range(whole, count):
-        to[at + k] += values[start + k]
-
-
-@jit
-def _copy(
-    to: Float32Array, at: int, values: Float32Array, start: int, count: int, lanes: Width
-) -> None:
-    whole = count - count % len(lanes)
-    for k in range(0, whole, len(lanes)):
-        store(to, at + k, load(values, start + k, lanes))
-    for k in range(whole, count):
-        to[at + k] = values[start + k]
-
-
-@jit
-def _gather(
-    first: int,
-    end: int,
-    probabilities: Float32Array,
-    given: Float32Array,
-    offset: Float32Array,
-    value: Float32Array,
-    gathered: Float32Array,
-    heads: int,
-    tokens: int,
+    to: Float32Array,
+    at: int,
+    values: Float32Array,
+    start: int,
+    count: int,
+    factor: float | np.float32,
     lanes: Width,
-    rows: Width,
-    vectors: Width,
 ) -> None:
-    """Gather in heads ``first`` to ``end``; all arrays flat."""
-    n, depth = len(lanes), len(lanes) * len(vectors)
-    patches = offset.size // heads
-    summed = np.empty(len(rows) * depth, np.float32)
-    spread = np.zeros(patches * n, np.float32)
-    offsets = np.empty(len(rows) * n, np.float32)
-    given_here = np.empty(patches * depth, np.float32)
-    for head in range(first, end):
-        for patch in range(patches):
-            start = (patch * heads + head) * depth
-            _copy(given_here, patch * depth, given, start, depth, lanes)
-            spread[patch * n] = offset[patch * heads + head]
-        for tile in range(0, tokens, len(rows)):
-            left = min(tile, tokens - len(rows))  # the last tile overlaps the one before
-            start = head * patches * tokens + left
-            multiply_tile(
-                probabilities, start, 1, tokens, given_here, 0, depth, patches,
-                summed, 0, depth, rows, vectors, lanes,
-            )  # fmt: skip
-            multiply_tile(
-                probabilities, start, 1, tokens, spread, 0, n, patches,
-                offsets, 0, n, rows, _ONE_VECTOR, lanes,
-            )  # fmt: skip
-            for row in range(len(rows)):
-                token = head * tokens + left + row
-                along = fill(np.float32(0), lanes)
-                for k in range(0, depth, n):
-                    part = load(summed, row * depth + k, lanes)
-                    along = fma(part, load(value, token * depth + k, lanes), along)
-                store(summed, row * depth, along)
-                gathered[token] = summed[row * depth :][:n].sum() - offsets[row * n]
+    """Add ``factor`` times ``count`` values."""
+    whole, factors = count - count % len(lanes), fill(factor, lanes)
+    for k in range(0, whole, len(lanes)):
+        store(to, at + k, fma(load(values, start + k, lanes), factors, load(to, at + k, lanes)))
+    for k in range(whole, count):
+        to[at + k] += values[start + k] * factor
+
+
+@jit
+def _scale(
+    to: Float32Array,
+    at: int,
+    values: Float32Array,
+    start: int,
+    count: int,
+    factor: float | np.float32,
+    lanes: Width,
+) -> None:
+    """Write ``factor`` times ``count`` values."""
+    whole, factors = count - count % len(lanes), fill(factor, lanes)
+    for k in range(0, whole, len(lanes)):
+        store(to, at + k, load(values, start + k, lanes) * factors)
+    for k in range(whole, count):
+        to[at + k] = values[start + k] * factor

@@ -24,6 +24,7 @@ from open_clip.transformer import (
 from PIL import Image
 from torch import Tensor, nn
 
+from clipes.clip.activation import activate, activate_with_slope
 from clipes.clip.attention import choose_attention, split_heads
 from clipes.clip.gemm import Precision, choose_linear
 from clipes.errors import WeightsError
@@ -82,6 +83,7 @@ class LastBlock(LastInput):
         mixed: (H, N, d) attention times value.
         ln_2: LayerNorm before the MLP, at the patches.
         hidden: (N, 4D) MLP before its activation function.
+        slope: (N, 4D) derivative of the activation function there.
         ln_post: LayerNorm after the block, at the patches.
         pooled: (D,) mean of ``ln_post`` over the patches.
         feature: (E,) image feature: ``pooled`` projected, not normalised.
@@ -91,6 +93,7 @@ class LastBlock(LastInput):
     mixed: Tensor
     ln_2: Normalised
     hidden: Tensor
+    slope: Tensor
     ln_post: Normalised
     pooled: Tensor
     feature: Tensor
@@ -162,7 +165,7 @@ class Backbone:
         self._heads = self.blocks[0].attn.num_heads
         self.linear = choose_linear(self.device, visual.proj.dtype, precision)
         self._exact = choose_linear(self.device, visual.proj.dtype)
-        self.attend, self.gather = choose_attention(
+        self.attend, self.sum_gradients = choose_attention(
             self.device, visual.proj.dtype, len(visual.proj) // self._heads
         )
 
@@ -291,7 +294,8 @@ class Backbone:
         mixed = self.attend(projected, attn.num_heads, total, None)
         tokens = tokens + self.linear(mixed, attn.out_proj.weight, attn.out_proj.bias)
         hidden = self.linear(block.ln_2(tokens), mlp.c_fc.weight, mlp.c_fc.bias)
-        return tokens + self.linear(mlp.gelu(hidden), mlp.c_proj.weight, mlp.c_proj.bias)
+        activated = activate(mlp.gelu, hidden)
+        return tokens + self.linear(activated, mlp.c_proj.weight, mlp.c_proj.bias)
 
     def _forward_last(
         self, block: ResidualAttentionBlock, tokens: Tensor, total: Tensor
@@ -311,7 +315,8 @@ class Backbone:
         ln_2 = _normalise(block.ln_2, residual)
         normed_2 = ln_2.unit * block.ln_2.weight + block.ln_2.bias
         hidden = self.linear(normed_2, mlp.c_fc.weight, mlp.c_fc.bias)
-        output = residual + self.linear(mlp.gelu(hidden), mlp.c_proj.weight, mlp.c_proj.bias)
+        activated, slope = activate_with_slope(mlp.gelu, hidden)
+        output = residual + self.linear(activated, mlp.c_proj.weight, mlp.c_proj.bias)
         ln_post = _normalise(self.visual.ln_post, output)
         pooled = ln_post.unit.mean(0) * self.visual.ln_post.weight + self.visual.ln_post.bias
         return LastBlock(
@@ -323,6 +328,7 @@ class Backbone:
             mixed=mixed.unflatten(-1, (attn.num_heads, -1)).transpose(0, 1),
             ln_2=ln_2,
             hidden=hidden,
+            slope=slope,
             ln_post=ln_post,
             pooled=pooled,
             feature=pooled @ self.visual.proj,

@@ -13,9 +13,9 @@ from clipes.clip.attention import (
     attend_by_products,
     attend_by_tiles,
     choose_attention,
-    gather_by_products,
-    gather_by_tiles,
+    split_heads,
 )
+from clipes.clip.attention_gradient import sum_by_products, sum_by_tiles
 
 # (tokens, heads, width of a head): less than a tile, whole tiles, a few more, CLS alone
 SHAPES = [(2, 1, 64), (24, 3, 16), (97, 2, 48), (50, 12, 64), (65, 4, 32), (1, 2, 32)]
@@ -82,21 +82,22 @@ def test_a_spoilt_image_shows():
 
 
 @pytest.mark.parametrize(("tokens", "heads", "width"), SHAPES)
-def test_tiles_gather_what_products_gather(tokens, heads, width, threads):
-    generator = torch.Generator().manual_seed(tokens)
-    patches = tokens - 1
-    probabilities = torch.rand(heads, patches, tokens, generator=generator).softmax(-1)
-    given = torch.randn(patches, heads * width, generator=generator)
-    offset = torch.randn(patches, heads, generator=generator)
-    value = projected(tokens, heads, width)[0].view(tokens, 3, heads, width)[:, 2].transpose(0, 1)
-    got = gather_by_tiles(probabilities, given, offset, value)
-    doubles = (part.double() for part in (probabilities, given, offset, value))
-    expected = gather_by_products(*doubles)
-    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
-    plain = torch.einsum(
-        "hnt,nhd,htd->ht", probabilities, given.view(patches, heads, width), value
-    ) - torch.einsum("hnt,nh->ht", probabilities, offset)
-    torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
+def test_gradients_are_those_of_autograd(tokens, heads, width, threads):
+    given = torch.randn(3, tokens - 1, heads * width, generator=torch.Generator().manual_seed(1))
+    x = projected(tokens, heads, width)[0].double().requires_grad_()
+    query, key, value = split_heads(x, heads)
+    attention = torch.softmax(query[:, 1:] @ key.mT / width**0.5, -1)
+    mixed = attention @ value
+    for dtype, rtol, atol in ((torch.float64, 1e-9, 1e-9), (torch.float32, 1e-4, 1e-4)):
+        parts = [
+            part.detach().to(dtype) for part in (attention, query[:, 1:], key, value, mixed, given)
+        ]
+        for way in (sum_by_products, sum_by_tiles)[: 1 if dtype == torch.float64 else 2]:
+            for one, sums in zip(given, way(*parts), strict=True):
+                side_by_side = mixed.transpose(0, 1).flatten(1)
+                (gradient,) = torch.autograd.grad(side_by_side, x, one.double(), retain_graph=True)
+                expected = gradient[1:].sum(0).to(dtype)
+                torch.testing.assert_close(sums, expected, rtol=rtol, atol=atol)
 
 
 def test_the_number_of_threads_does_not_change_a_bit():
@@ -129,7 +130,7 @@ def test_tiles_are_taken_only_where_they_are_exact_and_faster(monkeypatch):
 
 
 def test_other_types_devices_and_widths_keep_torchs_own():
-    plain = (attend_by_products, gather_by_products)
+    plain = (attend_by_products, sum_by_products)
     assert choose_attention(torch.device("cpu"), torch.bfloat16, 64) == plain
     assert choose_attention(torch.device("meta"), torch.float32, 64) == plain
     assert choose_attention(torch.device("cpu"), torch.float32, 40) == plain

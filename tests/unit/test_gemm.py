@@ -8,28 +8,39 @@ import torch.nn.functional as F  # noqa: N812
 
 from clipes.clip import gemm, timing
 
+# Less than a tile, a tile and a rest that has no full vector or one; several stretches of inputs.
+SHAPES = [(1, 48), (7, 48), (2, 15, 48), (3, 2, 5, 48), (31, 800)]
 
-@pytest.mark.parametrize("shape", [(7, 48), (2, 7, 48), (3, 2, 5, 48), (1, 48)])
+
+@pytest.mark.parametrize("way", ["linear_by_tiles", "linear_by_convolution"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("outputs", [20, 64, 192])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_convolution_is_a_linear_layer(shape: tuple[int, ...], transposed: bool) -> None:
-    x, bias = torch.randn(shape), torch.randn(20)
-    weight = torch.randn(48, 20).T if transposed else torch.randn(20, 48)
+def test_all_ways_are_a_linear_layer(
+    way: str, shape: tuple[int, ...], outputs: int, transposed: bool
+) -> None:
+    torch.manual_seed(0)
+    x, bias, inputs = torch.randn(shape), torch.randn(outputs), shape[-1]
+    weight = torch.randn(inputs, outputs).T if transposed else torch.randn(outputs, inputs)
     for some in (bias, None):
         expected = F.linear(x.double(), weight.double(), None if some is None else some.double())
-        got = gemm.linear_by_convolution(x, weight, some)
-        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+        got = getattr(gemm, way)(x, weight, some)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=2e-4)
         assert got.is_contiguous()
 
 
-def test_a_path_that_drops_precision_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("threads", "way"), [(1, "linear_by_tiles"), (2, "linear_by_convolution")])
+def test_a_path_that_drops_precision_is_never_chosen(
+    threads: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def sloppy(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return F.linear(x.bfloat16(), weight.bfloat16(), bias).float()
 
     monkeypatch.setattr(gemm, "best_times", lambda _ways: [2.0, 1.0])
     measure = gemm._measured.__wrapped__
-    assert measure(1) is gemm.linear_by_convolution
-    monkeypatch.setattr(gemm, "linear_by_convolution", sloppy)
-    assert measure(1) is F.linear
+    assert measure(threads) is getattr(gemm, way)
+    monkeypatch.setattr(gemm, way, sloppy)
+    assert measure(threads) is F.linear
 
 
 def test_other_types_and_devices_keep_torchs_own() -> None:

@@ -7,9 +7,11 @@ import pytest
 
 from clipes import simd
 from clipes.simd import (
+    add_lanes,
     exp,
     fill,
     fma,
+    highest_lane,
     jit,
     less,
     load,
@@ -18,6 +20,7 @@ from clipes.simd import (
     rint,
     store,
     store_strided,
+    transpose_tile,
     where_equal,
     width,
 )
@@ -102,3 +105,34 @@ def test_functions_compile_where_nothing_can_be_kept():
     with pytest.raises(RuntimeError, match="cannot cache"):
         simd.numba.njit(cache=True)(eval("lambda x: x + 1"))
     assert jit(eval("lambda x: x + 1"))(2) == 3
+
+
+@jit
+def _across(a, lanes):
+    vector = load(a, 0, lanes)
+    return add_lanes(vector), highest_lane(vector)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 8, 64])
+def test_sums_and_maxima_across_lanes(lanes):
+    a = np.random.default_rng(lanes).uniform(-8, 8, lanes).astype(np.float32)
+    total, highest = _across(a, width(lanes))
+    np.testing.assert_allclose(total, a.sum(dtype=np.float64), rtol=1e-5)
+    assert highest == a.max()
+
+
+@jit
+def _transpose_square(a, b, columns, stride, lanes):
+    transpose_tile(a, 1, columns, b, 2, stride, lanes)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 8, 16])
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_square_is_transposed(lanes, cut):
+    a = np.random.default_rng(lanes).uniform(size=(lanes, lanes + 3)).astype(np.float32)
+    stride = max(1, lanes - cut)
+    b = np.full(2 + lanes * stride + cut, np.nan, np.float32)
+    _transpose_square(a.ravel(), b, lanes + 3, stride, width(lanes))
+    got = b[2 : 2 + lanes * stride].reshape(lanes, stride)
+    np.testing.assert_array_equal(got, a[:stride, 1 : 1 + lanes].T)
+    assert np.isnan(b[:2]).all()
