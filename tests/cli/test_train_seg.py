@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +24,11 @@ from clipes.seg.deeplab import ModelSpec, Segmenter
 from clipes.types import PseudoLabel
 from tests.cli.conftest import Cli
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ["--backbone", "mobilenet_v3_large", "--backbone-weights", "none", "--crop", "64"]
 SMALL += ["--batch", "2", "--no-multi-scale"]
 CLASSES = ["cat", "cow", "dog", "person", "sofa"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More threads only wait for each other where the layers are this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import torch
 
 from clipes.artifacts import Run
 from clipes.images import read_mask
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples"
 
@@ -30,15 +31,6 @@ class Scripts:
         runpy.run_path(str(SCRIPTS / name), run_name="__main__")
         self.ran.add(name)
         return self._capsys.readouterr().out
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More threads only wait for each other where the layers are this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +28,12 @@ from clipes.types import Sample
 from clipes.weights import read_state_dict
 from tests.unit.clip_support import quiet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HALF = (0.5, 0.5, 0.5)
 PATCHES = PatchParams(strong=0.5, weak=0.5)
 SIZES = ((64, 96), (48, 80), (64, 96), (96, 64), (60, 90), (48, 80), (64, 96))
 LABELS = ((0,), (1, 2), (2, 0), (1,), (0, 1, 2), (2,), (1, 0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the stage does on a processor
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,15 +21,9 @@ from clipes.errors import BackendError
 from clipes.lattice import TILE, build_lattice
 from clipes.lattice_torch import _split, build_torch_lattice
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _picture(kind: str, height: int, width: int) -> np.ndarray:

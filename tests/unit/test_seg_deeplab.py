@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch.nn import functional
 
 from clipes.seg.deeplab import ARCHITECTURES, ModelSpec, MultiScale, Segmenter, freeze_norms
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = ("cat", "dog")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More threads only wait for each other where the layers are this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def segmenter(arch: str = "deeplabv2", stride: int = 8) -> Segmenter:

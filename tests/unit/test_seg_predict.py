@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,16 +15,9 @@ from clipes.seg.augment import normalise
 from clipes.seg.deeplab import ModelSpec, Segmenter
 from clipes.seg.predict import Predictor, TestSettings, windows
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More threads only wait for each other where the layers are this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Pointwise(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from clipes.seg.train import (
 from clipes.types import IGNORE
 from tests.seg_support import SIDE, TinySegmenter, Views
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALONE = Processes(0, 1, torch.device("cpu"))
 PRESET = SegmenterPreset(
     "test",
@@ -40,15 +41,6 @@ PRESET = SegmenterPreset(
     lr=1e-3,
     train_scales=(1.0, 0.5),
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """More threads only wait for each other where the layers are this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(
