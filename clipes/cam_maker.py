@@ -22,7 +22,7 @@ from clipes.gradcam import softmax_gradcam
 from clipes.looks import Looks, Statistics, final_maps, image_statistics
 from clipes.patch_maps import Evidence, compare, first_maps, patch_features
 from clipes.text_features import TextFeatures
-from clipes.types import CamMaps, Float32Array, UInt8Array
+from clipes.types import CamMaps, Float32Array, UInt8Array, size_text
 from clipes.vocabulary import Fusion
 
 _PAIRS_AT_ONCE = 1 << 23  # of patches, in a batch: 14 images of 500 x 375, 400 MB a block
@@ -184,8 +184,9 @@ class CamMaker:
             ]
         except torch.cuda.OutOfMemoryError as error:
             if len(images) == 1:
+                size = size_text(images[0].size)
                 raise BackendError(
-                    f"the GPU has too little memory for an image of {images[0].size}",
+                    f"the GPU has too little memory for an image of {size} pixels",
                     "use --device cpu, or a GPU that nothing else uses",
                 ) from error
         half = len(images) // 2

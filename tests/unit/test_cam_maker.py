@@ -117,7 +117,7 @@ def test_an_image_too_large_for_the_gpu_is_told(maker, images, monkeypatch):
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(Backbone, "_run_first", run)
-    with pytest.raises(BackendError, match=r"memory for .* \(64, 96\); use --device cpu"):
+    with pytest.raises(BackendError, match=r"memory for .* 64 x 96 pixels; use --device cpu"):
         maker(images[0], LABELS[0])
 
 
