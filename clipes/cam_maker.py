@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import BoundedSemaphore
 
@@ -56,6 +56,18 @@ class Sight:
     labels: tuple[int, ...]
     size: tuple[int, int]
     evidence: Evidence
+
+    def alone(self) -> Sight:
+        """Return the same without the memory of the batch that it came from."""
+        evidence, walk = self.evidence, self.evidence.walk
+        return replace(
+            self,
+            evidence=replace(
+                evidence,
+                activations=_alone(evidence.activations),
+                walk=replace(walk, attention=_alone(walk.attention)),
+            ),
+        )
 
 
 class CamMaker:
@@ -125,20 +137,27 @@ class CamMaker:
         Args:
             sight: What CLIP saw in it.
             seen: Whether the image is among those that say what the classes look like.
+
+        Raises:
+            BackendError: The GPU has too little memory for it.
         """
         labels, patches = self._by_name(sight.labels), self._params.patches
-        if patches is None:
-            refined = first_maps(sight.evidence, self._params)
-        else:
-            own = None if self._looks is None or seen else self.statistics(sight, patches)
-            refined = final_maps(sight.evidence, labels, self._looks, own, self._params, patches)
+        with _memory_for(sight.size):
+            if patches is None:
+                refined = first_maps(sight.evidence, self._params)
+            else:
+                own = None if self._looks is None or seen else self.statistics(sight, patches)
+                refined = final_maps(
+                    sight.evidence, labels, self._looks, own, self._params, patches
+                )
         given = refined[[labels.index(label) for label in sight.labels]]
         return CamMaps(np.array(sight.labels, np.int64), given, sight.size)
 
     def statistics(self, sight: Sight, patches: PatchParams) -> Statistics:
-        """Return what an image says about what its classes look like."""
-        labels = self._by_name(sight.labels)
-        return image_statistics(sight.evidence, labels, len(self._names), self._params, patches)
+        """Return what an image says about what its classes look like; errors as for ``maps``."""
+        labels, classes = self._by_name(sight.labels), len(self._names)
+        with _memory_for(sight.size):
+            return image_statistics(sight.evidence, labels, classes, self._params, patches)
 
     def shrinks(self, size: tuple[int, int]) -> bool:
         """Tell whether CLIP looks at a smaller copy of an image of ``size`` (H0, W0)."""
@@ -170,27 +189,26 @@ class CamMaker:
 
     def _look_together(self, images: list[Prepared]) -> list[Sight]:
         """Run CLIP over images of one size, fewer at a time if the GPU has too little memory."""
-        try:
-            pixels = torch.stack([image.pixels for image in images])
-            labels = [self._by_name(image.labels) for image in images]
-            patches = self._params.patches
-            if patches is None:
-                found = self._by_gradient(pixels, labels)
-            else:
-                found = self._by_patches(pixels, labels, patches.temperature)
-            return [
-                Sight(image.labels, image.size, evidence)
-                for image, evidence in zip(images, found, strict=True)
-            ]
-        except torch.cuda.OutOfMemoryError as error:
-            if len(images) == 1:
-                size = size_text(images[0].size)
-                raise BackendError(
-                    f"the GPU has too little memory for an image of {size} pixels",
-                    "use --device cpu, or a GPU that nothing else uses",
-                ) from error
+        if len(images) == 1:
+            with _memory_for(images[0].size):
+                return self._look_at_once(images)
+        with suppress(torch.cuda.OutOfMemoryError):
+            return self._look_at_once(images)
         half = len(images) // 2
         return self._look_together(images[:half]) + self._look_together(images[half:])
+
+    def _look_at_once(self, images: list[Prepared]) -> list[Sight]:
+        pixels = torch.stack([image.pixels for image in images])
+        labels = [self._by_name(image.labels) for image in images]
+        patches = self._params.patches
+        if patches is None:
+            found = self._by_gradient(pixels, labels)
+        else:
+            found = self._by_patches(pixels, labels, patches.temperature)
+        return [
+            Sight(image.labels, image.size, evidence)
+            for image, evidence in zip(images, found, strict=True)
+        ]
 
     def _by_gradient(self, pixels: Tensor, labels: list[list[int]]) -> list[Evidence]:
         encodings = self._backbone.encode(pixels, self._params.affinity_blocks)
@@ -248,3 +266,20 @@ class CamMaker:
         synonyms = [self._synonyms[label] for label in labels if self._synonyms]
         text = self._classes[labels]
         return fused_maps(maps, make, text, self._background, synonyms, largest=self._largest)
+
+
+def _alone(part: Tensor) -> Tensor:
+    """Return a copy of what is a small part of a larger tensor, and anything else as it is."""
+    return part.clone() if part.untyped_storage().nbytes() > 2 * part.nbytes else part
+
+
+@contextmanager
+def _memory_for(size: tuple[int, int]) -> Iterator[None]:
+    """Say in a line of our own that a GPU has too little memory for an image of ``size``."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise BackendError(
+            f"the GPU has too little memory for an image of {size_text(size)} pixels",
+            "use --device cpu, or a GPU that nothing else uses",
+        ) from error

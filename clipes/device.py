@@ -45,7 +45,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
 
 
-_MOST_WORKERS_PER_GPU = 16  # they read, decode and save, and take the GPU in turns
+# They read, decode and save, and take the GPU in turns.
+_LEAST_WORKERS_PER_GPU, _MOST_WORKERS_PER_GPU = 4, 16
 _BATCH_ON_GPU = 32  # images of all sizes; those of one size are computed on together
 
 
@@ -64,7 +65,9 @@ def share_processor(device: torch.device, workers: int | None) -> int:
     """
     threads = torch.get_num_threads()
     if workers is None:
-        workers = threads if device.type == "cpu" else min(threads, _MOST_WORKERS_PER_GPU)
+        workers = threads
+        if device.type != "cpu":  # torchrun leaves a process one thread
+            workers = min(max(threads, _LEAST_WORKERS_PER_GPU), _MOST_WORKERS_PER_GPU)
     torch.set_num_threads(max(1, threads // workers))
     return workers
 

@@ -32,7 +32,7 @@ def workable_size(
     """Return the size at which an image is worked on: its own, if that fits into memory.
 
     What takes memory by the pixel and by the label is held to 2 GB, so that neither a photo of 100
-    megapixels nor 250 labels end a run: with the CRF 4.3 megapixels for two labels, 2.9 for 21 (in
+    megapixels nor 250 labels end a run: with the CRF 4.5 megapixels for two labels, 2.9 for 21 (in
     torch 2.0 and 0.5).
 
     Args:

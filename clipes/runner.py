@@ -35,6 +35,7 @@ Work: TypeAlias = Callable[[Sample], "str | None"]
 _Outcome: TypeAlias = "Failure | WriteError | str | None"
 _Attempt: TypeAlias = Callable[[Sequence[Sample]], "list[_Outcome]"]
 
+_Key = TypeVar("_Key")
 _Input = TypeVar("_Input")
 _Output = TypeVar("_Output")
 
@@ -157,8 +158,8 @@ def for_each_batch(
 ) -> Summary:
     """Read and save every image alone, but compute on several together, for a GPU's sake.
 
-    An image that cannot be read or saved does not hinder the others of its batch. Everything runs
-    in threads.
+    An image that cannot be read, computed on or saved does not hinder the others of its batch.
+    Everything runs in threads.
 
     Args:
         read: Returns what is computed on.
@@ -243,14 +244,35 @@ def _attempt_batch(
         if not is_done(sample):
             inputs[sample] = read(sample)
 
-    taken = {sample: _outcome(take, sample) for sample in group}
-    results = dict(zip(inputs, compute(list(inputs.values())), strict=True))
-    return [
-        _outcome(lambda sample: save(sample, results[sample]), sample)
-        if sample in results
-        else taken[sample]
-        for sample in group
-    ]
+    outcomes = {sample: _outcome(take, sample) for sample in group}
+    results, errors = compute_together(compute, inputs)
+    for sample, error in errors.items():
+        outcomes[sample] = Failure(sample.id, str(error))
+    for sample in results:
+        outcomes[sample] = _outcome(lambda sample: save(sample, results[sample]), sample)
+    return list(outcomes.values())
+
+
+def compute_together(
+    compute: Callable[[Sequence[_Input]], Sequence[_Output]], inputs: Mapping[_Key, _Input]
+) -> tuple[dict[_Key, _Output], dict[_Key, ClipesError]]:
+    """Compute on several inputs together, and if that fails, on each alone.
+
+    Returns:
+        The results, and the errors of inputs that have none.
+    """
+    try:
+        return dict(zip(inputs, compute(list(inputs.values())), strict=True)), {}
+    except ClipesError as error:
+        if len(inputs) == 1:
+            return {}, dict.fromkeys(inputs, error)
+    results: dict[_Key, _Output] = {}
+    errors: dict[_Key, ClipesError] = {}
+    for key, one in inputs.items():
+        result, error_of_one = compute_together(compute, {key: one})
+        results |= result
+        errors |= error_of_one
+    return results, errors
 
 
 def _outcome(work: Work, sample: Sample) -> _Outcome:

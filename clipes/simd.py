@@ -35,6 +35,7 @@ def jit(function: _Function) -> _Function:
     Numba looks for a place when a function is decorated, first beside the source, then in the
     user's cache folder, and raises where neither can be written. A slow start is better than none.
     Processes that start at once compile the same thing and replace each other's files, atomically.
+    What is kept is looked up by the file the function stands in: after a change in here, remove it.
     """
     try:
         compiled = numba.njit(cache=True, nogil=True)(function)

@@ -38,7 +38,7 @@ class KeptSights:
         with self._lock:
             if size <= self._room and len(self._sights) < _KEPT_IMAGES:
                 self._room -= size
-                self._sights[name] = sight
+                self._sights[name] = sight.alone()
 
     def take(self, name: str) -> Sight | None:
         """Return what was seen in the image of an id and forget it; None if it was not kept."""

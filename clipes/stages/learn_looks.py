@@ -2,7 +2,8 @@
 
 The sums are kept in the run folder and written now and then, so that a pass that was stopped goes
 on, and every shard uses the same ones. They are added in the order of the images whatever the
-number of workers, so a pass that was stopped ends with the same bits as one that was not.
+number of workers, so a pass that was stopped ends with the same bits as one that was not (on a GPU,
+if it goes on with the same size of batch).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -23,7 +23,7 @@ from clipes.errors import ArtifactError, ClipesError
 from clipes.files import read_arrays, write_arrays
 from clipes.images import read_image
 from clipes.looks import Looks, Statistics
-from clipes.runner import in_groups
+from clipes.runner import compute_together, in_groups
 from clipes.stages.cam import KeptSights
 from clipes.types import Progress, Sample
 
@@ -121,30 +121,34 @@ def _go_on(
     workers: int,
     progress: Progress,
 ) -> None:
-    def look(group: Sequence[Sample]) -> list[Statistics | None]:
-        images: dict[str, Prepared] = {}
+    def look(images: Sequence[tuple[str, Prepared]]) -> list[Statistics]:
+        sights = maker.look([image for _, image in images])
+        for (name, _), sight in zip(images, sights, strict=True):
+            kept.keep(name, sight)
+        return [maker.statistics(sight, patches) for sight in sights]
+
+    def look_at(group: Sequence[Sample]) -> tuple[Statistics, list[str]]:
+        images: dict[str, tuple[str, Prepared]] = {}
         for sample in group:
             with suppress(ClipesError):  # the second pass says what is wrong with it
-                images[sample.id] = maker.prepare(read_image(sample.image), sample.labels)
-        sights = dict(zip(images, maker.look(list(images.values())), strict=True))
-        for name, sight in sights.items():
-            kept.keep(name, sight)
-        return [
-            maker.statistics(sights[sample.id], patches) if sample.id in sights else None
-            for sample in group
-        ]
+                prepared = maker.prepare(read_image(sample.image), sample.labels)
+                images[sample.id] = (sample.id, prepared)
+        found, _ = compute_together(look, images)
+        total = maker.no_statistics()
+        for statistics in found.values():
+            total.add(statistics)
+        return total, list(found)
 
     progress(state.tried, state.total)
     written = time.monotonic()
-    todo = chosen[state.tried :]
-    jobs = (delayed(look)(group) for group in in_groups(todo, batch))
+    groups = in_groups(chosen[state.tried :], batch)
     # In order: sums of floats depend on it.
+    jobs = (delayed(look_at)(group) for group in groups)
     results = Parallel(workers, backend="threading", return_as="generator")(jobs)
-    for sample, statistics in zip(todo, chain.from_iterable(results), strict=True):
-        if statistics is not None:
-            state.statistics.add(statistics)
-            state.ids.append(sample.id)
-        state.tried += 1
+    for group, (statistics, ids) in zip(groups, results, strict=True):
+        state.statistics.add(statistics)
+        state.ids += ids
+        state.tried += len(group)
         if state.tried == state.total or time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
             _save(run, state)
             written = time.monotonic()

@@ -159,6 +159,39 @@ def test_what_is_kept_is_not_looked_at_again_and_changes_no_bit(
     assert sum(sizes) in looked
 
 
+def test_what_is_kept_does_not_keep_its_batch(backbone, text, images, monkeypatch):
+    maker = CamMaker(backbone, text, params("patches"))
+    first, *_ = maker.look([maker.prepare(images[k], LABELS[k]) for k in (0, 2, 4, 6)])
+    kept = KeptSights(["wanted"])
+    kept.keep("other", first)
+    assert kept.take("other") is None
+    kept.keep("wanted", first)
+    found = kept.take("wanted")
+    evidence, same = found.evidence, first.evidence
+    for part, whole in (
+        (evidence.activations, same.activations),
+        (evidence.walk.attention, same.walk.attention),
+    ):
+        assert whole.untyped_storage().nbytes() >= 4 * whole.nbytes
+        assert part.untyped_storage().nbytes() == part.nbytes
+    np.testing.assert_array_equal(maker.maps(found).maps, maker.maps(first).maps)
+    (alone,) = maker.look([maker.prepare(images[0], LABELS[0])])
+    assert alone.alone().evidence.walk.attention is alone.evidence.walk.attention
+
+
+def test_maps_too_large_for_the_gpu_are_told(backbone, text, images, monkeypatch):
+    def run(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    maker = CamMaker(backbone, text, params("patches"))
+    (sight,) = maker.look([maker.prepare(images[0], LABELS[0])])
+    monkeypatch.setattr(cam_maker, "final_maps", run)
+    monkeypatch.setattr(cam_maker, "image_statistics", run)
+    for work in (lambda: maker.maps(sight), lambda: maker.statistics(sight, PATCHES)):
+        with pytest.raises(BackendError, match="memory for an image of 64 x 96 pixels"):
+            work()
+
+
 def test_what_is_kept_is_bounded_in_number(backbone, text, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "_KEPT_IMAGES", 3)
     sizes = record_batches(monkeypatch)

@@ -34,6 +34,8 @@ def test_a_gpu_is_fed_by_several(four_threads):
     assert share_processor(torch.device("cuda"), None) == 4
     torch.set_num_threads(64)
     assert share_processor(torch.device("cuda"), None) == 16
+    torch.set_num_threads(1)  # as torchrun leaves it
+    assert share_processor(torch.device("cuda"), None) == 4
 
 
 def test_only_a_gpu_gets_several_images_together():

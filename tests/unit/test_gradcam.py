@@ -40,7 +40,7 @@ def make_image(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("act", [QuickGELU, nn.GELU])
-@pytest.mark.parametrize("classes", [1, 3, 11])
+@pytest.mark.parametrize("classes", [1, 3, 11, 19])
 def test_closed_form_equals_one_autograd_pass_per_class(act: type[nn.Module], classes: int) -> None:
     backbone = make_backbone(act)
     prepared = backbone.prepare(make_image(70, 100), 1600)

@@ -10,7 +10,7 @@ import pytest
 
 from clipes.artifacts import Run
 from clipes.config import PatchParams
-from clipes.errors import ArtifactError, ImageError
+from clipes.errors import ArtifactError, BackendError, ImageError
 from clipes.looks import Statistics
 from clipes.stages import learn_looks as stage
 from clipes.stages.cam import KeptSights
@@ -104,7 +104,32 @@ def test_batches_change_nothing(batch, tmp_path):
     alone, together = Run(tmp_path / "alone"), Run(tmp_path / "together")
     learn(alone, Maker())
     learn(together, Maker(), batch=batch)
-    assert together.looks_path.read_bytes() == alone.looks_path.read_bytes()
+    with np.load(alone.looks_path) as expected, np.load(together.looks_path) as got:
+        for name in ("sums", "mass", "moment"):  # the sums of batches are added, not of images
+            np.testing.assert_allclose(got[name], expected[name], rtol=1e-12)
+        assert got["ids"].tolist() == expected["ids"].tolist()
+
+
+@pytest.mark.parametrize("stop_after", [3, 10])
+def test_a_stopped_pass_goes_on_with_whole_batches(stop_after, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_SECONDS_BETWEEN_WRITES", 0.0)
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    learn(whole, Maker(), batch=4)
+    with pytest.raises(KeyboardInterrupt):
+        learn(broken, Maker(stop_after), workers=1, batch=4)
+    learn(broken, Maker(), batch=4)
+    assert broken.looks_path.read_bytes() == whole.looks_path.read_bytes()
+
+
+def test_images_too_large_for_a_gpu_say_nothing_and_end_nothing(tmp_path):
+    class Small(Maker):
+        def look(self, images: list[int]) -> list[int]:
+            if 5 in images:
+                raise BackendError("the GPU has too little memory")
+            return images
+
+    _, ids = learn(Run(tmp_path), Small(), batch=4)
+    assert ids == {sample.id for sample in samples(30)} - {"005", "007", "017"}
 
 
 def test_a_finished_pass_is_not_done_again(tmp_path):

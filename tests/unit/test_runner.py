@@ -152,6 +152,35 @@ def test_a_batch_is_computed_together_and_read_and_saved_alone(size, tmp_path):
     assert (tmp_path / "007").read_text() == "there before"
 
 
+def test_what_cannot_be_computed_does_not_hinder_its_batch(tmp_path):
+    told, batches = [], []
+
+    def compute(numbers: list[int]) -> list[int]:
+        batches.append(len(numbers))
+        if 6 in numbers:
+            raise BackendError("too large")
+        return numbers
+
+    def save(sample: Sample, _: int) -> None:
+        (tmp_path / sample.id).touch()
+
+    summary = for_each_batch(
+        lambda sample: int(sample.id),
+        compute,
+        save,
+        samples(8),
+        size=4,
+        is_done=lambda _: False,
+        workers=1,
+        progress=lambda *_: None,
+        report=told.append,
+    )
+    assert summary.done == 7
+    assert [(failure.id, failure.reason) for failure in told] == [("006", "too large")]
+    assert batches == [4, 4, 1, 1, 1, 1]
+    assert {path.name for path in tmp_path.iterdir()} == {one.id for one in samples(8)} - {"006"}
+
+
 def test_a_batch_that_cannot_be_written_ends_the_run(tmp_path):
     def save(sample: Sample, _: int) -> None:
         (tmp_path / sample.id).touch()
