@@ -60,8 +60,8 @@ def main() -> None:
         folder = Path(name)
         samples = write_photos(folder, options.images)
         few = samples[: max(batch, options.images // 10)]
-        run_stage(maker, few, Run(folder / "warm"), options.preset, workers, batch)
         how = (options.preset, workers, batch)
+        run_stage(maker, few, Run(folder / "warm"), *how)
         seconds, informed = run_stage(maker, samples, Run(folder / "run"), *how)
         time_steps(informed, backbone, samples[:batch], Run(folder / "steps"))  # warms up
         steps = time_steps(informed, backbone, samples[:batch], Run(folder / "again"))

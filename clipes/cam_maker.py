@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor
 from clipes.affinity import Walk, sinkhorn
 from clipes.clip.backbone import Backbone, Encoding, Grid
 from clipes.config import CamParams, PatchParams
-from clipes.errors import BackendError
+from clipes.device import memory_error_as
 from clipes.fusion import MakeMaps, fused_maps
 from clipes.gradcam import softmax_gradcam
 from clipes.looks import Looks, Statistics, final_maps, image_statistics
@@ -273,13 +273,8 @@ def _alone(part: Tensor) -> Tensor:
     return part.clone() if part.untyped_storage().nbytes() > 2 * part.nbytes else part
 
 
-@contextmanager
-def _memory_for(size: tuple[int, int]) -> Iterator[None]:
-    """Say in a line of our own that a GPU has too little memory for an image of ``size``."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise BackendError(
-            f"the GPU has too little memory for an image of {size_text(size)} pixels",
-            "use --device cpu, or a GPU that nothing else uses",
-        ) from error
+def _memory_for(size: tuple[int, int]) -> AbstractContextManager[None]:
+    return memory_error_as(
+        f"the GPU has too little memory for an image of {size_text(size)} pixels",
+        "use --device cpu, or a GPU that nothing else uses",
+    )

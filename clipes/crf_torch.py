@@ -20,8 +20,7 @@ from torch import Tensor
 
 from clipes.config import CrfParams
 from clipes.crf import CACHED_PIXELS, MIN_PROBABILITY
-from clipes.device import choose_device
-from clipes.errors import BackendError
+from clipes.device import choose_device, memory_error_as
 from clipes.lattice_torch import TorchLattice, build_torch_lattice
 from clipes.types import Float32Array, UInt8Array
 
@@ -57,18 +56,16 @@ def dense_crf_torch(
     """
     if device is None:
         device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
-    with _ON_GPU if device.type == "cuda" else nullcontext():
-        try:
-            probs = mean_field(
-                torch.tensor(scores, device=device), torch.tensor(image, device=device), params
-            )
-            result: Float32Array = probs.cpu().numpy()
-        except torch.cuda.OutOfMemoryError as error:
-            raise BackendError(
-                f"{device} has too little free memory for the CRF of an image of "
-                f"{image.shape[1]} x {image.shape[0]} pixels and {len(scores)} labels",
-                "free some, or use the CRF backend numba",
-            ) from error
+    enough_memory = memory_error_as(
+        f"{device} has too little free memory for the CRF of an image of "
+        f"{image.shape[1]} x {image.shape[0]} pixels and {len(scores)} labels",
+        "free some, or use the CRF backend numba",
+    )
+    with _ON_GPU if device.type == "cuda" else nullcontext(), enough_memory:
+        probs = mean_field(
+            torch.tensor(scores, device=device), torch.tensor(image, device=device), params
+        )
+        result: Float32Array = probs.cpu().numpy()
     return result
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from clipes.errors import UsageError
+from clipes.errors import BackendError, UsageError
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -28,6 +30,15 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device '{name}': no CUDA device here", "use --device cpu")
     return device
+
+
+@contextmanager
+def memory_error_as(message: str, remedy: str) -> Iterator[None]:
+    """Raise a ``BackendError`` of these words where a GPU has too little memory for the block."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise BackendError(message, remedy) from error
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

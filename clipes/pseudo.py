@@ -5,15 +5,21 @@ No torch in here, unless its CRF is asked for: the workers of ``clipes refine`` 
 
 from __future__ import annotations
 
-import math
-
 import cv2
 import numpy as np
 
 from clipes.config import CrfParams
 from clipes.crf import BYTES, dense_crf
 from clipes.errors import ImageError
-from clipes.types import CamMaps, Float32Array, FloatArray, Int64Array, PseudoLabel, UInt8Array
+from clipes.types import (
+    CamMaps,
+    Float32Array,
+    FloatArray,
+    Int64Array,
+    PseudoLabel,
+    UInt8Array,
+    shrunk_size,
+)
 
 SHRUNK = "are so large that their masks were made on a smaller copy, with 2 GB of memory"
 """Said of images beyond ``workable_size``."""
@@ -42,17 +48,11 @@ def workable_size(
         backend: Implementation of the CRF, see ``clipes.crf``.
         bytes_per_label: What else is needed for each pixel and label.
     """
-    height, width = size
     per_pixel = labels * bytes_per_label
     if crf:
         fixed, per_label = BYTES[backend]
         per_pixel += fixed + labels * per_label
-    largest = _MEMORY // per_pixel
-    if height * width <= largest:
-        return size
-    shrink = math.sqrt(largest / (height * width))
-    height = min(max(1, math.floor(height * shrink)), largest)
-    return height, min(max(1, math.floor(width * shrink)), largest // height)
+    return shrunk_size(size, _MEMORY // per_pixel)
 
 
 def shrunk(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:

@@ -6,6 +6,7 @@ Conventions everywhere: sizes are (height, width); images are (H, W, 3) RGB uint
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,3 +90,18 @@ def size_text(size: Sequence[int]) -> str:
     '375 x 500'
     """
     return " x ".join(map(str, size))
+
+
+def shrunk_size(size: tuple[int, int], largest: int) -> tuple[int, int]:
+    """Return a size of about the same shape whose area is at most ``largest``; itself if it fits.
+
+    >>> shrunk_size((300, 400), 30_000)
+    (150, 200)
+    """
+    height, width = size
+    if height * width <= largest:
+        return size
+    shrink = math.sqrt(largest / (height * width))
+    # No side can shrink below one: then the other is cut to what is left.
+    height = min(max(1, math.floor(height * shrink)), largest)
+    return height, min(max(1, math.floor(width * shrink)), largest // height)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.torch_threads import torch_threads
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,10 +28,8 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """As the stages work on a processor; and more only wait for each other in small layers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,12 @@ from statistics import median
 
 import cv2
 import numpy as np
+import torch
 
+from clipes.config import CrfParams
 from clipes.crf import dense_crf
+from clipes.crf_torch import dense_crf_torch, mean_field
+from clipes.device import choose_device
 from clipes.types import Float32Array, UInt8Array
 
 
@@ -96,12 +100,6 @@ def time_torch(image: UInt8Array, labels: int, runs: int, device: str) -> dict[s
         the device (seconds_on_device), and agreement with ``numba``, by name; on a GPU also the
         most memory that was taken there (bytes).
     """
-    import torch
-
-    from clipes.config import CrfParams
-    from clipes.crf_torch import dense_crf_torch, mean_field
-    from clipes.device import choose_device
-
     place, params = choose_device(device), CrfParams()
     scores = synthetic_scores(labels, *image.shape[:2])
     on_place = torch.tensor(scores, device=place), torch.tensor(image, device=place)

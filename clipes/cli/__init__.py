@@ -156,8 +156,8 @@ def cam(
     else:
         vocabulary, data = open_labelled(dataset.value, labels=labels, **source)
     run = Run(out or RUNS / dataset.value)
-    workers = share_processor(choose_device(device), workers)
-    batch = batch_size(choose_device(device), batch)
+    place = choose_device(device)
+    workers, batch = share_processor(place, workers), batch_size(place, batch)
     clip = load_clip(
         weights,
         model,

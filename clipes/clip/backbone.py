@@ -7,7 +7,6 @@ width d.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -28,7 +27,7 @@ from clipes.clip.activation import activate, activate_with_slope
 from clipes.clip.attention import choose_attention, split_heads
 from clipes.clip.gemm import Precision, choose_linear
 from clipes.errors import WeightsError
-from clipes.types import UInt8Array
+from clipes.types import UInt8Array, shrunk_size
 
 Grid: TypeAlias = tuple[int, int]
 """(h, w): patches per column and row."""
@@ -183,12 +182,7 @@ class Backbone:
     def grid(self, size: tuple[int, int], max_patches: int) -> Grid:
         """Return the (h, w) patches that cover an image of ``size`` (H0, W0), or a smaller copy."""
         h, w = -(-size[0] // self.patch), -(-size[1] // self.patch)
-        if h * w > max_patches:
-            shrink = math.sqrt(max_patches / (h * w))
-            # A side cannot shrink below one patch: then the other is cut to what is left.
-            h = min(max(1, math.floor(h * shrink)), max_patches)
-            w = min(max(1, math.floor(w * shrink)), max_patches // h)
-        return h, w
+        return shrunk_size((h, w), max_patches)
 
     def prepare(self, image: UInt8Array, max_patches: int) -> Tensor:
         """Resize an RGB image (H0, W0, 3) to whole patches and normalise it: (3, H, W) float32."""

@@ -21,6 +21,7 @@ from clipes.metrics import Scores
 from clipes.report.measure import Row, Tally, measure
 from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Pictures, draw
+from clipes.runner import in_groups
 from clipes.stages.evaluate import evaluate_run
 from clipes.stages.reopen import preset_of, reopen
 from clipes.types import Failure, Progress, Sample
@@ -118,7 +119,7 @@ def measure_run(
     """
     exponent = preset_of(run).background_exponent
     work = partial(measure, run=run, classes=classes, exponent=exponent)
-    chunks = [samples[at : at + _CHUNK] for at in range(0, len(samples), _CHUNK)]
+    chunks = in_groups(samples, _CHUNK)
     rows: list[Row] = []
     tally = Tally(len(classes) + 1)
     progress(0, len(samples))

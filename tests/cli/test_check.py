@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from clipes.artifacts import Run
 from clipes.cli import main
 from tests.cli.conftest import Cli
 from tests.cli.test_stages import cam, one_line
+from tests.torch_threads import torch_threads
 from tests.unit.coco_support import annotation, picture, write_image, write_instances
 
 
@@ -25,8 +25,6 @@ def here(
     """As ``cli``, but in this process: importing torch once is enough."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = list(map(str, arguments))
@@ -35,8 +33,8 @@ def here(
         told = capsys.readouterr()
         return subprocess.CompletedProcess(command, int(stop.value.code or 0), told.out, told.err)
 
-    yield run
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield run
 
 
 def test_check_passes_a_data_set_that_cam_and_eval_pass(cli: Cli, photos: Path) -> None:

@@ -162,13 +162,19 @@ def test_refine(start: Starter, tmp_path: Path, workers: int, kills: int) -> Non
     kill_again_and_again(start, refine, "pseudo", kills, 2, prepare, tmp_path / "whole")
 
 
+def refining(start: Starter, folder: Path) -> Process:
+    """Return a ``refine`` with two workers that has made some of its masks."""
+    process = start.start("refine", "maps", "--workers", "2")
+    deadline = time.monotonic() + 60
+    while count(folder / "maps" / "pseudo") < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return process
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_workers_end_with_a_killed_parent(start: Starter, tmp_path: Path) -> None:
     assert start(*cam("maps")).returncode == 0
-    process = start.start("refine", "maps", "--workers", "2")
-    deadline = time.monotonic() + 60
-    while count(tmp_path / "maps" / "pseudo") < 2 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    process = refining(start, tmp_path)
     assert len(session(process.pid)) >= 3
     process.kill(signal.SIGKILL)
     process.wait()
@@ -180,10 +186,7 @@ def test_workers_end_with_a_killed_parent(start: Starter, tmp_path: Path) -> Non
 
 def test_a_killed_worker_is_one_line(start: Starter, tmp_path: Path) -> None:
     assert start(*cam("maps")).returncode == 0
-    process = start.start("refine", "maps", "--workers", "2")
-    deadline = time.monotonic() + 60
-    while count(tmp_path / "maps" / "pseudo") < 2 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    process = refining(start, tmp_path)
     for pid in session(process.pid):
         if "popen_loky" in (Path("/proc") / str(pid) / "cmdline").read_text():
             os.kill(pid, signal.SIGKILL)

@@ -10,14 +10,13 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from clipes.clip.activation import activate, activate_with_slope
+from tests.torch_threads import torch_threads
 
 
 @pytest.fixture(autouse=True, params=[1, 2], ids="{} threads".format)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield
 
 
 @pytest.mark.parametrize("function", [QuickGELU(), nn.GELU()])

@@ -16,6 +16,7 @@ from clipes.clip.attention import (
     split_heads,
 )
 from clipes.clip.attention_gradient import sum_by_products, sum_by_tiles
+from tests.torch_threads import torch_threads
 
 # (tokens, heads, width of a head): less than a tile, whole tiles, a few more, CLS alone
 SHAPES = [(2, 1, 64), (24, 3, 16), (97, 2, 48), (50, 12, 64), (65, 4, 32), (1, 2, 32)]
@@ -23,10 +24,8 @@ SHAPES = [(2, 1, 64), (24, 3, 16), (97, 2, 48), (50, 12, 64), (65, 4, 32), (1, 2
 
 @pytest.fixture(params=[1, 2, 3], ids="{} threads".format)
 def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield
 
 
 def projected(tokens: int, heads: int, width: int) -> Tensor:
@@ -102,12 +101,10 @@ def test_gradients_are_those_of_autograd(tokens, heads, width, threads):
 
 def test_the_number_of_threads_does_not_change_a_bit():
     x, results = projected(97, 3, 64), []
-    before = torch.get_num_threads()
     for count in (1, 2, 5):
-        torch.set_num_threads(count)
         total = torch.zeros(2, 96, 96)
-        results.append((attend_by_tiles(x, 3, total, None), total))
-    torch.set_num_threads(before)
+        with torch_threads(count):
+            results.append((attend_by_tiles(x, 3, total, None), total))
     for mixed, total in results[1:]:
         assert torch.equal(mixed, results[0][0])
         assert torch.equal(total, results[0][1])

@@ -28,6 +28,7 @@ from clipes.text_features import TextFeatures, unit_rows
 from clipes.types import IGNORE, CamMaps, Sample
 from clipes.weights import read_state_dict
 from tests.report_support import make_run
+from tests.torch_threads import torch_threads
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CLASSES, WORDS = ("cat", "dog", "sofa"), ("grass", "wall")
@@ -36,12 +37,9 @@ LABELS = [(0,), (0, 2), (1,), (1, 2)]
 
 @pytest.fixture(scope="module", autouse=True)
 def _places() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with torch_threads(1), pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

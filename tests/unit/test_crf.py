@@ -15,12 +15,12 @@ from typing import TypeAlias
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from clipes.config import CrfParams
 from clipes.crf import dense_crf
 from clipes.errors import BackendError, ImageError, UsageError
+from tests.torch_threads import torch_threads
 
 Crf: TypeAlias = Callable[..., np.ndarray]
 
@@ -30,10 +30,8 @@ IMAGES = ("2007_000032", "2007_000063", "2007_000170", "2007_000250", "2007_0012
 @pytest.fixture(params=["numba", "torch"])
 def crf(request: pytest.FixtureRequest) -> Iterator[Crf]:
     """Each of our own implementations."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on small images, more of them do little but wait for each other
-    yield partial(dense_crf, backend=request.param)
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield partial(dense_crf, backend=request.param)
 
 
 def _scene(height: int, width: int, labels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

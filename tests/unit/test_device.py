@@ -11,14 +11,13 @@ import torch
 
 from clipes.device import batch_size, choose_device, share_processor
 from clipes.errors import UsageError
+from tests.torch_threads import torch_threads
 
 
 @pytest.fixture
 def four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(4):
+        yield
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from clipes.clip.hidden_gradient import gradient_at_hidden
+from tests.torch_threads import torch_threads
 
 
 @pytest.fixture(autouse=True, params=[1, 2], ids="{} threads".format)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield
 
 
 @pytest.mark.parametrize("channels", [24, 64, 256])

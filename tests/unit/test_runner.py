@@ -113,6 +113,11 @@ def test_a_missing_cluster_library_is_one_line(backend, module, tmp_path, monkey
         run(tmp_path, 2, backend)
 
 
+def run_batches(folder: Path, read, compute, save, count: int, *, workers: int = 2, **how):
+    how |= {"is_done": partial(there, folder), "workers": workers, "progress": lambda *_: None}
+    return for_each_batch(read, compute, save, samples(count), **how)
+
+
 @pytest.mark.parametrize("size", [1, 4, 50])
 def test_a_batch_is_computed_together_and_read_and_saved_alone(size, tmp_path):
     batches, told = [], []
@@ -133,17 +138,7 @@ def test_a_batch_is_computed_together_and_read_and_saved_alone(size, tmp_path):
         return "are even" if square % 2 == 0 else None
 
     (tmp_path / "007").write_text("there before")
-    summary = for_each_batch(
-        read,
-        compute,
-        save,
-        samples(10),
-        size=size,
-        is_done=partial(there, tmp_path),
-        workers=2,
-        progress=lambda *_: None,
-        report=told.append,
-    )
+    summary = run_batches(tmp_path, read, compute, save, 10, size=size, report=told.append)
     assert (summary.done, summary.skipped, summary.remarks) == (7, 1, {"are even": 5})
     assert [failure.id for failure in sorted(told, key=lambda one: one.id)] == ["003", "005"]
     assert sum(batches) == 8
@@ -164,15 +159,14 @@ def test_what_cannot_be_computed_does_not_hinder_its_batch(tmp_path):
     def save(sample: Sample, _: int) -> None:
         (tmp_path / sample.id).touch()
 
-    summary = for_each_batch(
+    summary = run_batches(
+        tmp_path,
         lambda sample: int(sample.id),
         compute,
         save,
-        samples(8),
+        8,
         size=4,
-        is_done=lambda _: False,
         workers=1,
-        progress=lambda *_: None,
         report=told.append,
     )
     assert summary.done == 7
@@ -187,15 +181,5 @@ def test_a_batch_that_cannot_be_written_ends_the_run(tmp_path):
         raise WriteError(f"cannot write {sample.id}", "make room")
 
     with pytest.raises(WriteError, match=r"cannot write \d+; make room"):
-        for_each_batch(
-            lambda sample: 0,
-            list,
-            save,
-            samples(900),
-            size=5,
-            is_done=lambda _: False,
-            workers=2,
-            progress=lambda *_: None,
-            report=lambda _: None,
-        )
+        run_batches(tmp_path, lambda sample: 0, list, save, 900, size=5, report=lambda _: None)
     assert len(list(tmp_path.iterdir())) < 700
