@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -21,6 +22,16 @@ from clipes.errors import ArtifactError, DatasetError, WriteError
 
 BAD_ARRAY = (MemoryError, OverflowError, SyntaxError, TypeError, tokenize.TokenError)
 """What ``np.load`` raises, beside ValueError, on headers that lie or are no Python literals."""
+
+_BAD_ARCHIVE = (
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    NotImplementedError,  # a compression that zipfile does not know
+    RuntimeError,  # an encrypted entry
+    *BAD_ARRAY,
+)
+_LARGEST_TEXT = 1 << 16  # bytes
 
 MAX_ID_BYTES = 200
 """Longest id: with a suffix and the name of a temporary file it must fit the usual 255 bytes."""
@@ -118,15 +129,43 @@ def read_arrays(path: Path, largest: int) -> dict[str, npt.NDArray[Any]]:
             raw.seek(0)
             with np.load(raw, allow_pickle=False) as file:
                 return dict(file)
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-        NotImplementedError,  # a compression that zipfile does not know
-        RuntimeError,  # an encrypted entry
-        *BAD_ARRAY,
-    ) as error:
+    except _BAD_ARCHIVE as error:
         raise ValueError(f"no readable .npz archive ({error})") from error
+
+
+def read_text_array(path: Path, name: str) -> str:
+    """Return a text that lies as array ``name`` in an .npz file; empty if there is none.
+
+    Only that array is read.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: It is no archive of plain arrays, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                return ""
+            if archive.getinfo(f"{name}.npy").file_size > _LARGEST_TEXT:
+                raise ValueError(f"its text '{name}' is larger than {_LARGEST_TEXT} bytes")
+            content = io.BytesIO(archive.read(f"{name}.npy"))
+        text = np.load(content, allow_pickle=False)
+    except _BAD_ARCHIVE as error:
+        raise ValueError(f"no readable .npz archive ({error})") from error
+    return str(text) if text.shape == () and text.dtype.kind == "U" else ""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def list_files(folder: Path, *suffixes: str) -> list[Path]:

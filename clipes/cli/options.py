@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clipes.artifacts import Run
+    from clipes.listener import Listener
     from clipes.runner import Shard, Summary
     from clipes.types import Failure
 
@@ -169,6 +170,14 @@ def say_failure(failure: Failure) -> None:
     from clipes.console import say
 
     say(f"skipping {failure.id}: {failure.reason}")
+
+
+def listener() -> Listener:
+    """Return who follows a stage: the person at the terminal."""
+    from clipes.console import progress_bar, say
+    from clipes.listener import Listener
+
+    return Listener(say, say_failure, progress_bar)
 
 
 def open_run(path: Path | None) -> Run:
