@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -101,8 +102,8 @@ def learn_looks(
     path = run.looks_path
     waiting = f"waiting for another process, which finds out what the classes look like: {path}"
     with run.claim("looks", on_wait=lambda: say(waiting)):
-        found = _load(run, maker) if path.exists() else None
-        if found and not keep and (changed := count_changed(found.sources, samples, run)):
+        found = _load(path, maker) if path.exists() else None
+        if found and not keep and (changed := count_changed(found.sources, samples, path)):
             say(
                 f"{changed} of the {len(found.sources)} images that say what the classes look like "
                 "have other labels, are other pictures or are gone: it is learnt anew, and all "
@@ -111,10 +112,9 @@ def learn_looks(
             found = None
         if found is None or found.tried < found.total:
             chosen = evenly_spaced(samples, patches.statistics_images)
-            if found is None or found.total != len(chosen) or found.old_ids:
-                found = _Pass(maker.no_statistics(), len(chosen))
+            found = _begun(found, samples, len(chosen), path, maker)
             _go_on(
-                found, chosen, maker, run, patches, kept or KeptSights(), batch, workers, progress
+                found, chosen, maker, path, patches, kept or KeptSights(), batch, workers, progress
             )
         elif found.total < min(len(samples), patches.statistics_images):
             say(
@@ -130,7 +130,7 @@ def load_looks(run: Run, maker: CamMaker, patches: PatchParams) -> Looks | None:
     Raises:
         ArtifactError: There is no such file, or it is damaged or of another vocabulary or model.
     """
-    return Looks.of(_load(run, maker).statistics, patches)
+    return Looks.of(_load(run.looks_path, maker).statistics, patches)
 
 
 def evenly_spaced(samples: Sequence[Sample], most: int) -> tuple[Sample, ...]:
@@ -140,11 +140,29 @@ def evenly_spaced(samples: Sequence[Sample], most: int) -> tuple[Sample, ...]:
     return tuple(samples[int(k)] for k in np.linspace(0, len(samples) - 1, most).round())
 
 
+def _begun(
+    found: _Pass | None, samples: Sequence[Sample], total: int, path: Path, maker: CamMaker
+) -> _Pass:
+    """Return a pass that was stopped, if its images are the same still; else a new one."""
+    before = _unfinished(path)
+    if found is None and before.exists():
+        found, path = _load(before, maker), before
+    usable = found is not None and found.total == total and not found.old_ids
+    if found is None or not usable or count_changed(found.sources, samples, path):
+        return _Pass(maker.no_statistics(), total)
+    return found
+
+
+def _unfinished(path: Path) -> Path:
+    # Not ``path`` itself: whoever stops because it takes too long has what was learnt before.
+    return path.with_name("unfinished.npz")
+
+
 def _go_on(
     state: _Pass,
     chosen: Sequence[Sample],
     maker: CamMaker,
-    run: Run,
+    path: Path,
     patches: PatchParams,
     kept: KeptSights,
     batch: int,
@@ -180,13 +198,15 @@ def _go_on(
         state.statistics.add(statistics)
         state.sources += sources
         state.tried += len(group)
-        if state.tried == state.total or time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            _save(run, state)
+        if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+            _save(_unfinished(path), state)
             written = time.monotonic()
         progress(state.tried, state.total)
+    _save(path, state)
+    _unfinished(path).unlink(missing_ok=True)
 
 
-def _save(run: Run, state: _Pass) -> None:
+def _save(path: Path, state: _Pass) -> None:
     sums = state.statistics
     arrays = {
         "sums": sums.sums,
@@ -194,16 +214,16 @@ def _save(run: Run, state: _Pass) -> None:
         "moment": sums.moment,
         "tried": np.array([state.tried, state.total], np.int64),
     }
-    write_arrays(run.looks_path, arrays | write_sources(state.sources), compress=False)
+    write_arrays(path, arrays | write_sources(state.sources), compress=False)
 
 
-def _load(run: Run, maker: CamMaker) -> _Pass:
-    arrays, expected = read_looks(run), maker.no_statistics()
+def _load(path: Path, maker: CamMaker) -> _Pass:
+    arrays, expected = read_looks(path), maker.no_statistics()
     for name in ("sums", "mass", "moment"):
         part, like = arrays.get(name), getattr(expected, name)
         fits = part is not None and part.shape == like.shape and part.dtype == like.dtype
         if part is None or not fits or not np.isfinite(part).all():
-            raise damaged(run, f"{run.looks_path} is of other classes or another model")
+            raise damaged(path, f"{path} is of other classes or another model")
     sums = Statistics(arrays["sums"], arrays["mass"], arrays["moment"])
     tried, total = arrays["tried"].tolist()
     sources = read_sources(arrays)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,26 +37,25 @@ class Source:
     picture: Picture
 
 
-def read_looks(run: Run) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a run's statistics.
+def read_looks(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of a file of statistics.
 
     Raises:
-        ArtifactError: There are none, or they are damaged.
+        ArtifactError: There is none, or it is damaged.
     """
-    path = run.looks_path
     try:
         arrays = read_arrays(path, LARGEST_LOOKS)
         (tried, total), ids = arrays["tried"].tolist(), arrays["ids"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(run, f"cannot read {path}: {error}") from error
+        raise damaged(path, f"cannot read {path}: {error}") from error
     if not (ids.ndim == 1 and ids.dtype.kind == "U" and 0 <= len(ids) <= tried <= total):
-        raise damaged(run, f"{path} is of other classes or another model")
+        raise damaged(path, f"{path} is of other classes or another model")
     return arrays
 
 
-def damaged(run: Run, what: str) -> ArtifactError:
+def damaged(path: Path, what: str) -> ArtifactError:
     """Return the error of statistics that cannot be used."""
-    return ArtifactError(what, f"remove {run.looks_path.parent} and run 'clipes cam' again")
+    return ArtifactError(what, f"remove {path.parent} and run 'clipes cam' again")
 
 
 def write_sources(sources: Sequence[Source]) -> dict[str, npt.NDArray[Any]]:
@@ -77,16 +77,16 @@ def read_sources(arrays: Arrays) -> list[Source] | None:
     return [Source(i, _labels(str(k)), Picture(str(p), int(n), 0)) for i, k, p, n in rows]
 
 
-def count_changed(sources: Sequence[Source], samples: Sequence[Sample], run: Run) -> int:
+def count_changed(sources: Sequence[Source], samples: Sequence[Sample], path: Path) -> int:
     """Return how many sources have other labels now, are another picture, or are gone.
 
     Args:
         sources: The images that were asked.
         samples: All images of the run as they are now.
-        run: The run folder.
+        path: The file of the statistics.
     """
     now, started = {sample.id: sample for sample in samples}, time.time_ns()
-    since = run.looks_path.stat().st_mtime_ns
+    since = path.stat().st_mtime_ns
     changed, read = 0, False
     for source in sources:
         sample = now.get(source.id)
@@ -97,7 +97,7 @@ def count_changed(sources: Sequence[Source], samples: Sequence[Sample], run: Run
         same, was_read = same_picture(sample.image, picture.sha256, picture.size, since)
         changed, read = changed + (not same), read or was_read
     if read and not changed:
-        mark_seen(run.looks_path, started)
+        mark_seen(path, started)
     return changed
 
 
@@ -105,10 +105,12 @@ def looks_are_current(run: Run, samples: Sequence[Sample]) -> bool:
     """Tell whether a run knows what its classes look like, from images that are what they were."""
     if not run.looks_path.exists():
         return False
-    arrays = read_looks(run)
+    arrays = read_looks(run.looks_path)
     tried, total = arrays["tried"].tolist()
     sources = read_sources(arrays)
-    return tried == total and (sources is None or not count_changed(sources, samples, run))
+    return tried == total and (
+        sources is None or not count_changed(sources, samples, run.looks_path)
+    )
 
 
 def _labels(text: str) -> tuple[int, ...]:

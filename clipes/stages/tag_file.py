@@ -58,8 +58,9 @@ def make_tags(
         DatasetError: The label file has lost its columns.
         ArtifactError: The label file cannot be written.
     """
-    rows = {_id(row[0]) or row[0]: row for row in _read_rows(path)} if path.exists() else {}
     todo = untagged(samples, path)
+    again = {sample.id for sample in todo}
+    rows = [row for row in _read_rows(path) if _id(row[0]) not in again] if path.exists() else []
     # A name that holds a separator would be taken for two.
     words = [str(k) if set(";|") & set(name) else name for k, name in enumerate(classes)]
     failures: list[Failure] = []
@@ -73,12 +74,12 @@ def make_tags(
             row = (words[k] for k in tags), (f"{scores[k]:.2f}" for k in tags)
             told = map(";".join, row)
             name = f"{sample.id}{sample.image.suffix}"
-            rows[sample.id] = [name, *told, picture.sha256[:_DIGITS]]
+            rows.append([name, *told, picture.sha256[:_DIGITS]])
         except ClipesError as error:
             failures.append(Failure(sample.id, str(error)))
             report(failures[-1])
         if index + 1 == len(todo) or time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            _write_rows(path, list(rows.values()))
+            _write_rows(path, rows)
             written = time.monotonic()
         progress(index + 1, len(todo))
     return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))

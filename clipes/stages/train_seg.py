@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -140,7 +141,7 @@ def train_segmenter(
     freeze = preset.freeze_norms
     fresh = not resume or not (saved or final.exists())
     if not fresh:
-        _check_same_examples(sources.out, learnt_from)
+        _check_same_training(sources.out, settings, learnt_from)
     if fresh:
         with talk.progress("check") as progress:
             check_pairs(pairs, len(data.classes) + 1, progress)
@@ -257,11 +258,15 @@ def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:
     return digest(found)
 
 
-def _check_same_examples(out: Run, learnt_from: str) -> None:
-    """Refuse to go on with a training whose examples are no longer what they were."""
+def _check_same_training(out: Run, settings: Mapping[str, Any], learnt_from: str) -> None:
+    """Refuse to go on with other settings, or with examples that are no longer what they were."""
     section = out.manifest()["stages"].get(STAGE, {}) if out.exists() else {}
     before = section.get("facts", {}).get("learnt_from")
-    if before not in (None, learnt_from):
+    if before is None:
+        return  # of an older clipes: ``begin`` compares the settings and the number of examples
+    examples = section.get("settings", {}).get("examples")
+    out.check_settings(STAGE, {**settings, "examples": examples})
+    if before != learnt_from:
         raise RunConflictError(
             f"pictures, masks or confidence maps that {out.root / 'checkpoints'} learnt from have "
             "changed since",

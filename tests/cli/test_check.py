@@ -137,20 +137,23 @@ def test_labels_auto_writes_tags_that_can_be_corrected(
     assert run.ids("cams") == tagged
     assert here("refine", "--workers", 1).returncode == 0
 
-    # A correction: only this image is made again.
+    # A correction: where what the classes look like is kept, only this image is made again.
     before = {id_: run.cams_path(id_).read_bytes() for id_ in tagged}
     lines = table.read_text().splitlines()
     table.write_text("\n".join(["p2.jpg,cat;dog," if x.startswith("p2") else x for x in lines]))
-    second = cam(here, photos, tiny_weights, *options)
+    second = cam(here, photos, tiny_weights, *options, "--keep-looks")
     assert second.returncode == 0, second.stderr
+    assert "made again: p2: its maps were made for" in second.stderr
     assert run.load_cams("p2").labels.tolist() == [7, 11]
-    assert not run.has_pseudo("p2")
     assert all(run.cams_path(k).read_bytes() == v for k, v in before.items() if k != "p2")
     refined = here("refine", "--workers", 1)
     assert refined.returncode == 0, refined.stderr
     assert "1 made" in refined.stderr
     assert set(np.unique(run.load_pseudo("p2").mask)) <= {0, 8, 12}
     assert here("eval").returncode == 0
+    third = cam(here, photos, tiny_weights, *options)
+    assert "1 of the 6 images that say what the classes look like have other labels" in third.stderr
+    assert "maps: 6 made, 0 there before, 0 failed" in third.stderr
     half = cam(here, photos, tiny_weights, *options, "--shard", "0/2")
     assert half.returncode == 0, half.stderr
 
