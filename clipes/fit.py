@@ -33,20 +33,10 @@ from clipes.gradcam import class_probabilities, min_max
 from clipes.images import read_image
 from clipes.text_features import TextFeatures, unit_rows
 from clipes.types import Failure, Progress
+from clipes.vocabulary import SAME_THING
 
 BACKGROUND = "anything else"
 """Name of the vector of everything that no map claims."""
-
-SAME_THING = (
-    ("aeroplane", "airplane"),
-    ("motorbike", "motorcycle"),
-    ("diningtable", "dining table"),
-    ("sofa", "couch"),
-    ("pottedplant", "potted plant"),
-    ("tvmonitor", "tv"),
-    ("person", "face", "body"),
-)
-"""Names that VOC, COCO and MSRC have for the same things, or for parts of them."""
 
 _CHUNK = 1 << 14  # patches; bounds the temporary copies of large sums
 
