@@ -155,6 +155,8 @@ def cam(
         vocabulary, data = open_unlabelled(dataset.value, **source)
     else:
         vocabulary, data = open_labelled(dataset.value, labels=labels, **source)
+    for remark in data.remarks:
+        say(remark)
     run = Run(out or RUNS / dataset.value)
     place = choose_device(device)
     workers, batch = share_processor(place, workers), batch_size(place, batch)

@@ -35,8 +35,8 @@ class RawLabels:
 def labels_of_classes(stated: Sequence[str], classes: Sequence[str]) -> list[Label]:
     """Return what each class that a file lists is called among the data set's classes.
 
-    By name, in whatever spelling; but a list of the same length in which some or all names are others (another spelling,
-    another language) and the rest stand where they should is taken to be in the same order.
+    By name, in whatever spelling; but a list of the same length in which some or all names are
+    others (another language) and the rest stand where they should is taken to be in the same order.
     """
     here, there = list(map(folded, stated)), list(map(folded, classes))
     known = set(here) & set(there)

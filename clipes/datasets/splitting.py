@@ -230,7 +230,7 @@ def _doubtful_lists(texts: Sequence[str], alone: Collection[str]) -> list[str]:
 
 
 def _quoted(texts: Sequence[str]) -> str:
-    more = ", ..." if len(texts) > _SHOWN else ""
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
     return ", ".join(f"'{printable(text)}'" for text in texts[:_SHOWN]) + more
 
 

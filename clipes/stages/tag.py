@@ -127,6 +127,8 @@ def tag(
     labelled = open_dataset(
         data.name, root=data.root, split=split, labels=path, classes=data.classes
     ).without_unlabelled()
+    for remark in labelled.remarks:
+        say(remark)
     say(f"tags: {path}; look through them and correct them, then run the same command again")
     if labelled.empty:
         say(f"{len(labelled.empty)} images show none of the classes")
