@@ -21,6 +21,9 @@ from clipes.vocabulary import Fusion, folded, nearest
 _ADVISED = 5
 """Most names for which an error says what may be meant."""
 
+_ALIKE = 0.76
+"""How alike two names must be for one to be meant: "truk" is a truck, but no "goat" a boat."""
+
 _LARGEST_FILE = 1 << 28  # bytes; 254 classes of any CLIP are under a megabyte
 
 
@@ -84,7 +87,7 @@ class TextFeatures:
 
     def _lacks(self, missing: Sequence[str], names: Sequence[str]) -> VocabularyError:
         """Return the error of classes without a vector, with the names that may be meant."""
-        meant = {name: nearest(name, names) for name in missing[:_ADVISED]}
+        meant = {name: nearest(name, names, _ALIKE) for name in missing[:_ADVISED]}
         near = [f"'{other}' for '{name}'" for name, other in meant.items() if other is not None]
         advice = "use weights with a text tower (--weights openai) or give --text-features FILE.npz"
         return VocabularyError(

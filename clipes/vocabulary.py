@@ -157,10 +157,15 @@ def folded(name: str) -> str:
     return " ".join(plain.split())
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str | None:
     """Return the one of the ``known`` names that ``name`` seems to mean, None if none is near.
 
     It may be misspelt, be a plural, or be what another data set calls the same thing.
+
+    Args:
+        name: The name.
+        known: What it may mean.
+        alike: How alike letters must be, from 0 to 1: high where most other names are no mistakes.
 
     >>> nearest("Cats", ["car", "cat"]), nearest("TV", ["car", "tvmonitor"]), nearest("x", ["cat"])
     ('cat', 'tvmonitor', None)
@@ -171,7 +176,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         found = next((meant[word] for word in words if word in meant), None)
         if found is not None:
             meant = dict.fromkeys(words, found) | meant
-    near = difflib.get_close_matches(folded(name[:60]), meant, n=1)
+    wanted = folded(name[:60])
+    forms = (wanted, wanted.removesuffix("s"), wanted.removesuffix("es"))
+    same = [form for form in forms if form in meant]
+    near = same or difflib.get_close_matches(wanted, meant, n=1, cutoff=alike)
     return meant[near[0]] if near else None
 
 
