@@ -83,8 +83,8 @@ class LabelFile:
         counts = self._counts()
         meant = {name: same_class(name, classes) for name in counts if name not in classes}
         told = [
-            f"{self.path}: '{printable(name)}' ({counts[name]}) taken for '{known}' "
-            f"({counts[known]})"
+            f"{self.path}: '{printable(name)}' ({counts[name]}) taken for '{known}'"
+            f"{f' ({counts[known]})' if counts[known] else ''}"
             for name, known in meant.items()
             if known is not None
         ]
@@ -198,8 +198,9 @@ def _by_id(path: Path, raw: RawLabels, classes: Sequence[str]) -> LabelFile:
     if not raw.rows and not problems:
         raise DatasetError(f"{path} lists no image", "put one image with its labels on each line")
     if joined:
-        such = printable(next(iter(joined)))
-        remarks += (f"{path}: rows of one image add up ({len(joined)} images, such as {such})",)
+        first_name = printable(next(iter(joined)))
+        more = f" and {len(joined) - 1} more" if len(joined) > 1 else ""
+        remarks += (f"{path}: rows of one image add up, as those of {first_name}{more}",)
     usable = {id_: row for id_, row in rows.items() if id_ not in problems}
     return LabelFile(path, usable, problems, raw.classes, complete=raw.complete, remarks=remarks)
 

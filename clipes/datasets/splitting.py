@@ -23,6 +23,7 @@ Split: TypeAlias = Callable[[str], list[str]]
 _MARK = re.compile(r"[;|\t\r\n]")
 """What is in no name."""
 
+_BREAK = re.compile(r"[\t\r\n]")
 _COMMA = re.compile(",")
 _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"[^\s,]+")
@@ -74,7 +75,7 @@ def split_by_classes(text: str, names: Collection[str], longest: int) -> list[st
         names: The class names, folded.
         longest: Most words in one of them.
     """
-    if folded(text) in names:
+    if folded(text) in names and not _BREAK.search(text.strip()):
         return [text.strip()]
     if _MARK.search(text):
         return _parts(_MARK, text)
@@ -146,6 +147,9 @@ def _found(
     whole = [name for name in names if len(_WORD.findall(name)) > 1]
     if not whole:
         return names, "" if silent else f"{path}: {rule}"
+    # Those that are most likely to be several labels are told first.
+    known = set(map(folded, names))
+    whole.sort(key=lambda name: not _all_in(_WORD.findall(name), known))
     return names, f"{path}: {rule}; one label each: {_quoted(whole)}"
 
 

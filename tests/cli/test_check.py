@@ -81,7 +81,7 @@ def test_check_shows_the_classes_it_read_and_how(here: Cli, photos: Path) -> Non
         assert row in table
     remarks = [
         f"{photos}/labels.csv: labels are not split at spaces; one label each: 'traffic light'",
-        f"{photos}/labels.csv: rows of one image add up (1 images, such as p3.jpg)",
+        f"{photos}/labels.csv: rows of one image add up, as those of p3.jpg",
         f"{photos}/labels.csv: 'Cat' (1) taken for 'cat' (4)",
     ]
     assert done.stderr.splitlines()[:3] == remarks

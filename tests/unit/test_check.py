@@ -126,7 +126,7 @@ def test_classes_are_counted_and_the_rare_ones_marked(tmp_path):
         {"name": "cat", "images": RARE, "rare": False},
     ]
     (remark,) = value["remarks"]
-    assert "rows of one image add up (4 images, such as 0.jpg)" in remark
+    assert "rows of one image add up, as those of 0.jpg and 3 more" in remark
     unlabelled = open_dataset("folder", root=tmp_path, labelled=False, classes=("cat",))
     assert run(unlabelled).to_json()["classes"] == []
 

@@ -114,6 +114,13 @@ def test_sub_folders_are_classes(tmp_path):
     assert data.failures == ()
 
 
+def test_sub_folders_that_spell_one_name_are_one_class(tmp_path):
+    root = folder(tmp_path, "cat/1.jpg", "cat/2.jpg", "Cat/3.jpg")
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"1": ["cat"], "2": ["cat"], "3": ["cat"]}
+    assert data.remarks == (f"{root}: 'Cat' (1) taken for 'cat' (2)",)
+
+
 def test_one_name_in_several_sub_folders_takes_the_folder_into_the_id(tmp_path):
     names = ("cat/1.jpg", "dog/1.png", "dog/2.jpg", "cat/3.jpg", "3.jpg")
     root = folder(tmp_path, *names, "masks/dog_1.png", some_txt="dog/1.png\n2\n")
@@ -181,7 +188,7 @@ def test_one_bad_row_does_not_stop_the_others(tmp_path):
     assert "no labels in" in why["unlisted"]
     assert len(why) == len(data.failures) == 9
     assert [remark.partition(".csv: ")[2] for remark in data.remarks] == [
-        "rows of one image add up (1 images, such as rows.jpg)",
+        "rows of one image add up, as those of rows.jpg",
         "'Cat' (1) taken for 'cat' (4)",
     ]
 
@@ -198,7 +205,7 @@ def test_repeated_json_keys_are_not_silently_merged(tmp_path):
     data = open_dataset("folder", root=folder(tmp_path, "a.jpg", "b.jpg", labels_json=text))
     assert named(data) == {"a": ["x", "y"], "b": ["x"]}
     (remark,) = data.remarks
-    assert "rows of one image add up (1 images, such as a)" in remark
+    assert "rows of one image add up, as those of a" in remark
 
 
 def test_json_numbers_are_indices_only_where_the_classes_are_known(tmp_path):

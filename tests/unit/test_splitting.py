@@ -55,6 +55,12 @@ SPLIT_ALIKE = [
     (["traffic light;", "car"], [["traffic light"], ["car"]], None),
     (["a|b c", "b c | a"], [["a", "b c"], ["b c", "a"]], None),
     (["cat;dog", "cat"], [["cat", "dog"], ["cat"]], []),
+    (["a\tb", "a b"], [["a", "b"], ["a b"]], None),
+    (
+        ["a b;c d", "e f", "cat,dog", "cat;dog"],
+        [["a b", "c d"], ["e f"], ["cat,dog"], ["cat", "dog"]],
+        ["';' separates labels; one label each: 'cat,dog', 'a b', 'c d' and 1 more"],
+    ),
     # Commas, where a name stands alone, or in another place.
     (["cat,dog", "cat"], [["cat", "dog"], ["cat"]], ["',' separates labels, as in 'cat,dog'"]),
     (["cat, dog", "dog,sofa"], [["cat", "dog"], ["dog", "sofa"]], None),
@@ -193,7 +199,7 @@ def test_rows_of_one_image_add_up_in_order(tmp_path):
     table = read_labels(path)
     assert split(table) == [["dog", "cat"], ["cat"]]
     assert table.problems == {}
-    assert said(table) == ["rows of one image add up (1 images, such as a.jpg)"]
+    assert said(table) == ["rows of one image add up, as those of a.jpg"]
     path.write_text("\n".join(["image,labels", *rows, "b.png,cat"]))
     assert "as b.jpg and b.png; remove or rename one" in read_labels(path).problems["b"].reason
 
