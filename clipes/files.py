@@ -208,18 +208,29 @@ def check_id(value: str) -> str:
             separator, a drive, ``..`` or a character that cannot be printed.
 
     """
-    plain = (
-        value.strip() != ""
-        and value.isprintable()
-        and len(value.encode()) <= MAX_ID_BYTES
-        and not value.startswith(".")
-        and ".." not in value
-        # Windows' rules are the stricter ones: both slashes separate, and "c:" is a drive.
-        and PureWindowsPath(value).name == value
-    )
-    if not plain:
+    wrong = _why_no_id(value)
+    if wrong:
         raise DatasetError(
-            f"{value[:60]!r} cannot be an image id",
+            f"{value[:60]!r} cannot be an image id: it {wrong}",
             "an id is a plain file name without extension: no separators, no '..'",
         )
     return value
+
+
+def _why_no_id(value: str) -> str:
+    """Return what keeps ``value`` from being a plain name, empty if nothing does."""
+    if not value.strip():
+        return "is blank"
+    strange = next((place for place, mark in enumerate(value) if not mark.isprintable()), None)
+    if strange is not None:
+        return f"holds {value[strange]!r} as character {strange + 1}, which cannot be printed"
+    if len(value.encode()) > MAX_ID_BYTES:
+        return f"is longer than {MAX_ID_BYTES} bytes"
+    if value.startswith("."):
+        return "starts with a dot"
+    if ".." in value:
+        return "holds '..'"
+    # Windows' rules are the stricter ones: both slashes separate, and "c:" is a drive.
+    if PureWindowsPath(value).name != value:
+        return "holds a separator or a drive"
+    return ""

@@ -65,6 +65,8 @@ def check(
         difficult=difficult,
         labelled=not automatic,
     )
+    for remark in data.remarks:
+        say(remark)
     with progress_bar("check") as progress:
         findings = check_stage(data, workers=workers or cpu_count(), progress=progress)
     if as_json:
@@ -108,6 +110,8 @@ def tag(
     from clipes.vocabulary import Fusion
 
     vocabulary, data = open_unlabelled(dataset.value, root=root, split=split, prompts=prompts)
+    for remark in data.remarks:
+        say(remark)
     run = Run(out or RUNS / dataset.value)
     clip = load_clip(
         weights,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipes.datasets.base import (
@@ -123,7 +123,8 @@ def open_coco(
             raise ProblemError(Kind.unusable_entry, f"{error}; rename it") from error
         return Sample(id_, images[key], present, masks.get(key))
 
-    return collect("coco", root, names, keys, make, part.failures)
+    remarks = table.remarks if table is not None else ()
+    return collect("coco", root, names, keys, make, part.failures, remarks)
 
 
 def find_coco(root: Path | None) -> Path:
@@ -206,7 +207,9 @@ def _read_labels(root: Path, part: _Part, labels: Path | None, names: tuple[str,
     tables = [_by_key(read_labels(path, names, part.ids)) for path in paths]
     rows = {key: row for table in tables for key, row in table.rows.items()}
     problems = {key: problem for table in tables for key, problem in table.problems.items()}
-    return LabelFile(paths[0], rows, problems, names, complete=all(t.complete for t in tables))
+    remarks = tuple(remark for table in tables for remark in table.remarks_on(names))
+    complete = all(table.complete for table in tables)
+    return LabelFile(paths[0], rows, problems, names, complete=complete, remarks=remarks)
 
 
 def _by_key(table: LabelFile) -> LabelFile:
@@ -220,7 +223,7 @@ def _by_key(table: LabelFile) -> LabelFile:
             problems[key] = Problem(key, f"{reason}; remove one", Kind.duplicate_id)
         rows[key] = row
     rows = {key: row for key, row in rows.items() if key not in problems}
-    return LabelFile(table.path, rows, problems, table.classes, complete=table.complete)
+    return replace(table, rows=rows, problems=problems)
 
 
 def _index(folders: Iterable[Path], *suffixes: str) -> dict[str, Path]:

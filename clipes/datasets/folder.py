@@ -114,7 +114,7 @@ def open_folder(
         same_id = here.paths.get(id_) or below.paths.get(id_, [])
         return Sample(id_, _locate(called, (folder, root), same_id), present, masks.get(id_))
 
-    return collect("folder", root, names, ids, make, failures)
+    return collect("folder", root, names, ids, make, failures, table.remarks_on(names))
 
 
 def _find(root: Path | None) -> Path:

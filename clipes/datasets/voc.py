@@ -114,7 +114,8 @@ def open_voc(
             present = read_annotation(annotations / f"{id_}.xml", names, difficult=difficult)
         return Sample(id_, images[id_], present, masks.get(id_))
 
-    return collect("voc", root, names, ids, make, failures)
+    remarks = table.remarks_on(names) if table is not None else ()
+    return collect("voc", root, names, ids, make, failures, remarks)
 
 
 def read_annotation(

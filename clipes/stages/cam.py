@@ -151,6 +151,8 @@ def cam(request: CamRequest, run: Run, resources: Resources, listener: Listener)
         ClipesError: Data set, weights, words or run folder cannot be used.
     """
     vocabulary, data = request.data.open()
+    for remark in data.remarks:
+        listener.say(remark)
     labelled, part = _labelled(request, data, run), resources.part
     if labelled and (done := _nothing_to_do(request, vocabulary, labelled, run, part, listener)):
         say_orphans(run, labelled, listener)

@@ -117,6 +117,8 @@ def tag(
                 report=report,
             )
     labelled = open_tagged(data, run, split)
+    for remark in labelled.remarks:
+        say(remark)
     say(f"tags: {path}; look through them and correct them, then run the same command again")
     if labelled.empty:
         say(f"{len(labelled.empty)} images show none of the classes")
