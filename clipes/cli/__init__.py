@@ -54,7 +54,7 @@ from clipes.cli.options import (
 )
 from clipes.cli.prompts import prompts_app
 from clipes.cli.seg import predict, train_seg
-from clipes.errors import ClipesError, UsageError
+from clipes.errors import ClipesError, UsageError, WriteError
 
 if TYPE_CHECKING:
     from clipes.types import Failure
@@ -287,7 +287,12 @@ def evaluate(
             folder = open_run(target)
             name = folder.root.resolve().name
             scored = evaluate_run(folder, root, gt, powers, progress=progress, say=say)
-            write_json(folder.root / "scores.json", scores_to_json(scored))
+            try:
+                write_json(folder.root / "scores.json", scores_to_json(scored))
+            except (
+                WriteError
+            ) as error:  # a finished run may be read-only, and is scored all the same
+                say(f"the scores are not kept: {error}")
         else:
             name = target.resolve().name
             scored = evaluate_folder(target, gt, prompts or "voc", progress=progress, say=say)
