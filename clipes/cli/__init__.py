@@ -48,6 +48,7 @@ from clipes.cli.options import (
     finish,
     open_run,
     say_failure,
+    say_remarks,
     this_part,
 )
 from clipes.cli.prompts import prompts_app
@@ -155,6 +156,7 @@ def cam(
         vocabulary, data = open_unlabelled(dataset.value, **source)
     else:
         vocabulary, data = open_labelled(dataset.value, labels=labels, **source)
+    say_remarks(data)
     run = Run(out or RUNS / dataset.value)
     place = choose_device(device)
     workers, batch = share_processor(place, workers), batch_size(place, batch)

@@ -231,7 +231,7 @@ def predict(
     """
     from clipes.artifacts import Run
     from clipes.config import CrfParams
-    from clipes.console import progress_bar
+    from clipes.console import progress_bar, say
     from clipes.device import choose_device
     from clipes.seg.checkpoint import load_checkpoint
     from clipes.seg.predict import Predictor, TestSettings
@@ -244,11 +244,13 @@ def predict(
         saved.test["flip"] if flip is None else flip,
         window,
     )
-    found = find_images(images)
+    found = find_images(images, out)
+    for remark in found.remarks:
+        say(remark)
     model = saved.build().to(choose_device(device))
     with progress_bar("predict") as progress:
         summary = predict_stage(
-            found,
+            found.images,
             Predictor(model, settings),
             out,
             crf=CrfParams() if (saved.test["crf"] if crf is None else crf) else None,
@@ -256,7 +258,7 @@ def predict(
             progress=progress,
             report=say_failure,
         )
-    finish("masks", Run(out), summary, ())
+    finish("masks", Run(out), summary, found.failures)
 
 
 def _recipe(preset: SegPreset, dataset: str, cuda: bool) -> SegmenterPreset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,7 +92,10 @@ class LabelFile:
 
 
 def read_labels(
-    path: Path, classes: Sequence[str] = (), ids: Sequence[str] | None = None
+    path: Path,
+    classes: Sequence[str] = (),
+    ids: Sequence[str] | None = None,
+    to_id: Callable[[str], str] = image_id,
 ) -> LabelFile:
     """Read a label file.
 
@@ -114,6 +117,7 @@ def read_labels(
         path: The file.
         classes: The class names, where they are known.
         ids: The images of the split in order, where there is a split.
+        to_id: Returns the id of the image that a row names, or raises a ``DatasetError``.
 
     Raises:
         DatasetError: The file cannot be read or is not in the format its suffix promises.
@@ -125,7 +129,7 @@ def read_labels(
         raw = instance_rows(path, classes)
     else:
         raw = read_table(path)
-    return _by_id(path, raw, classes)
+    return _by_id(path, raw, classes, to_id)
 
 
 def find_label_file(root: Path) -> Path | None:
@@ -143,14 +147,16 @@ def find_label_file(root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _by_id(path: Path, raw: RawLabels, classes: Collection[str]) -> LabelFile:
+def _by_id(
+    path: Path, raw: RawLabels, classes: Collection[str], to_id: Callable[[str], str]
+) -> LabelFile:
     """Index rows by image; an image that two rows are about is a problem."""
     rows: dict[str, LabelRow] = {}
     problems = dict(raw.problems)
     spaced = not classes and raw.has_separator()
     for image, labels in raw.rows:
         try:
-            id_ = image_id(image)
+            id_ = to_id(image)
         except DatasetError as error:
             name = printable(image)
             problems[name] = Problem(name, f"{path}: {error}", Kind.unusable_entry)

@@ -16,7 +16,7 @@ from clipes.artifacts import Run
 from clipes.clip.backbone import Backbone
 from clipes.config import CamParams, TagParams
 from clipes.datasets import Dataset, open_dataset
-from clipes.datasets.base import image_id, read_list
+from clipes.datasets.base import path_id, read_list
 from clipes.errors import ClipesError, DatasetError, UsageError
 from clipes.files import write_text
 from clipes.images import read_image
@@ -213,7 +213,7 @@ def drop_changed(run: Run, data: Dataset) -> int:
 
 def _id(name: str) -> str:
     try:
-        return image_id(name)
+        return path_id(name)
     except DatasetError:
         return ""
 
