@@ -225,7 +225,7 @@ def predict(
     ] = 1024,
     device: DeviceOption = "auto",
 ) -> None:
-    """Masks of any images with a trained segmenter: OUT/<name>.png, VOC colours.
+    """Masks of any images with a trained segmenter: OUT/<id>.png, VOC colours.
 
     Example: clipes predict runs/voc/checkpoints/final.pt my-photos --out masks
     """

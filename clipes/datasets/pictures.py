@@ -150,14 +150,14 @@ class Pictures:
 
     def _named(self, name: str) -> list[str]:
         """Return the paths of the pictures that are called ``name``."""
-        parts = PurePosixPath(_plain(name)).parts
+        parts = _parts(_plain(name))
         for start in range(len(parts)):
-            tail = PurePosixPath(*parts[start:])
-            if str(tail) in self._by_path:
-                return _closest(self._by_path[str(tail)], name)
+            tail = "/".join(parts[start:])
+            if tail in self._by_path:
+                return _closest(self._by_path[tail], name)
             # What precedes may be the way to the folder somewhere else, but not a folder that is
             # here: then the picture is missing, and its namesake further up is another one.
-            if len(tail.parts) > 1 and str(tail.parent) in self._folders:
+            if start + 1 < len(parts) and "/".join(parts[start:-1]) in self._folders:
                 return []
         last = parts[-1] if parts else ""
         return _closest(self.by_id.get(last) or self._by_stem.get(last, []), name)
@@ -307,16 +307,17 @@ def _plain(path: str) -> str:
     return unicodedata.normalize("NFC", without_suffix(path))
 
 
+def _parts(path: str) -> list[str]:
+    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+
+
 def _last(path: str) -> str:
     return path.rpartition("/")[2]
 
 
 def _same_end(path: str, called: str) -> bool:
     """Tell whether the shorter of two paths is the end of the other, suffix included."""
-    one, other = (
-        PurePosixPath(unicodedata.normalize("NFC", text.strip().replace("\\", "/"))).parts
-        for text in (path, called)
-    )
+    one, other = (_parts(unicodedata.normalize("NFC", text.strip())) for text in (path, called))
     length = min(len(one), len(other))
     return one[-length:] == other[-length:]
 
