@@ -31,9 +31,10 @@ from clipes.clip.backbone import Backbone
 from clipes.clip.gemm import Precision
 from clipes.config import PRESETS, CamParams, get_preset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
+from clipes.freshness import Freshness, looks_digest
 from clipes.images import read_image
-from clipes.stages.cam import KeptSights, make_cams
 from clipes.stages.learn_looks import learn_looks
+from clipes.stages.make_cams import KeptSights, make_cams
 from clipes.text_features import TextFeatures, unit_rows
 from clipes.types import Sample
 
@@ -124,7 +125,8 @@ def run_stage(
     if patches is not None and patches.statistics_images:
         looks, seen = learn_looks(samples, maker, run, patches, say=print, **how)
         maker = maker.with_looks(looks)
-    summary = make_cams(samples, maker, run, learnt_from=seen, report=print, **how)
+    current = Freshness(run, (), cam={}, looks=looks_digest(run))
+    summary = make_cams(samples, maker, run, current, learnt_from=seen, report=print, **how)
     assert summary.done == len(samples)
     return time.perf_counter() - start, maker
 

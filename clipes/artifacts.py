@@ -9,7 +9,8 @@
              looks/               what the classes look like, over many images
              labels.csv           zero-shot tags, if the labels are such; may be corrected
 
-Every file is complete or absent; an existing file means that its image is done.
+Every file is complete or absent. Maps, masks and confidence maps say what they were made from
+(``clipes.origin``); an image is done if its files are there and were made from what is there now.
 """
 
 from __future__ import annotations
@@ -26,8 +27,16 @@ import numpy as np
 import numpy.typing as npt
 
 from clipes.claim import claim, remove_leftovers
+from clipes.config import AUTO_LABELS
 from clipes.errors import ArtifactError, RunConflictError
-from clipes.files import check_id, list_files, read_arrays, write_arrays, write_json
+from clipes.files import (
+    check_id,
+    list_files,
+    read_arrays,
+    read_text_array,
+    write_arrays,
+    write_json,
+)
 from clipes.images import MAX_PIXELS, read_confidence, read_mask, write_confidence, write_mask
 from clipes.types import MAX_CLASSES, CamMaps, PseudoLabel
 
@@ -37,6 +46,10 @@ SCHEMA = 1
 FOLDERS = {"looks": "looks", "cam": "cams", "refine": "pseudo", "train-seg": "checkpoints"}
 """The folder whose files say which images a stage has done."""
 
+_OTHER_FOLDER = "use the same settings, another folder (--out), or delete this one"
+_OTHER_SETTINGS = {  # of stages that write into the folder of another
+    "refine": "use the same settings, or make the maps again in another folder ('clipes cam --out')"
+}
 _PACKAGES = ("clipes", "torch", "open_clip_torch", "numpy", "opencv-python-headless", "pillow")
 _LARGEST_MANIFEST = 1 << 24  # bytes
 _LARGEST_MAPS = 1 << 30  # bytes; 254 classes at 4096 patches in float32 are 4 MB
@@ -104,13 +117,21 @@ class Run:
         """Tell whether an image has both its mask and its confidence map."""
         return self.pseudo_path(image_id).exists() and self.confidence_path(image_id).exists()
 
-    def save_cams(self, image_id: str, cams: CamMaps) -> None:
-        """Write maps, as float16."""
+    def save_cams(self, image_id: str, cams: CamMaps, *, origin: str = "") -> None:
+        """Write maps, as float16.
+
+        Args:
+            image_id: Whose they are.
+            cams: The maps.
+            origin: What they were made from, see ``clipes.origin``; empty for nothing.
+        """
         arrays: dict[str, npt.NDArray[Any]] = {
             "labels": cams.labels.astype(np.int64),
             "maps": cams.maps.astype(np.float16),
             "size": np.array(cams.size, np.int64),
         }
+        if origin:
+            arrays["origin"] = np.array(origin)
         write_arrays(self.cams_path(image_id), arrays, compress=True)
 
     def load_cams(self, image_id: str) -> CamMaps:
@@ -154,10 +175,26 @@ class Run:
             raise ArtifactError(f"maps {path}: {problem}", remedy)
         return CamMaps(labels, maps, (int(size[0]), int(size[1])))
 
-    def save_pseudo(self, image_id: str, pseudo: PseudoLabel) -> None:
-        """Write a pseudo-mask and its confidence; the mask last, so that it stands for both."""
-        write_confidence(self.confidence_path(image_id), pseudo.confidence)
-        write_mask(self.pseudo_path(image_id), pseudo.mask)
+    def maps_origin(self, image_id: str) -> str:
+        """Return what the maps of an image say that they were made from; empty if they do not.
+
+        Maps that are missing or damaged say nothing.
+        """
+        try:
+            return read_text_array(self.cams_path(image_id), "origin")
+        except (OSError, ValueError):
+            return ""
+
+    def save_pseudo(self, image_id: str, pseudo: PseudoLabel, *, origin: str = "") -> None:
+        """Write a pseudo-mask and its confidence; the mask last, so that it stands for both.
+
+        Args:
+            image_id: Whose they are.
+            pseudo: Both.
+            origin: What they were made from, see ``clipes.origin``; empty for nothing.
+        """
+        write_confidence(self.confidence_path(image_id), pseudo.confidence, origin=origin)
+        write_mask(self.pseudo_path(image_id), pseudo.mask, origin=origin)
 
     def load_pseudo(self, image_id: str) -> PseudoLabel:
         """Read a pseudo-mask and its confidence.
@@ -213,6 +250,18 @@ class Run:
         section: dict[str, Any] = stages[name]
         return section
 
+    def check_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
+        """Refuse settings other than those that a stage ran with here; arguments as for ``begin``.
+
+        Raises:
+            RunConflictError: The stage ran here with other settings.
+        """
+        if self.exists():
+            section = self.manifest()["stages"].get(stage) or {}
+            if "settings" in section:
+                before, now = section["settings"], _plain(settings)
+                check_same(self.root, stage, _compared(before), _compared(now))
+
     def begin(
         self,
         stage: str,
@@ -232,23 +281,42 @@ class Run:
             RunConflictError: The stage ran here with other settings.
             WriteError: The folder cannot be written to.
         """
-        # One process at a time, lest two stages that begin at once forget one another.
+
+        def record(stages: dict[str, Any]) -> None:
+            self.check_settings(stage, settings)
+            stages[stage] = {
+                "command": command,
+                "settings": _plain(settings),
+                "facts": _plain(facts or {}),
+                "packages": _versions(),
+            }
+
+        for folder in ("confidence", "predictions"):
+            remove_leftovers(self.root / folder)
+        self._change(record)
+
+    def note_fact(self, stage: str, name: str, value: object) -> None:
+        """Change one fact that is recorded of a stage that ran, such as where the data set is.
+
+        Raises:
+            ArtifactError: The stage has not run here.
+            WriteError: The folder cannot be written to.
+        """
+        if self.stage(stage).get("facts", {}).get(name) == value:
+            return
+
+        def record(stages: dict[str, Any]) -> None:
+            stages[stage].setdefault("facts", {})[name] = value
+
+        self._change(record)
+
+    def _change(self, record: Callable[[dict[str, Any]], None]) -> None:
+        # One process at a time: two stages that begin at once would lose each other's record.
         with claim(self.root, "clipes", on_wait=lambda: None):
-            for folder in ("confidence", "predictions"):
-                remove_leftovers(self.root / folder)
             manifest: dict[str, Any] = {"schema": SCHEMA, "stages": {}}
             if self.manifest_path.exists():
                 manifest = self.manifest()
-            plain = json.loads(json.dumps(settings))
-            section = manifest["stages"].get(stage)
-            if section is not None:
-                check_same(self.root, stage, section.get("settings", {}), plain)
-            manifest["stages"][stage] = {
-                "command": command,
-                "settings": plain,
-                "facts": json.loads(json.dumps(facts or {})),
-                "packages": _versions(),
-            }
+            record(manifest["stages"])
             write_json(self.manifest_path, manifest)
 
 
@@ -290,8 +358,24 @@ def check_same(
             raise RunConflictError(
                 f"{root} was made by '{stage}' with {prefix}{key} = {_short(old)}, "
                 f"not {_short(new)}",
-                "use the same settings, another folder (--out), or delete this one",
+                _OTHER_SETTINGS.get(stage, _OTHER_FOLDER),
             )
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain data as it is once it has been in a JSON file: tuples are lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    return plain
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that must stay the same.
+
+    The path of a label file need not: what counts is each image's labels, which every file that is
+    made of them remembers.
+    """
+    labels = settings.get("labels")
+    return {**settings, **({"labels": None} if labels not in (None, AUTO_LABELS) else {})}
 
 
 def _short(value: object) -> str:

@@ -142,8 +142,19 @@ class Preset:
         return asdict(self)
 
     def with_box_threshold(self, value: float) -> Preset:
-        """Return this preset with another lambda (it depends on the data set)."""
+        """Return this preset with another lambda."""
         return replace(self, cam=replace(self.cam, box_threshold=value))
+
+    def for_dataset(self, kind: str, box_threshold: float | None = None) -> Preset:
+        """Return this preset with the lambda of a kind of data set.
+
+        Args:
+            kind: Of ``clipes.datasets.DATASETS``, or the vocabulary of one.
+            box_threshold: A lambda that was asked for instead.
+        """
+        if box_threshold is None:
+            box_threshold = BOX_THRESHOLDS.get(kind, self.cam.box_threshold)
+        return self.with_box_threshold(box_threshold)
 
 
 PRESETS = {

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clipes.stages.evaluate import Scored
 
 _IDS_SHOWN = 5
+_UNUSED_SHOWN = 20
 _SECONDS_BETWEEN_LINES = 20.0  # where a bar cannot be drawn: a log file, CI
 
 
@@ -117,8 +118,9 @@ def print_changes(changes: Sequence[Change], tolerance: float) -> None:
 
 
 def print_findings(findings: Findings) -> None:
-    """Print how often each kind of problem occurs, and its first images, on stdout."""
+    """Print on stdout what images show, how often each kind of problem occurs, and where first."""
     console = Console(highlight=False, soft_wrap=True)
+    _print_classes(findings, console)
     kinds = findings.by_kind()
     if not kinds:
         return
@@ -133,6 +135,25 @@ def print_findings(findings: Findings) -> None:
     console.print(table, markup=False)
     for kind, problems in kinds.items():
         console.print(f"{kind.value}: {problems[0].id}: {problems[0].reason}", markup=False)
+
+
+def _print_classes(findings: Findings, console: Console) -> None:
+    """Print the number of images of every class, in mask order; those of none in one line."""
+    if not findings.classes:
+        return
+    table = Table(title="Classes")
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    table.add_column("")
+    for item in findings.classes:
+        if item.images:
+            table.add_row(item.name, str(item.images), "rare" if item.rare else "")
+    console.print(table, markup=False)
+    unused = [item.name for item in findings.classes if not item.images]
+    if unused:
+        more = f" and {len(unused) - _UNUSED_SHOWN} more" if len(unused) > _UNUSED_SHOWN else ""
+        names = ", ".join(unused[:_UNUSED_SHOWN])
+        console.print(f"no image shows: {names}{more}", markup=False)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

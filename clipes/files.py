@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -24,6 +25,16 @@ BAD_ARRAY = (MemoryError, OverflowError, SyntaxError, TypeError, tokenize.TokenE
 
 MAX_WALKED = 5_000_000
 """Most files that are looked through below one folder: lest a wrong path walks a whole disk."""
+
+_BAD_ARCHIVE = (
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    NotImplementedError,  # a compression that zipfile does not know
+    RuntimeError,  # an encrypted entry
+    *BAD_ARRAY,
+)
+_LARGEST_TEXT = 1 << 16  # bytes
 
 MAX_ID_BYTES = 200
 """Longest id: with a suffix and the name of a temporary file it must fit the usual 255 bytes."""
@@ -121,15 +132,43 @@ def read_arrays(path: Path, largest: int) -> dict[str, npt.NDArray[Any]]:
             raw.seek(0)
             with np.load(raw, allow_pickle=False) as file:
                 return dict(file)
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-        NotImplementedError,  # a compression that zipfile does not know
-        RuntimeError,  # an encrypted entry
-        *BAD_ARRAY,
-    ) as error:
+    except _BAD_ARCHIVE as error:
         raise ValueError(f"no readable .npz archive ({error})") from error
+
+
+def read_text_array(path: Path, name: str) -> str:
+    """Return a text that lies as array ``name`` in an .npz file; empty if there is none.
+
+    Only that array is read.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: It is no archive of plain arrays, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                return ""
+            if archive.getinfo(f"{name}.npy").file_size > _LARGEST_TEXT:
+                raise ValueError(f"its text '{name}' is larger than {_LARGEST_TEXT} bytes")
+            content = io.BytesIO(archive.read(f"{name}.npy"))
+        text = np.load(content, allow_pickle=False)
+    except _BAD_ARCHIVE as error:
+        raise ValueError(f"no readable .npz archive ({error})") from error
+    return str(text) if text.shape == () and text.dtype.kind == "U" else ""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def list_files(folder: Path, *suffixes: str) -> list[Path]:
@@ -227,18 +266,29 @@ def check_id(value: str) -> str:
             separator, a drive, ``..`` or a character that cannot be printed.
 
     """
-    plain = (
-        value.strip() != ""
-        and value.isprintable()
-        and len(value.encode()) <= MAX_ID_BYTES
-        and not value.startswith(".")
-        and ".." not in value
-        # Windows' rules are the stricter ones: both slashes separate, and "c:" is a drive.
-        and PureWindowsPath(value).name == value
-    )
-    if not plain:
+    wrong = _why_no_id(value)
+    if wrong:
         raise DatasetError(
-            f"{value[:60]!r} cannot be an image id",
+            f"{value[:60]!r} cannot be an image id: it {wrong}",
             "an id is a plain file name without extension: no separators, no '..'",
         )
     return value
+
+
+def _why_no_id(value: str) -> str:
+    """Return what keeps ``value`` from being a plain name, empty if nothing does."""
+    if not value.strip():
+        return "is blank"
+    strange = next((place for place, mark in enumerate(value) if not mark.isprintable()), None)
+    if strange is not None:
+        return f"holds {value[strange]!r} as character {strange + 1}, which cannot be printed"
+    if len(value.encode()) > MAX_ID_BYTES:
+        return f"is longer than {MAX_ID_BYTES} bytes"
+    if value.startswith("."):
+        return "starts with a dot"
+    if ".." in value:
+        return "holds '..'"
+    # Windows' rules are the stricter ones: both slashes separate, and "c:" is a drive.
+    if PureWindowsPath(value).name != value:
+        return "holds a separator or a drive"
+    return ""

@@ -33,20 +33,10 @@ from clipes.gradcam import class_probabilities, min_max
 from clipes.images import read_image
 from clipes.text_features import TextFeatures, unit_rows
 from clipes.types import Failure, Progress
+from clipes.vocabulary import SAME_THING, folded
 
 BACKGROUND = "anything else"
 """Name of the vector of everything that no map claims."""
-
-SAME_THING = (
-    ("aeroplane", "airplane"),
-    ("motorbike", "motorcycle"),
-    ("diningtable", "dining table"),
-    ("sofa", "couch"),
-    ("pottedplant", "potted plant"),
-    ("tvmonitor", "tv"),
-    ("person", "face", "body"),
-)
-"""Names that VOC, COCO and MSRC have for the same things, or for parts of them."""
 
 _CHUNK = 1 << 14  # patches; bounds the temporary copies of large sums
 
@@ -110,17 +100,18 @@ def gather(datasets: Sequence[Dataset], classes: Sequence[str]) -> list[Labelled
     Raises:
         VocabularyError: A class is in no label, see ``SAME_THING`` for the names understood.
     """
-    rename = {
-        other: name
+    own = {folded(name): name for name in classes}
+    rename = own | {
+        folded(other): own[folded(name)]
         for group in SAME_THING
         for name in group
-        if name in classes
+        if folded(name) in own
         for other in group
-        if other not in classes
+        if folded(other) not in own
     }
     images = []
     for data in datasets:
-        called = [rename.get(name, name) for name in data.classes]
+        called = [rename.get(folded(name), name) for name in data.classes]
         for sample in data.samples:
             names = dict.fromkeys(called[label] for label in sample.labels)
             if names:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError, features
+from PIL.PngImagePlugin import PngInfo
 
 from clipes.errors import ImageError
 from clipes.files import atomic_write
@@ -62,6 +63,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
+
+_ORIGIN = "clipes origin"  # keyword of a text chunk
 
 _PNG_HEADER = struct.Struct(">8x4x4sIIBB")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -160,12 +163,13 @@ def read_mask(path: str | Path) -> UInt8Array:
         return np.array(image, dtype=np.uint8)
 
 
-def write_mask(path: str | Path, mask: UInt8Array) -> None:
+def write_mask(path: str | Path, mask: UInt8Array, *, origin: str = "") -> None:
     """Write a mask as 8-bit palette PNG with VOC's colours, atomically.
 
     Args:
         path: The file to write, ending in ``.png``.
         mask: (H, W) uint8.
+        origin: What it was made from, for ``read_origin``; empty for nothing.
 
     Raises:
         WriteError: The file cannot be written.
@@ -176,7 +180,19 @@ def write_mask(path: str | Path, mask: UInt8Array) -> None:
     image = Image.fromarray(mask)
     image.putpalette(voc_palette().tobytes())
     with atomic_write(Path(path)) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=_origin_chunk(origin))
+
+
+def read_origin(path: str | Path) -> str:
+    """Return what a mask or confidence map says that it was made from; empty if it does not.
+
+    Only the head of the file is read.
+
+    Raises:
+        ImageError: The file is missing, damaged, or another kind of picture.
+    """
+    with _opened(Path(path), ("PNG",)) as image:
+        return str(image.info.get(_ORIGIN, ""))
 
 
 def read_confidence(path: str | Path) -> Float32Array:
@@ -202,12 +218,13 @@ def read_confidence(path: str | Path) -> Float32Array:
         return np.asarray(image).astype(np.float32) / np.float32(65535)
 
 
-def write_confidence(path: str | Path, confidence: FloatArray) -> None:
+def write_confidence(path: str | Path, confidence: FloatArray, *, origin: str = "") -> None:
     """Write a confidence map as 16-bit grey PNG holding round(65535 * p), atomically.
 
     Args:
         path: The file to write, ending in ``.png``.
         confidence: (H, W) float in [0, 1].
+        origin: As for ``write_mask``.
 
     Raises:
         WriteError: The file cannot be written.
@@ -225,7 +242,16 @@ def write_confidence(path: str | Path, confidence: FloatArray) -> None:
         rows = slice(top, top + at_once)
         steps[rows] = np.rint(confidence[rows] * np.float64(65535))
     with atomic_write(Path(path)) as temporary:
-        Image.fromarray(steps).save(temporary, format="PNG")
+        Image.fromarray(steps).save(temporary, format="PNG", pnginfo=_origin_chunk(origin))
+
+
+def _origin_chunk(origin: str) -> PngInfo | None:
+    """Return a text chunk, which programs that show or edit pictures pass over."""
+    if not origin:
+        return None
+    chunk = PngInfo()
+    chunk.add_text(_ORIGIN, origin)
+    return chunk
 
 
 def voc_palette() -> UInt8Array:

@@ -6,6 +6,7 @@ stand-in vectors that ship with the package.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,13 @@ import numpy as np
 from clipes.errors import VocabularyError
 from clipes.files import read_arrays, write_arrays
 from clipes.types import Float32Array
-from clipes.vocabulary import Fusion
+from clipes.vocabulary import Fusion, folded, nearest
+
+_ADVISED = 5
+"""Most names for which an error says what may be meant."""
+
+_ALIKE = 0.76
+"""How alike two names must be for one to be meant: "truk" is a truck, but no "goat" a boat."""
 
 _LARGEST_FILE = 1 << 28  # bytes; 254 classes of any CLIP are under a megabyte
 
@@ -51,25 +58,24 @@ class TextFeatures:
     def for_classes(self, classes: tuple[str, ...]) -> TextFeatures:
         """Return these features for ``classes``, in that order.
 
-        A class may also be one of the background words; it then stops being one, as no class can
-        compete with itself.
+        Names are compared without regard to case, underscores and runs of spaces, unless one is
+        there letter by letter. A class may also be one of the background words; it then stops being
+        one, as no class can compete with itself.
 
         Raises:
             VocabularyError: A class has no vector here.
         """
         names = self.classes if self.synonym_vectors else (*self.classes, *self.background_words)
-        row = {name: index for index, name in reversed(list(enumerate(names)))}
-        missing = [name for name in classes if name not in row]
-        if missing:
-            raise VocabularyError(
-                f"no text feature for the class '{missing[0]}'"
-                f"{f' and {len(missing) - 1} more' if missing[1:] else ''}"
-                f" among those of {self.model or 'the given file'}",
-                "use weights with a text tower (--weights openai) or give --text-features FILE.npz",
-            )
-        rows = [row[name] for name in classes]
+        backwards = list(enumerate(names))[::-1]  # of several, the first wins
+        row = {folded(name): index for index, name in backwards}
+        row |= {name: index for index, name in backwards}
+        found = {name: row.get(name, row.get(folded(name))) for name in classes}
+        rows = [index for index in map(found.get, classes) if index is not None]
+        if len(rows) < len(classes):
+            raise self._lacks([name for name, index in found.items() if index is None], names)
         vectors = np.concatenate([self.class_vectors, self.background_vectors])
-        others = [k for k, word in enumerate(self.background_words) if word not in classes]
+        taken = set(map(folded, classes))
+        others = [k for k, word in enumerate(self.background_words) if folded(word) not in taken]
         return replace(
             self,
             classes=classes,
@@ -77,6 +83,18 @@ class TextFeatures:
             background_words=tuple(self.background_words[k] for k in others),
             background_vectors=self.background_vectors[others],
             synonym_vectors=tuple(self.synonym_vectors[k] for k in rows if self.synonym_vectors),
+        )
+
+    def _lacks(self, missing: Sequence[str], names: Sequence[str]) -> VocabularyError:
+        """Return the error of classes without a vector, with the names that may be meant."""
+        meant = {name: nearest(name, names, _ALIKE) for name in missing[:_ADVISED]}
+        near = [f"'{other}' for '{name}'" for name, other in meant.items() if other is not None]
+        advice = "use weights with a text tower (--weights openai) or give --text-features FILE.npz"
+        return VocabularyError(
+            f"no text feature for the class '{missing[0]}'"
+            f"{f' and {len(missing) - 1} more' if missing[1:] else ''}"
+            f" among those of {self.model or 'the given file'}",
+            f"did you mean {', '.join(near)}? Else {advice}" if near else advice,
         )
 
 

@@ -14,11 +14,14 @@ Templates to choose from are a text file with one on each line; ``#`` starts a c
 
 from __future__ import annotations
 
+import difflib
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,17 @@ else:
 
 SHIPPED = ("voc", "coco")
 """Vocabularies that come with the package."""
+
+SAME_THING = (
+    ("aeroplane", "airplane"),
+    ("motorbike", "motorcycle"),
+    ("diningtable", "dining table"),
+    ("sofa", "couch"),
+    ("pottedplant", "potted plant"),
+    ("tvmonitor", "tv"),
+    ("person", "face", "body"),
+)
+"""Names that VOC, COCO and MSRC have for the same things, or for parts of them."""
 
 _KEYS = ("classes", "background", "template", "synonyms")
 _LARGEST_FILE = 1 << 20  # bytes; the largest sensible vocabulary is a few kilobytes
@@ -122,9 +136,51 @@ class Vocabulary:
 
     def with_classes(self, classes: tuple[str, ...]) -> Vocabulary:
         """Return this vocabulary for other classes; synonyms of classes that go away go too."""
-        synonyms = {name: words for name, words in self.synonyms.items() if name in classes}
-        background = tuple(word for word in self.background if word not in classes)
+        given = {folded(name): words for name, words in self.synonyms.items()}
+        synonyms = {name: given[folded(name)] for name in classes if folded(name) in given}
+        taken = set(map(folded, classes))
+        background = tuple(word for word in self.background if folded(word) not in taken)
         return replace(self, classes=classes, synonyms=synonyms, background=background)
+
+
+@lru_cache(maxsize=1 << 14)
+def folded(name: str) -> str:
+    """Return what the spellings of one name have in common.
+
+    Names that differ only in case, underscores, runs of spaces, or in how accents are composed are
+    one name: CLIP's tokenizer tells no case apart, and people write the others as it comes.
+
+    >>> folded("Dining_Table"), folded(" dining  table")
+    ('dining table', 'dining table')
+    """
+    plain = unicodedata.normalize("NFC", name.replace("_", " ").casefold())
+    return " ".join(plain.split())
+
+
+def nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str | None:
+    """Return the one of the ``known`` names that ``name`` seems to mean, None if none is near.
+
+    It may be misspelt, be a plural, or be what another data set calls the same thing.
+
+    Args:
+        name: The name.
+        known: What it may mean.
+        alike: How alike letters must be, from 0 to 1: high where most other names are no mistakes.
+
+    >>> nearest("Cats", ["car", "cat"]), nearest("TV", ["car", "tvmonitor"]), nearest("x", ["cat"])
+    ('cat', 'tvmonitor', None)
+    """
+    meant = {folded(other): other for other in known}
+    for group in (*SAME_THING, *_shipped_synonyms()):
+        words = [folded(word) for word in group]
+        found = next((meant[word] for word in words if word in meant), None)
+        if found is not None:
+            meant = dict.fromkeys(words, found) | meant
+    wanted = folded(name[:60])
+    forms = (wanted, wanted.removesuffix("s"), wanted.removesuffix("es"))
+    same = [form for form in forms if form in meant]
+    near = same or difflib.get_close_matches(wanted, meant, n=1, cutoff=alike)
+    return meant[near[0]] if near else None
 
 
 def fill(template: str, phrase: str) -> str:
@@ -245,6 +301,13 @@ def _words(value: Any, key: str) -> tuple[str, ...]:  # noqa: ANN401  (TOML give
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise VocabularyError(f"'{key[:60]}' is not a list of strings", 'write ["one", "two"]')
     return tuple(value)
+
+
+@cache
+def _shipped_synonyms() -> tuple[tuple[str, ...], ...]:
+    """Return each class of the shipped vocabularies that has synonyms, with these."""
+    shipped = [load_vocabulary(name).synonyms for name in SHIPPED]
+    return tuple((name, *words) for synonyms in shipped for name, words in synonyms.items())
 
 
 def _shipped(name: str) -> str:

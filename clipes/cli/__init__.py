@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,9 +47,9 @@ from clipes.cli.options import (
     WeightsOption,
     command_line,
     finish,
+    listener,
     open_run,
     say_failure,
-    say_remarks,
     this_part,
 )
 from clipes.cli.prompts import prompts_app
@@ -125,125 +126,52 @@ def cam(
         PrecisionName,
         typer.Option(help="Of CLIP's matrix products; auto: bf16 where that is faster, else fp32."),
     ] = PrecisionName.fp32,
+    keep_looks: Annotated[
+        bool,
+        typer.Option(
+            help="When labels or pictures changed, make only their maps again: keep what the "
+            "classes look like as it was learnt before."
+        ),
+    ] = False,
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
 
     Example: clipes cam --dataset voc --root data/VOC2012 --split train
     """
     from clipes.artifacts import Run
-    from clipes.cam_maker import CamMaker
-    from clipes.clip.gemm import Precision
-    from clipes.config import AUTO_LABELS, BOX_THRESHOLDS, TagParams, get_preset
-    from clipes.console import progress_bar, say
-    from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
-    from clipes.stages.cam import KeptSights, make_cams
-    from clipes.stages.features import fingerprint
-    from clipes.stages.learn_looks import learn_looks
-    from clipes.stages.setup import load_clip, open_labelled, open_unlabelled
-    from clipes.stages.tag import drop_changed
-    from clipes.stages.tag import tag as tag_stage
+    from clipes.config import TagParams, get_preset
+    from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
+    from clipes.stages.cam import cam as cam_stage
     from clipes.vocabulary import Fusion
 
-    part = this_part(shard)
-    settings = get_preset(preset.value)
-    if box_threshold is None:
-        box_threshold = BOX_THRESHOLDS.get(dataset.value, settings.cam.box_threshold)
-    settings = settings.with_box_threshold(box_threshold)
-    automatic = str(labels) == AUTO_LABELS
-    source: dict[str, Any] = {"root": root, "split": split, "prompts": prompts}
-    source["difficult"] = difficult
-    if automatic:
-        vocabulary, data = open_unlabelled(dataset.value, **source)
-    else:
-        vocabulary, data = open_labelled(dataset.value, labels=labels, **source)
-    say_remarks(data)
     run = Run(out or RUNS / dataset.value)
-    place = choose_device(device)
-    workers, batch = share_processor(place, workers), batch_size(place, batch)
-    clip = load_clip(
-        weights,
-        model,
-        vocabulary,
-        text_features=text_features,
-        fp16_positions=settings.cam.fp16_positions,
-        device=device,
-        say=say,
-        progress=progress_bar,
-        fusion=Fusion(fusion.value),
-        template=template,
-        rankings=(run.root, RUNS / dataset.value),
-        precision=Precision[precision.value],
-    )
-    unusable: Sequence[Failure] = data.failures
-    if automatic:
-        data, tagged = tag_stage(
-            data,
-            clip,
-            run,
-            TagParams() if tag_threshold is None else TagParams(tag_threshold),
+    request = CamRequest(
+        DataRequest(
+            dataset.value,
+            root=root,
             split=split,
-            command=command_line(),
-            only_look=part.count > 1,
-            say=say,
-            progress=progress_bar,
-            report=lambda _: None,  # told at the end, with what the data set lacks
-        )
-        unusable = (*data.failures, *tagged.failures)
-    run.begin(
-        "cam",
-        settings={
-            "dataset": data.name,
-            "split": split,
-            "labels": str(labels) if labels else None,
-            "difficult": difficult,
-            "classes": data.classes,
-            "preset": settings.to_dict(),
-            "precision": precision.value,
-            "weights": {"name": clip.weights.name, "sha256": clip.weights.sha256},
-            "text": {
-                "sha256": fingerprint(clip.text),
-                "note": clip.text.note,
-                "fusion": clip.text.fusion.value,
-                "templates": clip.text.templates,
-            },
-        },
+            labels=labels,
+            prompts=prompts,
+            difficult=difficult,
+            tags=TagParams() if tag_threshold is None else TagParams(tag_threshold),
+        ),
+        ClipRequest(
+            weights,
+            model,
+            text_features=text_features,
+            fusion=Fusion(fusion.value),
+            template=template,
+            rankings=(run.root, RUNS / dataset.value),
+            device=device,
+            precision=precision.value,
+        ),
+        get_preset(preset.value).for_dataset(dataset.value, box_threshold),
+        keep_looks=keep_looks,
         command=command_line(),
-        facts={"root": str(data.root.absolute()), "device": str(clip.backbone.device)},
     )
-    if automatic and (changed := drop_changed(run, data)):
-        say(f"the labels of {changed} images were changed: their maps are made again")
-    maker = CamMaker(clip.backbone, clip.text, settings.cam)
-    keep_freed_memory()
-    samples = part.of(data.samples)
-    kept = KeptSights(sample.id for sample in samples if not run.cams_path(sample.id).exists())
-    learnt_from: frozenset[str] = frozenset()
-    if settings.cam.patches is not None and settings.cam.patches.statistics_images:
-        with progress_bar("looks") as progress:
-            looks, learnt_from = learn_looks(
-                data.samples,
-                maker,
-                run,
-                settings.cam.patches,
-                kept=kept,
-                batch=batch,
-                workers=workers,
-                say=say,
-                progress=progress,
-            )
-        maker = maker.with_looks(looks)
-    with run.claim("cam", shared=part.count > 1), progress_bar("cam") as progress:
-        summary = make_cams(
-            samples,
-            maker,
-            run,
-            learnt_from=learnt_from,
-            kept=kept,
-            batch=batch,
-            workers=workers,
-            progress=progress,
-            report=say_failure,
-        )
-    finish("maps", run, summary, unusable)
+    how = Resources(this_part(shard), workers, batch)
+    outcome = cam_stage(request, run, how, listener())
+    finish("maps", run, outcome.summary, outcome.unusable)
 
 
 @app.command()
@@ -275,44 +203,45 @@ def refine(
 
     Example: clipes refine runs/voc --workers 8
     """
-    from dataclasses import asdict
-
     from clipes.config import get_preset
     from clipes.console import progress_bar
+    from clipes.freshness import Freshness
+    from clipes.runner import Summary
+    from clipes.stages.refine import RefineSettings, waiting
     from clipes.stages.refine import refine as refine_stage
     from clipes.stages.reopen import preset_of, reopen
 
     part = this_part(shard)
-    if backend is None:
-        backend = RefineBackend.threading if crf is CrfBackend.torch else RefineBackend.loky
-    if crf is CrfBackend.torch and backend is RefineBackend.threading:
-        from clipes.device import choose_device, share_processor
-
-        workers = share_processor(choose_device("auto"), workers)
     folder = open_run(run)
     data = reopen(folder, root)
-    settings = preset_of(folder) if preset is None else get_preset(preset.value)
-    folder.begin(
-        "refine",
-        settings={
-            "crf": asdict(settings.crf),
-            "background_exponent": settings.background_exponent,
-            "backend": crf.value,
-        },
-        command=command_line(),
-    )
-    with folder.claim("refine", shared=part.count > 1), progress_bar("refine") as progress:
-        summary = refine_stage(
-            part.of(data.samples),
-            folder,
-            settings.crf,
-            background_exponent=settings.background_exponent,
-            crf_backend=crf.value,
-            backend=backend.value,
-            workers=workers,
-            progress=progress,
-            report=say_failure,
-        )
+    chosen = preset_of(folder) if preset is None else get_preset(preset.value)
+    settings = RefineSettings(chosen.crf, chosen.background_exponent, crf.value)
+    folder.check_settings("refine", settings.to_dict())
+    current = Freshness.of(folder, data.classes, refine=settings.to_dict())
+    mine = part.of(data.samples)
+    with progress_bar("look") as progress:
+        todo = waiting(mine, current, progress)
+    summary = Summary(0, len(mine), ())
+    if todo:  # else nothing is written: a finished run may be read-only
+        folder.begin("refine", settings=settings.to_dict(), command=command_line())
+        if backend is None:
+            backend = RefineBackend.threading if crf is CrfBackend.torch else RefineBackend.loky
+        if crf is CrfBackend.torch and backend is RefineBackend.threading:
+            from clipes.device import choose_device, share_processor
+
+            workers = share_processor(choose_device("auto"), workers)
+        with folder.claim("refine", shared=part.count > 1), progress_bar("refine") as progress:
+            summary = refine_stage(
+                todo,
+                folder,
+                settings,
+                current,
+                backend=backend.value,
+                workers=workers,
+                progress=progress,
+                report=say_failure,
+            )
+        summary = replace(summary, skipped=len(mine) - len(todo))
     finish("masks", folder, summary, data.failures)
 
 

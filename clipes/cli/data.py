@@ -104,7 +104,8 @@ def tag(
     """
     from clipes.artifacts import Run
     from clipes.console import progress_bar, say
-    from clipes.stages.setup import load_clip, open_unlabelled
+    from clipes.stages.open_data import open_unlabelled
+    from clipes.stages.setup import load_clip
     from clipes.stages.tag import tag as tag_stage
     from clipes.vocabulary import Fusion
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from clipes.artifacts import Run
     from clipes.datasets import Dataset
+    from clipes.listener import Listener
     from clipes.runner import Shard, Summary
     from clipes.types import Failure
 
@@ -178,6 +179,14 @@ def say_remarks(data: Dataset) -> None:
 
     for remark in data.remarks:
         say(remark)
+
+
+def listener() -> Listener:
+    """Return who follows a stage: the person at the terminal."""
+    from clipes.console import progress_bar, say
+    from clipes.listener import Listener
+
+    return Listener(say, say_failure, progress_bar)
 
 
 def open_run(path: Path | None) -> Run:

@@ -92,8 +92,9 @@ def prompts_rank(
     Example: clipes prompts rank --dataset voc --limit 500
     """
     from clipes.console import progress_bar, say
+    from clipes.stages.open_data import open_labelled
     from clipes.stages.prompts import rank, spread
-    from clipes.stages.setup import open_labelled, open_weights
+    from clipes.stages.setup import open_weights
     from clipes.vocabulary import load_templates
     from clipes.weights import cache_dir
 

@@ -254,7 +254,6 @@ def predict(
             Predictor(model, settings),
             out,
             crf=CrfParams() if (saved.test["crf"] if crf is None else crf) else None,
-            replace=True,
             progress=progress,
             report=say_failure,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import unicodedata
@@ -15,6 +14,7 @@ from clipes.errors import DatasetError
 from clipes.files import check_id, list_files
 from clipes.images import READS_AVIF
 from clipes.types import MAX_CLASSES, Sample
+from clipes.vocabulary import folded, nearest
 
 _AVIF = (".avif",)
 IMAGE_SUFFIXES = (
@@ -54,8 +54,8 @@ class Dataset:
             unique.
         failures: Images left out, each with the reason.
         empty: Ids of images left out because they are known to show none of the classes.
-        remarks: What is worth knowing about it as a whole: what was seen and not used, how many,
-            and why.
+        remarks: What is worth knowing about it as a whole, a line each: how files were understood
+            that could be understood otherwise; what was seen and not used, how many, and why.
     """
 
     name: str
@@ -223,8 +223,8 @@ def check_classes(names: Sequence[str], source: str) -> tuple[str, ...]:
         source: Where they come from, for the message.
 
     Raises:
-        DatasetError: There are none, or more than 254, or one is repeated, not printable, or means
-            the background.
+        DatasetError: There are none, or more than 254, or one is repeated, in whatever spelling,
+            not printable, or means the background.
     """
     if not names:
         raise DatasetError(f"{source} names no class", "put one class name on each line")
@@ -232,33 +232,45 @@ def check_classes(names: Sequence[str], source: str) -> tuple[str, ...]:
         raise DatasetError(
             f"{source} names {len(names)} classes", f"an 8-bit mask has room for {MAX_CLASSES}"
         )
-    for index, name in enumerate(names):
+    seen: dict[str, str] = {}
+    for name in names:
         if not name.strip() or not name.isprintable():
             raise DatasetError(f"{source}: {name[:60]!r} is no class name", "correct it")
         if name.strip("_").lower() == "background":
             raise DatasetError(
                 f"{source}: '{name}' is no class", "remove it: mask value 0 is background anyway"
             )
-        if name in names[:index]:
-            raise DatasetError(f"{source}: class '{name}' is there twice", "remove one")
+        first = seen.get(folded(name))
+        if first is not None:
+            other = "" if first == name else f", as '{first}' too"
+            raise DatasetError(f"{source}: class '{name}' is there twice{other}", "remove one")
+        seen[folded(name)] = name
     return tuple(names)
 
 
 def class_index(name: str, classes: Sequence[str]) -> int:
-    """Return the 0-based index of the class ``name``.
+    """Return the 0-based index of the class ``name``, in whatever spelling, see ``folded``.
 
     Raises:
         ProblemError: There is none of that name.
     """
     if name in classes:
         return classes.index(name)
-    lower = {known.lower(): known for known in classes}
-    near = difflib.get_close_matches(name.lower()[:60], lower, n=1)
+    same = same_class(name, classes)
+    if same is not None:
+        return classes.index(same)
+    near = nearest(name, classes)
     raise ProblemError(
         Kind.unknown_class,
         f"unknown class {name[:60]!r}",
-        f"did you mean '{lower[near[0]]}'?" if near else "correct it, or add it to the classes",
+        f"did you mean '{near}'?" if near else "correct it, or add it to the classes",
     )
+
+
+def same_class(name: str, classes: Sequence[str]) -> str | None:
+    """Return the class that ``name`` is a spelling of, None if there is none."""
+    wanted = folded(name)
+    return next((known for known in classes if folded(known) == wanted), None)
 
 
 def index_files(folder: Path, *suffixes: str) -> dict[str, Path]:
@@ -275,6 +287,7 @@ def collect(
     ids: Iterable[str],
     make: Callable[[str], Sample],
     failures: Iterable[Problem] = (),
+    remarks: Sequence[str] = (),
 ) -> Dataset:
     """Make the data set of the samples of ``ids``.
 
@@ -285,6 +298,7 @@ def collect(
         ids: Its images.
         make: Makes the sample of an id; what raises a ``ProblemError`` is left out.
         failures: Problems that are known already.
+        remarks: How files were understood.
     """
 
     def attempt(id_: str) -> Sample | Problem:
@@ -294,14 +308,18 @@ def collect(
             return error.of(id_)
 
     results = [attempt(id_) for id_ in ids]
-    problems = [*failures, *(result for result in results if isinstance(result, Problem))]
+    problems: dict[str, Problem] = {}
+    # A name that is no id is met on the disk and in a list of labels, and is to be told once.
+    for problem in (*failures, *(result for result in results if isinstance(result, Problem))):
+        problems.setdefault(problem.id, problem)
     return Dataset(
         name,
         root,
         classes,
         tuple(result for result in results if isinstance(result, Sample)),
-        tuple(problem for problem in problems if problem.kind.stops),
-        tuple(problem.id for problem in problems if not problem.kind.stops),
+        tuple(problem for problem in problems.values() if problem.kind.stops),
+        tuple(problem.id for problem in problems.values() if not problem.kind.stops),
+        tuple(remarks),
     )
 
 

@@ -131,9 +131,11 @@ def open_coco(
             raise ProblemError(Kind.unusable_entry, f"{error}; rename it") from error
         return Sample(id_, images[key], present, masks.get(key))
 
-    data = collect("coco", root, names, keys, make, part.failures)
+    remarks = table.remarks if table is not None else ()
+    data = collect("coco", root, names, keys, make, part.failures, remarks)
     used = {sample.mask for sample in data.samples}
-    return replace(data, remarks=tuple(flat_mask_remarks(folders, used, next(iter(keys), "IMAGE"))))
+    about_masks = flat_mask_remarks(folders, used, next(iter(keys), "IMAGE"))
+    return replace(data, remarks=(*data.remarks, *about_masks))
 
 
 def find_coco(root: Path | None) -> Path:
@@ -216,7 +218,9 @@ def _read_labels(root: Path, part: _Part, labels: Path | None, names: tuple[str,
     tables = [_by_key(read_labels(path, names, part.ids)) for path in paths]
     rows = {key: row for table in tables for key, row in table.rows.items()}
     problems = {key: problem for table in tables for key, problem in table.problems.items()}
-    return LabelFile(paths[0], rows, problems, names, complete=all(t.complete for t in tables))
+    remarks = tuple(remark for table in tables for remark in table.remarks_on(names))
+    complete = all(table.complete for table in tables)
+    return LabelFile(paths[0], rows, problems, names, complete=complete, remarks=remarks)
 
 
 def _by_key(table: LabelFile) -> LabelFile:
@@ -230,7 +234,7 @@ def _by_key(table: LabelFile) -> LabelFile:
             problems[key] = Problem(key, f"{reason}; remove one", Kind.duplicate_id)
         rows[key] = row
     rows = {key: row for key, row in rows.items() if key not in problems}
-    return LabelFile(table.path, rows, problems, table.classes, complete=table.complete)
+    return replace(table, rows=rows, problems=problems)
 
 
 def _index(folders: Iterable[Path], *suffixes: str) -> dict[str, Path]:

@@ -91,9 +91,9 @@ def open_folder(
         return Sample(id_, image, present, masks.get(image))
 
     failures = failures if split is not None else bad
-    data = collect("folder", root, names, ids, make, failures)
+    data = collect("folder", root, names, ids, make, failures, table.remarks_on(names))
     remarks = [] if split is not None else _remarks(pictures, data, path, labelled=labelled)
-    return replace(data, remarks=(*remarks, *about_masks))
+    return replace(data, remarks=(*data.remarks, *remarks, *about_masks))
 
 
 def _find(root: Path | None) -> Pictures:

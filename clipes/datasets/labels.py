@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipes.datasets.base import class_index, image_id, printable
+from clipes.datasets.base import class_index, image_id, printable, same_class
 from clipes.datasets.instances import instance_rows, is_instances
 from clipes.datasets.one_hot import one_hot_rows
 from clipes.datasets.problems import Kind, Problem, ProblemError
 from clipes.datasets.rows import Label, RawLabels
-from clipes.datasets.tables import read_table, split_labels
+from clipes.datasets.splitting import choose_split
+from clipes.datasets.tables import read_table
 from clipes.errors import DatasetError
+from clipes.vocabulary import folded
 
 LABEL_FILES = ("labels.csv", "labels.json", "labels.txt", "labels.npz")
 """Label files that are found without being named, in the folder of a data set."""
+
+_SPELLINGS_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class LabelFile:
         classes: Class names in order, if the file lists them.
         complete: Whether an image without labels shows none of the classes; else its labels were
             forgotten.
+        remarks: How the file was understood where it could be understood otherwise.
     """
 
     path: Path
@@ -49,22 +55,45 @@ class LabelFile:
     problems: dict[str, Problem]
     classes: tuple[str, ...] = ()
     complete: bool = field(default=False, kw_only=True)
+    remarks: tuple[str, ...] = field(default=(), kw_only=True)
 
     def names(self) -> tuple[str, ...]:
         """Return the class names the file lists, else those that occur, sorted.
+
+        Of several spellings of a name, the most frequent one is the class.
 
         Raises:
             DatasetError: All are numbers, so that the names have to come from elsewhere.
         """
         if self.classes:
             return self.classes
-        found = {str(label) for row in self.rows.values() for label in row.labels}
+        found = self._counts()
         if found and all(name.isdigit() for name in found):
             raise DatasetError(
                 f"{self.path} holds class numbers, and the names of the classes are not known",
                 "put the names into classes.txt in the root folder, one a line",
             )
-        return tuple(sorted(found))
+        spelt: dict[str, str] = {}
+        for name, _ in found.most_common():  # of equally frequent ones, the first in the file
+            spelt.setdefault(folded(name), name)
+        return tuple(sorted(spelt.values()))
+
+    def remarks_on(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return the remarks, with those on labels that are other spellings of ``classes``."""
+        counts = self._counts()
+        meant = {name: same_class(name, classes) for name in counts if name not in classes}
+        told = [
+            f"{self.path}: '{printable(name)}' ({counts[name]}) taken for '{known}'"
+            f"{f' ({counts[known]})' if counts[known] else ''}"
+            for name, known in meant.items()
+            if known is not None
+        ]
+        more = len(told) - _SPELLINGS_TOLD
+        rest = [f"{self.path}: {more} more labels are other spellings of classes"] * (more > 0)
+        return (*self.remarks, *told[:_SPELLINGS_TOLD], *rest)
+
+    def _counts(self) -> Counter[str]:
+        return Counter(str(label) for row in self.rows.values() for label in row.labels)
 
     def indices(self, image: str, classes: tuple[str, ...]) -> tuple[int, ...]:
         """Return the 0-based classes of the image with the id ``image``, without repeats.
@@ -101,17 +130,15 @@ def read_labels(
 
     The suffix tells the format:
 
-    - ``.csv`` with the header ``image,labels``; labels separated by ``;``, ``|`` or spaces;
+    - ``.csv`` with the header ``image,labels``;
     - ``.json``: COCO's instances, ``{image: [labels]}`` or
       ``[{"image": image, "labels": [labels]}]``;
     - ``.npz``: ``ids`` (n,) and ``labels`` (n, C), 1 where image i shows class k, and maybe
       ``classes`` (C,); ``.npy``: ``labels`` alone, in the order of ``ids``;
     - anything else: ``image label label``, one image a line.
 
-    Labels are class names, or class numbers from 0. In text, a class name that contains spaces
-    needs known ``classes`` or a separator other than space: a text that holds ``;`` or ``|`` is
-    split there only, and so is a whole file of which at least one row does, as long as the classes
-    are unknown.
+    Labels are class names, in whatever spelling (see ``folded``), or class numbers from 0. How a
+    text of several labels is split: ``clipes.datasets.splitting``. Rows of one image add up.
 
     Args:
         path: The file.
@@ -120,7 +147,8 @@ def read_labels(
         to_id: Returns the id of the image that a row names, or raises a ``DatasetError``.
 
     Raises:
-        DatasetError: The file cannot be read or is not in the format its suffix promises.
+        DatasetError: The file cannot be read, is not in the format its suffix promises, or does not
+            say where one label ends.
     """
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz"):
@@ -148,12 +176,13 @@ def find_label_file(root: Path) -> Path | None:
 
 
 def _by_id(
-    path: Path, raw: RawLabels, classes: Collection[str], to_id: Callable[[str], str]
+    path: Path, raw: RawLabels, classes: Sequence[str], to_id: Callable[[str], str]
 ) -> LabelFile:
-    """Index rows by image; an image that two rows are about is a problem."""
+    """Index rows by image; those of one image add up, two images of one id are a problem."""
     rows: dict[str, LabelRow] = {}
     problems = dict(raw.problems)
-    spaced = not classes and raw.has_separator()
+    split, remarks = choose_split(path, raw, classes)
+    joined: dict[str, None] = {}
     for image, labels in raw.rows:
         try:
             id_ = to_id(image)
@@ -161,17 +190,25 @@ def _by_id(
             name = printable(image)
             problems[name] = Problem(name, f"{path}: {error}", Kind.unusable_entry)
             continue
-        if id_ in rows:
-            both = f"{printable(rows[id_].image)} and {printable(image)}"
+        found = split(labels) if isinstance(labels, str) else labels
+        # Where the classes are unknown, a number can only be a name.
+        row = LabelRow(image, tuple(found if classes else map(str, found)))
+        first = rows.setdefault(id_, row)
+        if first.image != image:
+            both = f"{printable(first.image)} and {printable(image)}"
             reason = f"{path} lists it twice, as {both}; remove or rename one"
             problems[id_] = Problem(id_, reason, Kind.duplicate_id)
-        found = split_labels(labels, classes, spaced) if isinstance(labels, str) else labels
-        # Where the classes are unknown, a number can only be a name.
-        rows[id_] = LabelRow(image, tuple(found if classes else map(str, found)))
+        elif first.labels != row.labels:
+            rows[id_] = LabelRow(image, tuple(dict.fromkeys((*first.labels, *row.labels))))
+            joined[image] = None
     if not raw.rows and not problems:
         raise DatasetError(f"{path} lists no image", "put one image with its labels on each line")
+    if joined:
+        first_name = printable(next(iter(joined)))
+        more = f" and {len(joined) - 1} more" if len(joined) > 1 else ""
+        remarks += (f"{path}: rows of one image add up, as those of {first_name}{more}",)
     usable = {id_: row for id_, row in rows.items() if id_ not in problems}
-    return LabelFile(path, usable, problems, raw.classes, complete=raw.complete)
+    return LabelFile(path, usable, problems, raw.classes, complete=raw.complete, remarks=remarks)
 
 
 def _index(label: Label, classes: tuple[str, ...]) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipes.datasets.rows import Label, RawLabels, labels_of_classes
+from clipes.datasets.rows import RawLabels, labels_of_classes
 from clipes.errors import DatasetError
 from clipes.files import BAD_ARRAY, read_arrays
+from clipes.vocabulary import folded
 
 _LARGEST = 2**30  # bytes; 64-bit rows for 80 classes of 1.6 million images
 _PICKLE = b"\x80"
@@ -50,8 +51,13 @@ def one_hot_rows(path: Path, classes: Sequence[str], ids: Sequence[str] | None) 
     _check(path, table, len(ids), len(names or classes))
     labels = labels_of_classes(names, classes) if names else list(range(table.shape[1]))
     # An array has no first label: they stand in the order of the classes.
-    place: dict[Label, int] = {name: k for k, name in enumerate(classes)}
-    columns = sorted(range(len(labels)), key=lambda k: place.get(labels[k], k))
+    place = {folded(name): k for k, name in enumerate(classes)}
+
+    def order(column: int) -> int:
+        label = labels[column]
+        return place.get(folded(label), column) if isinstance(label, str) else column
+
+    columns = sorted(range(len(labels)), key=order)
     rows = [
         (id_, [labels[columns[k]] for k in np.flatnonzero(row)])
         for id_, row in zip(ids, table[:, columns], strict=True)

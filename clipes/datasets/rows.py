@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -10,12 +9,10 @@ from typing import TypeAlias
 from clipes.datasets.base import image_id, printable
 from clipes.datasets.problems import Problem
 from clipes.errors import DatasetError
+from clipes.vocabulary import folded
 
 Label: TypeAlias = str | int
 """A class as a label file names it: by name, or by number."""
-
-SEPARATOR = re.compile(r"[;|]")
-"""What stands between labels that may hold spaces."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +31,17 @@ class RawLabels:
     classes: tuple[str, ...] = ()
     complete: bool = False
 
-    def has_separator(self) -> bool:
-        """Tell whether any text of labels holds a separator other than space."""
-        return any(isinstance(text, str) and SEPARATOR.search(text) for _, text in self.rows)
-
 
 def labels_of_classes(stated: Sequence[str], classes: Sequence[str]) -> list[Label]:
     """Return what each class that a file lists is called among the data set's classes.
 
-    By name; but a list of the same length in which some or all names are others (another spelling,
-    another language) and the rest stand where they should is taken to be in the same order.
+    By name, in whatever spelling; but a list of the same length in which some or all names are
+    others (another language) and the rest stand where they should is taken to be in the same order.
     """
-    known = set(stated) & set(classes)
+    here, there = list(map(folded, stated)), list(map(folded, classes))
+    known = set(here) & set(there)
     in_order = len(stated) == len(classes) and all(
-        one == other or not {one, other} & known for one, other in zip(stated, classes, strict=True)
+        one == other or not {one, other} & known for one, other in zip(here, there, strict=True)
     )
     return list(range(len(stated))) if in_order else list(stated)
 

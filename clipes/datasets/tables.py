@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from clipes.datasets.base import read_list, split_line
 from clipes.datasets.problems import Kind, Problem
-from clipes.datasets.rows import SEPARATOR, Label, RawLabels, id_or_text
+from clipes.datasets.rows import Label, RawLabels, id_or_text
 from clipes.errors import DatasetError
 
 _Row: TypeAlias = tuple[str, "str | list[Label]"]
@@ -34,19 +34,6 @@ def read_table(path: Path) -> RawLabels:
     return RawLabels(list(reader(path, read_list(path), complain)), problems)
 
 
-def split_labels(text: str, classes: Collection[str], spaced: bool) -> list[Label]:
-    """Split a text of labels.
-
-    Args:
-        text: What stands beside an image.
-        classes: The class names, where they are known.
-        spaced: Whether a space belongs to a name.
-    """
-    if SEPARATOR.search(text) or spaced or text.strip() in classes:
-        return [part.strip() for part in SEPARATOR.split(text) if part.strip()]
-    return list(text.split())
-
-
 def _csv_rows(path: Path, text: str, complain: _Complain) -> Iterator[_Row]:
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in ",;\t" if mark in header), ",")
@@ -57,7 +44,8 @@ def _csv_rows(path: Path, text: str, complain: _Complain) -> Iterator[_Row]:
             raise DatasetError(f"{path} has no header 'image,labels'", "put it on the first line")
         image, labels = columns.index("image"), columns.index("labels")
         for fields in lines:
-            if len(fields) == len(columns) and fields[image].strip():
+            # Spreadsheets leave out empty fields at the end of a row.
+            if max(image, labels) < len(fields) <= len(columns) and fields[image].strip():
                 yield fields[image].strip(), fields[labels]
             elif any(field.strip() for field in fields):
                 name = fields[image].strip() if image < len(fields) else ""
@@ -99,13 +87,10 @@ def _json_rows(path: Path, text: str, complain: _Complain) -> Iterator[_Row]:
             image, labels = dict(entry).get("image"), dict(entry).get("labels")
         else:
             image = labels = None
-        if isinstance(labels, str) or type(labels) is int:
+        if type(labels) is int:
             labels = [labels]
-        if (
-            not isinstance(image, str)
-            or type(labels) is not list
-            or any(type(label) not in (str, int) for label in labels)
-        ):
+        listed = type(labels) is list and all(type(label) in (str, int) for label in labels)
+        if not isinstance(image, str) or not (listed or isinstance(labels, str)):
             complain(
                 image if isinstance(image, str) else f"entry {number}",
                 f"entry {number} is no image with a list of labels; "

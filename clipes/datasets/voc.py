@@ -121,9 +121,11 @@ def open_voc(
             present = read_annotation(annotations / f"{id_}.xml", names, difficult=difficult)
         return Sample(id_, images[id_], present, masks.get(id_))
 
-    data = collect("voc", root, names, ids, make, failures)
+    remarks = table.remarks_on(names) if table is not None else ()
+    data = collect("voc", root, names, ids, make, failures, remarks)
     used = {sample.mask for sample in data.samples}
-    return replace(data, remarks=tuple(flat_mask_remarks(folders, used, (*ids, "IMAGE")[0])))
+    about_masks = flat_mask_remarks(folders, used, (*ids, "IMAGE")[0])
+    return replace(data, remarks=(*data.remarks, *about_masks))
 
 
 def read_annotation(

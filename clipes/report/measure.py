@@ -11,6 +11,7 @@ import numpy as np
 from clipes.artifacts import Run
 from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.errors import ArtifactError, ClipesError
+from clipes.freshness import Freshness
 from clipes.images import read_header, read_mask
 from clipes.metrics import ConfusionMatrix, Scores
 from clipes.pseudo import cam_mask
@@ -150,7 +151,11 @@ _BINS -= 1
 
 
 def measure(
-    samples: Sequence[Sample], run: Run, classes: Sequence[str], exponent: float
+    samples: Sequence[Sample],
+    run: Run,
+    classes: Sequence[str],
+    exponent: float,
+    current: Freshness,
 ) -> tuple[list[Row], Tally]:
     """Look at what a run made for some images.
 
@@ -159,6 +164,7 @@ def measure(
         run: The run folder.
         classes: Class names in mask order.
         exponent: alpha of the background score.
+        current: Tells what is out of date, and cannot be used.
 
     Returns:
         A row per image, in order, and the sums over those that can be used.
@@ -167,6 +173,8 @@ def measure(
     rows = []
     for sample in samples:
         try:
+            if reason := current.unusable(sample):
+                raise ArtifactError(reason)
             row = _measure(sample, run, classes, exponent, tally)
         except ClipesError as error:
             row = Row(sample.id, _known(sample, classes), (0, 0), failure=str(error))

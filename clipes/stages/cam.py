@@ -1,101 +1,303 @@
-"""Stage 1: images and their labels to refined activation maps, the only stage that needs CLIP."""
+"""Stage 1: a data set to the activation maps of its images.
+
+What can be told without CLIP is told first: a run with nothing left to do is over in a second, and
+torch, which takes seconds to import, is imported only for work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from threading import Lock
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from clipes.artifacts import Run
-from clipes.cam_maker import CamMaker, Prepared, Sight
-from clipes.images import read_image
-from clipes.runner import Summary, for_each_batch
-from clipes.types import CamMaps, Failure, Progress, Sample
+from clipes.config import AUTO_LABELS, Preset, TagParams
+from clipes.datasets import Dataset
+from clipes.errors import WriteError
+from clipes.freshness import Freshness
+from clipes.listener import Listener
+from clipes.origin import digest
+from clipes.runner import Shard, Summary
+from clipes.stages.looks_sources import looks_are_current
+from clipes.stages.open_data import open_labelled, open_unlabelled
+from clipes.stages.tag_file import open_tagged, untagged
+from clipes.stages.templates import BEST
+from clipes.types import Failure, Sample
+from clipes.vocabulary import Fusion, Vocabulary
 
-SHRUNK = "are larger than what CLIP looks at: it saw a smaller copy"
-"""Said of images beyond ``CamParams.max_patches``."""
-
-_KEPT_IMAGES, _KEPT_BYTES = 200, 1 << 30  # as many images of VOC take 950 MB
+STAGE = "cam"
 
 
-class KeptSights:
-    """What a first pass saw, for the second, as long as it fits into memory.
+@dataclass(frozen=True)
+class DataRequest:
+    """The images that are asked for, and where their labels come from.
 
-    Args:
-        wanted: Ids of the images that the second pass will ask for.
+    Attributes:
+        dataset: One of ``clipes.datasets.DATASETS``.
+        root: As for ``open_dataset``.
+        split: As for ``open_dataset``.
+        labels: Label file; ``auto`` for zero-shot tags; None for those of the data set.
+        prompts: Vocabulary; None for that of the kind of data set.
+        difficult: As for ``open_dataset``.
+        tags: Settings of zero-shot tags.
     """
 
-    def __init__(self, wanted: Iterable[str] = ()) -> None:
-        self._wanted = frozenset(wanted)
-        self._sights: dict[str, Sight] = {}
-        self._room = _KEPT_BYTES
-        self._lock = Lock()
+    dataset: str
+    root: Path | None = None
+    split: str | None = None
+    labels: Path | None = None
+    prompts: str | None = None
+    difficult: bool = True
+    tags: TagParams = field(default_factory=TagParams)
 
-    def keep(self, name: str, sight: Sight) -> None:
-        """Keep what was seen in the image of an id, if it is wanted and there is room."""
-        if name not in self._wanted:
-            return
-        size = sight.evidence.activations.nbytes + sight.evidence.walk.attention.nbytes
-        with self._lock:
-            if size <= self._room and len(self._sights) < _KEPT_IMAGES:
-                self._room -= size
-                self._sights[name] = sight.alone()
+    @property
+    def automatic(self) -> bool:
+        """Whether the labels are zero-shot tags."""
+        return str(self.labels) == AUTO_LABELS
 
-    def take(self, name: str) -> Sight | None:
-        """Return what was seen in the image of an id and forget it; None if it was not kept."""
-        return self._sights.pop(name, None)
+    def open(self) -> tuple[Vocabulary, Dataset]:
+        """Return the words and the images, without labels where they are to be tags."""
+        source: dict[str, Any] = {"root": self.root, "split": self.split, "prompts": self.prompts}
+        source["difficult"] = self.difficult
+        if self.automatic:
+            return open_unlabelled(self.dataset, **source)
+        return open_labelled(self.dataset, labels=self.labels, **source)
 
 
-def make_cams(
-    samples: Sequence[Sample],
-    maker: CamMaker,
+@dataclass(frozen=True)
+class ClipRequest:
+    """What is to look at the images; see ``clipes.stages.setup.load_clip``.
+
+    Attributes:
+        weights: ``--weights``.
+        model: ``--model``.
+        text_features: A user's vectors, or None.
+        fusion: Where synonyms become one.
+        template: What takes the place of the vocabulary's template.
+        rankings: Run folders in which a ranking may tell the best template.
+        device: ``auto`` or a torch device.
+        precision: Of the linear layers: fp32, bf16, fp16 or auto.
+    """
+
+    weights: str = "auto"
+    model: str = "ViT-B-16"
+    text_features: Path | None = None
+    fusion: Fusion = Fusion.sentence
+    template: str | None = None
+    rankings: tuple[Path, ...] = ()
+    device: str = "auto"
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the work is shared among.
+
+    Attributes:
+        part: The images that this process does.
+        workers: Batches at once; None for what suits the device.
+        batch: Images given to CLIP together; None likewise.
+    """
+
+    part: Shard = field(default_factory=Shard)
+    workers: int | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class CamRequest:
+    """All that ``clipes cam`` is told.
+
+    Attributes:
+        data: The images.
+        clip: What looks at them.
+        preset: Settings.
+        keep_looks: Keep what the classes look like although labels or pictures changed.
+        command: The command line, for the record.
+    """
+
+    data: DataRequest
+    clip: ClipRequest
+    preset: Preset
+    keep_looks: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class CamOutcome:
+    """How it went.
+
+    Attributes:
+        summary: Of the images that can be worked on.
+        unusable: Images that cannot.
+    """
+
+    summary: Summary
+    unusable: Sequence[Failure]
+
+
+def cam(request: CamRequest, run: Run, resources: Resources, listener: Listener) -> CamOutcome:
+    """Make the maps of all images of a data set that have none, or whose maps are out of date.
+
+    Args:
+        request: What is asked for.
+        run: The run folder.
+        resources: What the work is shared among.
+        listener: Who is told how it goes.
+
+    Raises:
+        RunConflictError: The run was made with other settings.
+        ClipesError: Data set, weights, words or run folder cannot be used.
+    """
+    vocabulary, data = request.data.open()
+    for remark in data.remarks:
+        listener.say(remark)
+    labelled, part = _labelled(request, data, run), resources.part
+    if labelled and (done := _nothing_to_do(request, vocabulary, labelled, run, part, listener)):
+        say_orphans(run, labelled, listener)
+        return CamOutcome(done, labelled.failures)
+    # Not at the top: they bring torch.
+    from clipes.stages.with_clip import make_maps
+
+    return make_maps(request, vocabulary, data, run, resources, listener)
+
+
+def known_settings(request: CamRequest, data: Dataset) -> dict[str, Any]:
+    """Return the settings of a run, less what only CLIP's weights and words tell."""
+    labels, automatic = request.data.labels, request.data.automatic
+    return {
+        "dataset": data.name,
+        "split": request.data.split,
+        # Later commands may be given elsewhere.
+        "labels": None if labels is None else AUTO_LABELS if automatic else str(labels.absolute()),
+        "difficult": request.data.difficult,
+        "classes": list(data.classes),
+        "preset": request.preset.to_dict(),
+        "precision": request.clip.precision,
+    }
+
+
+def asked_of_clip(
+    request: CamRequest, vocabulary: Vocabulary, files: Sequence[Path]
+) -> dict[str, Any] | None:
+    """Return what was asked of CLIP, and the files that answered, as plain data.
+
+    As long as it is the same, so are weights and vectors. None where that cannot be told.
+
+    Args:
+        request: What is asked for.
+        vocabulary: The words.
+        files: The files that it depends on.
+    """
+    clip = request.clip
+    if clip.template == BEST:
+        return None
+    return {
+        "weights": clip.weights,
+        "model": clip.model,
+        "words": digest(asdict(vocabulary)),
+        "text_features": str(clip.text_features) if clip.text_features else None,
+        "fusion": clip.fusion.value,
+        "template": clip.template,
+        "files": {str(path): _state(path) for path in files},
+    }
+
+
+def files_of(request: CamRequest, weights: Path) -> list[Path]:
+    """Return the files that decide what CLIP is and what it is told."""
+    template = request.clip.template
+    paths = [weights, request.clip.text_features]
+    paths.append(Path(template) if template and "{" not in template else None)
+    return [path.absolute() for path in paths if path is not None]
+
+
+def say_stale(
+    samples: Sequence[Sample], current: Freshness, listener: Listener
+) -> tuple[Sample, ...]:
+    """Return the samples whose maps are to be made, and say why, of those that have some."""
+    todo, reasons = [], []
+    with listener.progress("look") as progress:
+        for index, sample in enumerate(samples):
+            if not current.has_maps(sample):
+                todo.append(sample)
+                if reason := current.maps(sample):
+                    reasons.append(f"{sample.id}: {reason}")
+            progress(index + 1, len(samples))
+    if reasons:
+        more = f", and {len(reasons) - 1} more" if reasons[1:] else ""
+        listener.say(f"made again: {reasons[0]}{more}")
+    return tuple(todo)
+
+
+def _labelled(request: CamRequest, data: Dataset, run: Run) -> Dataset | None:
+    """Return the images with their labels; None if some have no tags yet."""
+    if not request.data.automatic:
+        return data
+    if not run.tags_path.exists() or untagged(data.samples, run.tags_path):
+        return None
+    return open_tagged(data, run, request.data.split)
+
+
+def _nothing_to_do(
+    request: CamRequest,
+    vocabulary: Vocabulary,
+    data: Dataset,
     run: Run,
-    *,
-    learnt_from: Collection[str] = (),
-    kept: KeptSights | None = None,
-    batch: int = 1,
-    workers: int,
-    progress: Progress,
-    report: Callable[[Failure], None],
-) -> Summary:
-    """Make and save the maps of every sample that has none yet.
+    part: Shard,
+    listener: Listener,
+) -> Summary | None:
+    """Return the summary of a run that is done, as far as that can be told without CLIP."""
+    section = run.manifest()["stages"].get(STAGE) if run.exists() else None
+    if not isinstance(section, dict) or not isinstance(section.get("settings"), dict):
+        return None
+    facts = section.get("facts") or {}
+    if not _same_clip(request, vocabulary, facts.get("asked")):
+        return None
+    run.check_settings(STAGE, {**section["settings"], **known_settings(request, data)})
+    patches = request.preset.cam.patches
+    learns = patches is not None and bool(patches.statistics_images)
+    if learns and not request.keep_looks and not looks_are_current(run, data.samples):
+        return None
+    current, mine = Freshness.of(run, data.classes), part.of(data.samples)
+    with listener.progress("look") as progress:
+        for index, sample in enumerate(mine):
+            if not current.has_maps(sample):
+                return None
+            progress(index + 1, len(mine))
+    _note_place(run, data, listener)
+    return Summary(0, len(mine), ())
 
-    Args:
-        samples: Images with their labels.
-        maker: Makes the maps.
-        run: Where they go.
-        learnt_from: Ids of the images that say what the classes look like.
-        kept: What was seen in some of them.
-        batch: How many images to give to CLIP together; it looks at those of one size at once.
-        workers: How many batches are under way, each in a thread; see ``share_processor``.
-        progress: Called after each image.
-        report: Called with each image that cannot be processed; the others go on.
-    """
-    kept = kept or KeptSights()
 
-    def read(sample: Sample) -> tuple[bool, Prepared | Sight]:
-        sight = kept.take(sample.id)
-        seen = sample.id in learnt_from
-        return seen, sight or maker.prepare(read_image(sample.image), sample.labels)
+def _same_clip(request: CamRequest, vocabulary: Vocabulary, before: object) -> bool:
+    if not isinstance(before, Mapping) or not isinstance(before.get("files"), Mapping):
+        return False
+    try:
+        return before == asked_of_clip(request, vocabulary, [Path(f) for f in before["files"]])
+    except OSError:
+        return False
 
-    def compute(images: Sequence[tuple[bool, Prepared | Sight]]) -> list[CamMaps]:
-        new = iter(maker.look([image for _, image in images if isinstance(image, Prepared)]))
-        return [
-            maker.maps(next(new) if isinstance(image, Prepared) else image, seen=seen)
-            for seen, image in images
-        ]
 
-    def save(sample: Sample, cams: CamMaps) -> str | None:
-        run.save_cams(sample.id, cams)
-        return SHRUNK if maker.shrinks(cams.size) else None
+def _state(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
-    return for_each_batch(
-        read,
-        compute,
-        save,
-        samples,
-        size=batch,
-        is_done=lambda sample: run.cams_path(sample.id).exists(),
-        workers=workers,
-        progress=progress,
-        report=report,
-    )
+
+def _note_place(run: Run, data: Dataset, listener: Listener) -> None:
+    """Let the record say where the data set is now, if it can be written."""
+    try:
+        run.note_fact(STAGE, "root", str(data.root.absolute()))
+    except WriteError as error:
+        listener.say(f"the run still says that its data are elsewhere: {error}")
+
+
+def say_orphans(run: Run, data: Dataset, listener: Listener) -> None:
+    """Say which maps belong to no image any more."""
+    known = {sample.id for sample in data.samples}
+    known |= {failure.id for failure in data.failures} | set(data.empty)
+    orphans = [id_ for id_ in run.ids("cams") if id_ not in known]
+    if orphans:
+        listener.say(
+            f"{len(orphans)} files in {run.root / 'cams'} belong to no image of the data set any "
+            f"more and are not used, the first is {orphans[0]}.npz"
+        )

@@ -14,6 +14,7 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets import Dataset
 from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError
 from clipes.files import list_files
+from clipes.freshness import Freshness
 from clipes.images import read_mask
 from clipes.metrics import ConfusionMatrix, Scores
 from clipes.pseudo import label_pixels, upsample, with_background
@@ -88,6 +89,7 @@ def evaluate_run(
         "pseudo": lambda id_: _pseudo_masks(run.load_pseudo(id_)),
     }
     stages: dict[str, Scores] = {}
+    _say_stale(Freshness.of(run, data.classes), [s for s in data.samples if s.id in truths], say)
     for folder, masks in outputs.items():
         present = set(run.ids(folder))
         some = {id_: path for id_, path in truths.items() if id_ in present}
@@ -99,6 +101,14 @@ def evaluate_run(
     if not stages:
         raise ArtifactError(f"nothing to score in {run.root}", "run 'clipes cam' first")
     return Scored(data.classes, stages)
+
+
+def _say_stale(current: Freshness, samples: Sequence[Sample], say: Callable[[str], None]) -> None:
+    """Say of how many images the scores are those of output that is out of date."""
+    stale = [(s.id, reason) for s in samples if (reason := current.unusable(s))]
+    if stale:
+        id_, reason = stale[0]
+        say(f"out of date: {len(stale)} of {len(samples)} images, the first is {id_}: {reason}")
 
 
 def evaluate_folder(

@@ -13,6 +13,7 @@ from clipes.datasets.coco import image_key
 from clipes.errors import ArtifactError, ClipesError, UsageError, WriteError
 from clipes.export import FORMATS, Format, Item, Options, Plan, Writer
 from clipes.files import write_json
+from clipes.freshness import Freshness
 from clipes.runner import Summary
 from clipes.stages.reopen import reopen
 from clipes.types import Failure, Progress, Sample
@@ -71,13 +72,17 @@ def export(
         **{option: getattr(options, option) for option in sorted(form.options)},
     }
     _begin(folder, settings, command)
+    current = Freshness.of(run, data.classes)
+    stale = current.unusable if form.source == "pseudo" else current.unusable_maps
     plan = Plan(folder, samples, data.classes, _split(run), _numbers(data), options)
     failures = []
     with form.write(plan) as writer:
-        todo = [s for s in samples if not _is_done(writer, s, run, form)]
+        todo = [s for s in samples if stale(s) or not _is_done(writer, s, run, form)]
         progress(0, len(todo))
         for index, sample in enumerate(todo):
             try:
+                if reason := stale(sample):
+                    raise ArtifactError(reason)
                 writer.add(Item(sample, run, plan))
             except WriteError:
                 raise

@@ -13,8 +13,9 @@ from clipes.config import CrfParams
 from clipes.crf import dense_crf
 from clipes.datasets.base import IMAGE_SUFFIXES, image_id
 from clipes.datasets.pictures import Pictures, find_pictures
-from clipes.errors import ClipesError, DatasetError, WriteError
-from clipes.images import read_image, write_mask
+from clipes.errors import ClipesError, DatasetError, ImageError, WriteError
+from clipes.images import read_origin, write_mask
+from clipes.origin import PredictionOrigin, read_picture, same_picture
 from clipes.pseudo import SHRUNK, shrunk, workable_size
 from clipes.runner import Summary
 from clipes.seg.predict import BYTES_PER_LABEL, Predictor
@@ -81,7 +82,7 @@ def predict(
     out: Path,
     *,
     crf: CrfParams | None,
-    replace: bool,
+    made_with: str | None = None,
     progress: Progress,
     report: Callable[[Failure], None],
 ) -> Summary:
@@ -92,7 +93,8 @@ def predict(
         predictor: The segmenter.
         out: Folder of the masks.
         crf: Settings of the dense CRF at the end, or None for none.
-        replace: Whether masks that are there are made again.
+        made_with: Digest of the segmenter and of how it is asked: masks that say that they were
+            made with it, of the pictures that there are, stay. None makes all again.
         progress: Called after each image.
         report: Called with each image that cannot be processed; the others go on.
 
@@ -100,14 +102,16 @@ def predict(
         WriteError: A mask cannot be written; the rest is not tried.
     """
     paths = {id_: out / f"{id_}.png" for id_ in images}
-    todo = [id_ for id_, path in paths.items() if replace or not path.exists()]
+    todo = [id_ for id_ in images if not _is_done(paths[id_], images[id_], made_with)]
     failures = []
     large = 0
     progress(0, len(todo))
     for index, id_ in enumerate(todo):
         try:
-            mask, was_shrunk = predict_any_size(read_image(images[id_]), predictor, crf)
-            write_mask(paths[id_], mask)
+            pixels, picture = read_picture(images[id_])
+            mask, was_shrunk = predict_any_size(pixels, predictor, crf)
+            origin = PredictionOrigin(picture.sha256, picture.size, made_with or "")
+            write_mask(paths[id_], mask, origin=origin.text() if made_with else "")
             large += was_shrunk
         except WriteError:
             raise
@@ -117,6 +121,21 @@ def predict(
         progress(index + 1, len(todo))
     remarks = {SHRUNK: large} if large else {}
     return Summary(len(todo) - len(failures), len(images) - len(todo), tuple(failures), remarks)
+
+
+def _is_done(path: Path, image: Path, made_with: str | None) -> bool:
+    """Tell whether a mask is there and is the one that would be made now."""
+    if made_with is None or not path.exists():
+        return False
+    try:
+        origin = PredictionOrigin.parse(read_origin(path))
+    except ImageError:
+        return False
+    if origin is None:  # of an older clipes
+        return True
+    written = path.stat().st_mtime_ns
+    same, _ = same_picture(image, origin.image, origin.bytes, written)
+    return same and origin.model == made_with
 
 
 def predict_any_size(

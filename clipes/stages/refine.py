@@ -3,37 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 from clipes.artifacts import Run
 from clipes.config import CrfParams
+from clipes.errors import ArtifactError
+from clipes.freshness import Freshness
 from clipes.images import read_image
+from clipes.origin import MaskOrigin
 from clipes.pseudo import SHRUNK, pseudo_label, workable_size
 from clipes.runner import Summary, for_each
 from clipes.types import Failure, Progress, Sample
 
 
+@dataclass(frozen=True)
+class RefineSettings:
+    """All that changes masks but the maps and the images.
+
+    Attributes:
+        crf: Settings of the CRF.
+        background_exponent: alpha of the background score.
+        backend: Implementation of the CRF.
+    """
+
+    crf: CrfParams
+    background_exponent: float
+    backend: str = "numba"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data, for run.json."""
+        return asdict(self)
+
+
+def waiting(
+    samples: Sequence[Sample], current: Freshness, progress: Progress
+) -> tuple[Sample, ...]:
+    """Return the samples whose masks are missing or out of date.
+
+    Args:
+        samples: Images.
+        current: Tells which masks are.
+        progress: Called after each image.
+    """
+    found = []
+    for index, sample in enumerate(samples):
+        if not current.has_pseudo(sample):
+            found.append(sample)
+        progress(index + 1, len(samples))
+    return tuple(found)
+
+
 def refine(
     samples: Sequence[Sample],
     run: Run,
-    crf: CrfParams,
+    settings: RefineSettings,
+    current: Freshness,
     *,
-    background_exponent: float,
-    crf_backend: str,
     backend: str,
     workers: int | None,
     progress: Progress,
     report: Callable[[Failure], None],
 ) -> Summary:
-    """Make and save the mask and confidence map of every sample that has none yet.
+    """Make and save the mask and confidence map of every sample that has none up to date.
+
+    Masks that were edited by hand are never written over: if their maps have changed, that is
+    reported.
 
     Args:
         samples: Images; only those with maps in ``run`` can be refined.
         run: The run folder.
-        crf: Settings of the CRF.
-        background_exponent: alpha of the background score.
-        crf_backend: Implementation of the CRF.
+        settings: Of the CRF.
+        current: Tells which masks are out of date.
         backend: What the images are spread over, see ``clipes.runner``.
         workers: How many images at once; None for as many as there are cores.
         progress: Called after each image.
@@ -43,15 +85,9 @@ def refine(
     run = Run(run.root.absolute())
     samples = [replace(sample, image=sample.image.absolute()) for sample in samples]
     return for_each(
-        partial(
-            _refine_one,
-            run=run,
-            crf=crf,
-            background_exponent=background_exponent,
-            crf_backend=crf_backend,
-        ),
+        partial(_refine_one, run=run, settings=settings, current=current.at(run)),
         samples,
-        is_done=partial(_has_pseudo, run),
+        is_done=current.at(run).has_pseudo,
         backend=backend,
         workers=workers,
         progress=progress,
@@ -59,21 +95,25 @@ def refine(
     )
 
 
-def _has_pseudo(run: Run, sample: Sample) -> bool:
-    return run.has_pseudo(sample.id)
-
-
 def _refine_one(
-    sample: Sample, run: Run, crf: CrfParams, background_exponent: float, crf_backend: str
+    sample: Sample, run: Run, settings: RefineSettings, current: Freshness
 ) -> str | None:
-    cams = run.load_cams(sample.id)
+    if reason := current.maps(sample):
+        raise ArtifactError(reason, "run 'clipes cam' again")
+    if run.has_pseudo(sample.id) and current.is_edited(sample) and (why := current.mask(sample)):
+        raise ArtifactError(
+            f"{why}: {run.pseudo_path(sample.id)}",
+            "it may be a person's work: delete it to have it made again",
+        )
+    cams, maps = run.load_cams(sample.id), run.maps_origin(sample.id)
     pseudo = pseudo_label(
         read_image(sample.image),
         cams,
-        crf,
-        background_exponent=background_exponent,
-        backend=crf_backend,
+        settings.crf,
+        background_exponent=settings.background_exponent,
+        backend=settings.backend,
     )
-    run.save_pseudo(sample.id, pseudo)
-    size = workable_size(cams.size, 1 + len(cams.labels), backend=crf_backend)
+    origin = MaskOrigin.of(maps, settings.to_dict()).text() if maps else ""
+    run.save_pseudo(sample.id, pseudo, origin=origin)
+    size = workable_size(cams.size, 1 + len(cams.labels), backend=settings.backend)
     return None if size == cams.size else SHRUNK

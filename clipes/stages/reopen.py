@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,22 @@ from typing import Any
 from clipes.artifacts import Run
 from clipes.config import AUTO_LABELS, CamParams, CrfParams, PatchParams, Preset
 from clipes.datasets import Dataset, open_dataset
-from clipes.errors import ArtifactError
+from clipes.errors import ArtifactError, DatasetError, WriteError
 
 
 def reopen(run: Run, root: Path | None, split: str | None = None) -> Dataset:
     """Open the data set a run was made from, wherever ``root`` or run.json say it is.
 
-    ``split`` names another list of its images than the one the run was made from.
+    Where ``root`` is another place than run.json says, run.json says so from then on.
+
+    Args:
+        run: The run folder.
+        root: Where the data set is, if not where run.json says.
+        split: Another list of its images than the one the run was made from.
+
+    Raises:
+        ArtifactError: run.json does not say how the maps were made.
+        DatasetError: The data set is not there, or cannot be used.
     """
     section = run.stage("cam")
     match section:
@@ -31,22 +41,46 @@ def reopen(run: Run, root: Path | None, split: str | None = None) -> Dataset:
             difficult = settings.get("difficult", True)
         case _:
             raise _damaged(run, "settings")
+    recorded = section.get("facts", {}).get("root")
     if root is None:
-        match section:
-            case {"facts": {"root": str(place)}}:
-                root = Path(place)
-            case _:
-                raise _damaged(run, "root")
+        root = _recorded_root(run, recorded)
     tagged = labels == AUTO_LABELS
     data = open_dataset(
         kind,
         root=root,
         split=split or first_split,
-        labels=run.tags_path if tagged else Path(labels) if labels else None,
+        labels=run.tags_path if tagged else _label_file(labels, recorded, root),
         classes=tuple(classes),
         difficult=difficult is not False,
     )
+    if recorded != (place := str(data.root.absolute())):
+        with suppress(WriteError):  # a finished run may be read-only: then --root is said each time
+            run.note_fact("cam", "root", place)
     return data.without_unlabelled() if tagged else data
+
+
+def _recorded_root(run: Run, recorded: object) -> Path:
+    if not isinstance(recorded, str):
+        raise _damaged(run, "root")
+    if not Path(recorded).is_dir():
+        raise DatasetError(
+            f"the data set of {run.root} is no longer at {recorded}",
+            "say once where it is now with --root",
+        )
+    return Path(recorded)
+
+
+def _label_file(labels: str | None, recorded: object, root: Path) -> Path | None:
+    """Return the label file a run was made with; one in the data set has moved with it."""
+    if labels is None:
+        return None
+    path = Path(labels)
+    if not path.is_file() and isinstance(recorded, str):
+        place = Path(recorded)
+        for moved in (path, path.absolute()):
+            if moved.is_relative_to(place) and (root / moved.relative_to(place)).is_file():
+                return root / moved.relative_to(place)
+    return path
 
 
 def preset_of(run: Run) -> Preset:

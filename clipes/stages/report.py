@@ -17,6 +17,7 @@ from clipes.claim import remove_leftovers
 from clipes.datasets import Dataset
 from clipes.errors import ArtifactError, ClipesError
 from clipes.files import list_files
+from clipes.freshness import Freshness
 from clipes.metrics import Scores
 from clipes.report.measure import Row, Tally, measure
 from clipes.report.page import Head, write_page, write_queue
@@ -118,7 +119,8 @@ def measure_run(
         A row per image, in order, and the sums over all.
     """
     exponent = preset_of(run).background_exponent
-    work = partial(measure, run=run, classes=classes, exponent=exponent)
+    current = Freshness.of(run, classes)
+    work = partial(measure, run=run, classes=classes, exponent=exponent, current=current)
     chunks = in_groups(samples, _CHUNK)
     rows: list[Row] = []
     tally = Tally(len(classes) + 1)

@@ -1,4 +1,4 @@
-"""What the stages that need CLIP start from: data set, vocabulary, weights, text features."""
+"""What the stages that need CLIP start from, beside data: weights and text features."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from torch import Tensor
 from clipes.clip.backbone import Backbone
 from clipes.clip.gemm import Precision
 from clipes.clip.load import load_visual
-from clipes.datasets import Dataset, open_dataset
 from clipes.device import choose_device
-from clipes.errors import UsageError
 from clipes.stages.features import text_features as resolve_text
 from clipes.stages.templates import choose_templates
 from clipes.text_features import TextFeatures
 from clipes.types import Progress
-from clipes.vocabulary import Fusion, Vocabulary, load_vocabulary
+from clipes.vocabulary import Fusion, Vocabulary
 from clipes.weights import Weights, cache_dir, read_state_dict, resolve
 
 
@@ -77,58 +75,6 @@ class OpenedWeights:
             fp16_positions=fp16_positions,
             precision=precision,
         )
-
-
-def open_labelled(
-    kind: str,
-    *,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
-    prompts: str | None,
-    difficult: bool = True,
-) -> tuple[Vocabulary, Dataset]:
-    """Open a data set and the vocabulary of its classes.
-
-    The classes of a folder are its own unless ``prompts`` name them; the background words are VOC's
-    or COCO's unless ``prompts`` say more.
-    """
-    vocabulary, classes = _vocabulary(kind, prompts)
-    data = open_dataset(
-        kind, root=root, split=split, labels=labels, classes=classes, difficult=difficult
-    )
-    return vocabulary if classes else vocabulary.with_classes(data.classes), data
-
-
-def open_unlabelled(
-    kind: str,
-    *,
-    root: Path | None,
-    split: str | None,
-    prompts: str | None,
-    difficult: bool = True,
-) -> tuple[Vocabulary, Dataset]:
-    """Open a data set without its labels, and the vocabulary to look for; as ``open_labelled``.
-
-    Raises:
-        UsageError: Nothing says what to look for.
-    """
-    vocabulary, classes = _vocabulary(kind, prompts)
-    data = open_dataset(
-        kind, root=root, split=split, classes=classes, difficult=difficult, labelled=False
-    )
-    if not data.classes:
-        raise UsageError(
-            f"nothing says which classes to look for in {data.root}",
-            "name a vocabulary with --prompts (voc, coco or a file), or write classes.txt there",
-        )
-    return vocabulary if classes else vocabulary.with_classes(data.classes), data
-
-
-def _vocabulary(kind: str, prompts: str | None) -> tuple[Vocabulary, tuple[str, ...] | None]:
-    """Return the vocabulary of a kind of data set, and its classes unless they are the data's."""
-    vocabulary = load_vocabulary(prompts or ("coco" if kind == "coco" else "voc"))
-    return vocabulary, vocabulary.classes if prompts or kind != "folder" else None
 
 
 def open_weights(

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 
 import torch
 
 from clipes.artifacts import Run
 from clipes.clip.backbone import Backbone
 from clipes.config import CamParams, TagParams
-from clipes.datasets import Dataset, open_dataset
-from clipes.datasets.base import path_id, read_list
-from clipes.errors import ClipesError, DatasetError, UsageError
-from clipes.files import write_text
-from clipes.images import read_image
+from clipes.datasets import Dataset
+from clipes.errors import UsageError
 from clipes.runner import Summary
 from clipes.stages.features import fingerprint
 from clipes.stages.setup import Clip
+from clipes.stages.tag_file import make_tags, open_tagged, untagged
 from clipes.tagging import choose_tags, class_scores
 from clipes.text_features import TextFeatures
-from clipes.types import Failure, Float32Array, Progress, Sample, UInt8Array
-
-_COLUMNS = ("image", "labels", "scores")
-_SECONDS_BETWEEN_WRITES = 20.0
+from clipes.types import Failure, Float32Array, Progress, UInt8Array
 
 
 class Tagger:
@@ -119,120 +111,15 @@ def tag(
                 data.samples,
                 data.classes,
                 tagger,
-                params.threshold,
+                partial(choose_tags, threshold=params.threshold),
                 path,
                 progress=bar,
                 report=report,
             )
-    labelled = open_dataset(
-        data.name, root=data.root, split=split, labels=path, classes=data.classes
-    ).without_unlabelled()
+    labelled = open_tagged(data, run, split)
+    for remark in labelled.remarks:
+        say(remark)
     say(f"tags: {path}; look through them and correct them, then run the same command again")
     if labelled.empty:
         say(f"{len(labelled.empty)} images show none of the classes")
     return labelled, summary
-
-
-def make_tags(
-    samples: Sequence[Sample],
-    classes: Sequence[str],
-    tagger: Callable[[UInt8Array], Float32Array],
-    threshold: float,
-    path: Path,
-    *,
-    progress: Progress,
-    report: Callable[[Failure], None],
-) -> Summary:
-    """Tag every image that the label file ``path`` does not list yet.
-
-    The file has the columns image, labels, scores, the best label first; an image that shows none
-    of the classes has empty ones. Rows that are there stay as they are: a person may have corrected
-    them.
-
-    Args:
-        samples: Images.
-        classes: Class names, in the order of the scores.
-        tagger: Scores the classes of an image.
-        threshold: Score from which a class is a tag.
-        path: The label file; it is written every few seconds, so that little is lost.
-        progress: Called after each image.
-        report: Called with each image that cannot be tagged; the others go on.
-
-    Raises:
-        DatasetError: The label file has lost its columns.
-        ArtifactError: The label file cannot be written.
-    """
-    rows = _read_rows(path) if path.exists() else []
-    todo = untagged(samples, path)
-    # A name that holds a separator would be taken for two.
-    words = [str(k) if set(";|") & set(name) else name for k, name in enumerate(classes)]
-    failures: list[Failure] = []
-    written = time.monotonic()
-    progress(0, len(todo))
-    for index, sample in enumerate(todo):
-        try:
-            scores = tagger(read_image(sample.image))
-            tags = choose_tags(scores, threshold)
-            row = (words[k] for k in tags), (f"{scores[k]:.2f}" for k in tags)
-            rows.append([f"{sample.id}{sample.image.suffix}", *map(";".join, row)])
-        except ClipesError as error:
-            failures.append(Failure(sample.id, str(error)))
-            report(failures[-1])
-        if index + 1 == len(todo) or time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            _write_rows(path, rows)
-            written = time.monotonic()
-        progress(index + 1, len(todo))
-    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))
-
-
-def untagged(samples: Sequence[Sample], path: Path) -> list[Sample]:
-    """Return the images that the label file ``path`` does not list, all if there is none."""
-    listed = {_id(row[0]) for row in _read_rows(path)} if path.exists() else set()
-    return [sample for sample in samples if sample.id not in listed]
-
-
-def drop_changed(run: Run, data: Dataset) -> int:
-    """Remove maps and masks of a run that were made from other labels than ``data`` has now.
-
-    Returns:
-        Of how many images.
-    """
-    labels = {sample.id: sorted(sample.labels) for sample in data.samples}
-    labels |= {id_: [] for id_ in data.empty}
-    changed = [
-        id_
-        for id_ in run.ids("cams")
-        if id_ in labels and sorted(run.load_cams(id_).labels.tolist()) != labels[id_]
-    ]
-    for id_ in changed:
-        # The maps last: as long as they are there, the others are looked for again.
-        for path in (run.pseudo_path(id_), run.confidence_path(id_), run.cams_path(id_)):
-            path.unlink(missing_ok=True)
-    return len(changed)
-
-
-def _id(name: str) -> str:
-    try:
-        return path_id(name)
-    except DatasetError:
-        return ""
-
-
-def _read_rows(path: Path) -> list[list[str]]:
-    """Read the columns of a label file that a person may have edited in a spreadsheet."""
-    text = read_list(path)
-    header = text.partition("\n")[0]
-    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
-    try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except csv.Error as error:
-        raise DatasetError(f"{path} is no CSV: {error}", "save it again as CSV") from error
-    if not {"image", "labels"} <= set(header.strip().split(delimiter)):
-        raise DatasetError(f"{path} has no header 'image,labels'", "put it on the first line")
-    return [[row.get(column) or "" for column in _COLUMNS] for row in rows]
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([_COLUMNS, *rows])
-    write_text(path, table.getvalue())

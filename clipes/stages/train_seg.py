@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from clipes.artifacts import Run
 from clipes.config import CrfParams, SegmenterPreset
 from clipes.datasets import Dataset
-from clipes.errors import ArtifactError, DatasetError
-from clipes.files import list_files, write_json
+from clipes.errors import ArtifactError, DatasetError, RunConflictError
+from clipes.files import list_files, sha256_of, write_json
+from clipes.freshness import Freshness
+from clipes.origin import digest
 from clipes.runner import Shard, Summary
 from clipes.seg.checkpoint import FINAL, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair, TrainingSet, check_pairs
@@ -126,11 +129,19 @@ def train_segmenter(
         "backbone_weights": sources.backbone_weights,
         "val": val_name,
     }
-    facts = {"processes": processes.count, "device": str(processes.device)}
+    with talk.progress("look") as progress:
+        learnt_from = pairs_digest(pairs, progress)
+    facts = {
+        "processes": processes.count,
+        "device": str(processes.device),
+        "learnt_from": learnt_from,
+    }
     folder = sources.out.root / "checkpoints"
     final, saved = folder / FINAL, saved_iterations(folder)
     freeze = preset.freeze_norms
     fresh = not resume or not (saved or final.exists())
+    if not fresh:
+        _check_same_training(sources.out, settings, learnt_from)
     if fresh:
         with talk.progress("check") as progress:
             check_pairs(pairs, len(data.classes) + 1, progress)
@@ -167,7 +178,7 @@ def train_segmenter(
                 predictor,
                 sources.out.root / "predictions",
                 crf=CrfParams() if preset.crf else None,
-                replace=False,
+                made_with=digest([sha256_of(final), preset.test_scales, preset.flip, preset.crf]),
                 progress=progress,
                 report=talk.report,
             )
@@ -202,10 +213,14 @@ def training_pairs(
             f"the masks of {masks} come without confidence",
             "give --confidence DIR, or train with --no-cgl",
         )
-    pairs = []
+    current = None if sources.masks else Freshness.of(run, data.classes)
+    pairs, stale = [], []
     for sample in data.samples:
         mask = masks / f"{sample.id}.png"
         if not mask.is_file():
+            continue
+        if current is not None and (reason := current.unusable(sample)):
+            stale.append(f"{sample.id}: {reason}")
             continue
         confidence = maps / f"{sample.id}.png" if guided and maps else None
         if confidence is not None and not confidence.is_file():
@@ -214,14 +229,49 @@ def training_pairs(
                 "make both with 'clipes refine', or train with --no-cgl",
             )
         pairs.append(TrainingPair(sample.id, sample.image, mask, confidence))
+    if stale:
+        say(f"left out: {len(stale)} images, the first is {stale[0]}")
     if not pairs:
         raise ArtifactError(
-            f"no image of {run.root} has a mask in {masks}",
+            f"no image of {run.root} has a mask in {masks} that is up to date",
             "run 'clipes refine' first, or name another folder with --masks",
         )
-    if len(pairs) < len(data.samples):
-        say(f"{len(data.samples) - len(pairs)} of {len(data.samples)} images have no mask")
+    if missing := len(data.samples) - len(pairs) - len(stale):
+        say(f"{missing} of {len(data.samples)} images have no mask")
     return pairs
+
+
+def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:
+    """Return the digest of all files that are learnt from.
+
+    Raises:
+        ArtifactError: One cannot be read.
+    """
+    found = []
+    for index, pair in enumerate(pairs):
+        files = [pair.image, pair.mask, *([pair.confidence] if pair.confidence else [])]
+        try:
+            found.append([pair.id, *(sha256_of(file) for file in files)])
+        except OSError as error:
+            raise ArtifactError(f"cannot read {pair.id}: {error}", "check the file") from error
+        progress(index + 1, len(pairs))
+    return digest(found)
+
+
+def _check_same_training(out: Run, settings: Mapping[str, Any], learnt_from: str) -> None:
+    """Refuse to go on with other settings, or with examples that are no longer what they were."""
+    section = out.manifest()["stages"].get(STAGE, {}) if out.exists() else {}
+    before = section.get("facts", {}).get("learnt_from")
+    if before is None:
+        return  # of an older clipes: ``begin`` compares the settings and the number of examples
+    examples = section.get("settings", {}).get("examples")
+    out.check_settings(STAGE, {**settings, "examples": examples})
+    if before != learnt_from:
+        raise RunConflictError(
+            f"pictures, masks or confidence maps that {out.root / 'checkpoints'} learnt from have "
+            "changed since",
+            "train anew with --no-resume, or into another folder (--out)",
+        )
 
 
 def _train(trainer: Trainer, stream: TrainingSet, out: Run, talk: Talk, *, log: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from clipes import files
 from clipes.errors import WeightsError
 from clipes.weights.layout import normalise
 from clipes.weights.torchscript import MALFORMED, is_torchscript, read_torchscript
@@ -69,14 +69,10 @@ def sha256_of(path: Path) -> str:
     Raises:
         WeightsError: The file cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        return files.sha256_of(path)
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 _REMEDY = "the file is damaged or of another kind; fetch it again from its original source"

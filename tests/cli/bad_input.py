@@ -227,6 +227,13 @@ def _(root: Path) -> Command:
     return cam("run")
 
 
+@case("a file name that cannot be printed, listed too")
+def _(root: Path) -> Command:
+    images = folder(root, "a.jpg,cat\nb\x07b.jpg,cat\n")
+    picture().save(images / "b\x07b.jpg")
+    return cam("run")
+
+
 @case("an image too large, in `check`")
 def _(root: Path) -> Command:
     with_bad(root, "bad.png").write_bytes(png(11_000, 11_000))
@@ -248,7 +255,39 @@ def labels(rows: str, header: str = "image,labels\n") -> Make:
 case("an image without labels")(labels("a.jpg,cat\nb.jpg,\n"))
 case("a class that is not known")(labels("a.jpg,cat\nb.jpg,dgo\n"))
 case("a class number out of range")(labels("a.jpg,0\nb.jpg,3\n"))
-case("an image that is listed twice")(labels("a.jpg,cat\nb.jpg,cat\nb.jpg,dog\n"))
+case("a class in other capitals")(labels("a.jpg,cat\nb.jpg,DOG\n"))
+case("a row for every label, one of them twice")(
+    labels("a.jpg,cat\na.jpg,dog\na.jpg,cat\nb.jpg,dog\n")
+)
+case("two images that have one name")(labels("a.jpg,cat\nb.jpg,cat\nb.png,dog\n"))
+
+
+def unnamed(rows: str) -> Make:
+    """The same where nothing says what the classes are."""
+
+    def make(root: Path) -> Command:
+        command = labels(rows)(root)
+        (root / "photos" / "classes.txt").unlink()
+        return command
+
+    return make
+
+
+case("a comma that may separate or not")(unnamed('a.jpg,cat\nb.jpg,"pipe, rusty"\n'))
+case("commas between labels, no other mark")(unnamed('a.jpg,cat\nb.jpg,"cat,dog"\n'))
+case("a space in a name, no mark")(unnamed("a.jpg,cat\nb.jpg,traffic light\n"))
+
+
+@case("a space that may separate or not")
+def _(root: Path) -> Command:
+    folder(root)
+    (root / "photos" / "classes.txt").unlink()
+    (root / "labels.txt").write_text("a.jpg traffic light\n")
+    return [*cam("run"), "--labels", "labels.txt"]
+
+
+case("a class that is spelt in two ways")(unnamed("a.jpg,Cat\nb.jpg,cat\na.jpg,cat\n"))
+case("a class that is a plural")(unnamed("a.jpg,cats\nb.jpg,dog\n"))
 case("a path that leads out of the folder")(labels("a.jpg,cat\n../../etc/passwd,cat\n"))
 case("an absolute path: only its last part counts")(labels("a.jpg,cat\n/etc/passwd,cat\n"))
 case("an id that is a hidden file's")(labels("a.jpg,cat\n.ssh,cat\n"))

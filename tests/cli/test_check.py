@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from clipes.artifacts import Run
 from clipes.cli import main
+from tests.cli import small_data
 from tests.cli.conftest import Cli
 from tests.cli.test_stages import cam, one_line
 from tests.torch_threads import torch_threads
@@ -65,6 +67,57 @@ def test_check_counts_what_would_fail_and_exits_with_1(cli: Cli, photos: Path) -
     found = {item["kind"]: item for item in json.loads(told.stdout)["problems"]}
     assert found["unknown class"]["images"][0]["id"] == "p1"
     assert [item["id"] for item in found["missing image"]["images"]] == ["p3"]
+
+
+def test_check_shows_the_classes_it_read_and_how(here: Cli, photos: Path) -> None:
+    rows = ["p0.jpg,traffic light", "p1.jpg,Cat", "p2.jpg,cat", "p3.jpg,cat", "p3.jpg,[b]big[/b]"]
+    rows += ["p4.jpg,cat", "p5.jpg,cat"]
+    (photos / "labels.csv").write_text("\n".join(["image,labels", *rows]))
+    done = here("check", "--dataset", "folder", "--root", photos)
+    assert done.returncode == 0, done.stderr
+    cells = [re.findall(r"[^│┃\s][^│┃]*", line) for line in done.stdout.splitlines()]
+    table = [[cell.strip() for cell in row] for row in cells]
+    for row in (["[b]big[/b]", "1", "rare"], ["cat", "5"], ["traffic light", "1", "rare"]):
+        assert row in table
+    remarks = [
+        f"{photos}/labels.csv: labels are not split at spaces; one label each: 'traffic light'",
+        f"{photos}/labels.csv: rows of one image add up, as those of p3.jpg",
+        f"{photos}/labels.csv: 'Cat' (1) taken for 'cat' (4)",
+    ]
+    assert done.stderr.splitlines()[:3] == remarks
+    told = here("check", "--dataset", "folder", "--root", photos, "--json")
+    found = json.loads(told.stdout)
+    assert found["remarks"] == remarks
+    assert [(item["name"], item["images"]) for item in found["classes"]] == [
+        ("[b]big[/b]", 1),
+        ("cat", 5),
+        ("traffic light", 1),
+    ]
+    voc = here("check", "--dataset", "folder", "--root", photos, "--prompts", "coco")
+    (line,) = [line for line in voc.stdout.splitlines() if line.startswith("no image shows: ")]
+    assert "person, bicycle, " in line
+    assert line.endswith(" and 58 more")
+
+
+def test_cam_says_how_labels_were_read_and_what_a_class_may_be_called(
+    here: Cli, photos: Path, tmp_path: Path
+) -> None:
+    small_data.write_clip(tmp_path / "clip.safetensors", tmp_path / "text.npz")
+    rows = ["p0.jpg,Cat", "p1.jpg,cat", 'p2.jpg,"cat,dog"', "p3.jpg,dog"]
+    (photos / "labels.csv").write_text("\n".join(["image,labels", *rows]))
+    (photos / "images/p4.jpg").unlink()
+    (photos / "images/p5.jpg").unlink()
+    command = small_data.cam("run", photos)
+    done = here(*command)
+    assert done.returncode == 0, done.stderr
+    path = photos / "labels.csv"
+    assert done.stderr.count(f"{path}: ',' separates labels, as in 'cat,dog'\n") == 1
+    assert done.stderr.count(f"{path}: 'Cat' (1) taken for 'cat' (2)\n") == 1
+    assert Run(tmp_path / "run").stage("cam")["settings"]["classes"] == ["cat", "dog"]
+    (photos / "labels.csv").write_text("image,labels\np0.jpg,cats\np1.jpg,dog\n")
+    wrong = here(*small_data.cam("other", photos))
+    assert wrong.returncode == 1
+    assert "did you mean 'cat' for 'cats'? Else use weights" in one_line(wrong.stderr)
 
 
 def test_check_of_nothing_is_one_line(cli: Cli, tmp_path: Path) -> None:
@@ -137,20 +190,23 @@ def test_labels_auto_writes_tags_that_can_be_corrected(
     assert run.ids("cams") == tagged
     assert here("refine", "--workers", 1).returncode == 0
 
-    # A correction: only this image is made again.
+    # A correction: where what the classes look like is kept, only this image is made again.
     before = {id_: run.cams_path(id_).read_bytes() for id_ in tagged}
     lines = table.read_text().splitlines()
     table.write_text("\n".join(["p2.jpg,cat;dog," if x.startswith("p2") else x for x in lines]))
-    second = cam(here, photos, tiny_weights, *options)
+    second = cam(here, photos, tiny_weights, *options, "--keep-looks")
     assert second.returncode == 0, second.stderr
+    assert "made again: p2: its maps were made for" in second.stderr
     assert run.load_cams("p2").labels.tolist() == [7, 11]
-    assert not run.has_pseudo("p2")
     assert all(run.cams_path(k).read_bytes() == v for k, v in before.items() if k != "p2")
     refined = here("refine", "--workers", 1)
     assert refined.returncode == 0, refined.stderr
     assert "1 made" in refined.stderr
     assert set(np.unique(run.load_pseudo("p2").mask)) <= {0, 8, 12}
     assert here("eval").returncode == 0
+    third = cam(here, photos, tiny_weights, *options)
+    assert "1 of the 6 images that say what the classes look like have other labels" in third.stderr
+    assert "maps: 6 made, 0 there before, 0 failed" in third.stderr
     half = cam(here, photos, tiny_weights, *options, "--shard", "0/2")
     assert half.returncode == 0, half.stderr
 

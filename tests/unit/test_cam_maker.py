@@ -18,11 +18,13 @@ from clipes.clip.backbone import Backbone
 from clipes.clip.load import load_visual
 from clipes.config import CamParams, PatchParams
 from clipes.errors import BackendError
+from clipes.freshness import Freshness, looks_digest
 from clipes.images import read_image
 from clipes.looks import Looks
-from clipes.stages import cam as stage
-from clipes.stages.cam import KeptSights, make_cams
+from clipes.origin import Picture
+from clipes.stages import make_cams as stage
 from clipes.stages.learn_looks import learn_looks
+from clipes.stages.make_cams import KeptSights, make_cams
 from clipes.text_features import TextFeatures, unit_rows
 from clipes.types import Sample
 from clipes.weights import read_state_dict
@@ -136,7 +138,9 @@ def run_both_passes(samples, run: Run, maker: CamMaker, *, keep: bool, batch: in
     settings = {"kept": kept, "batch": batch, "workers": 2, "progress": lambda *_: None}
     looks, seen = learn_looks(samples, maker, run, PATCHES, say=quiet, **settings)
     informed = maker.with_looks(looks)
-    summary = make_cams(samples, informed, run, learnt_from=seen, report=lambda _: None, **settings)
+    current = Freshness(run, (), cam={}, looks=looks_digest(run))
+    settings |= {"learnt_from": seen, "report": lambda _: None}
+    summary = make_cams(samples, informed, run, current, **settings)
     assert summary.done == len(samples)
 
 
@@ -163,10 +167,12 @@ def test_what_is_kept_does_not_keep_its_batch(backbone, text, images, monkeypatc
     maker = CamMaker(backbone, text, params("patches"))
     first, *_ = maker.look([maker.prepare(images[k], LABELS[k]) for k in (0, 2, 4, 6)])
     kept = KeptSights(["wanted"])
-    kept.keep("other", first)
+    picture = Picture("", 0, 0)
+    kept.keep("other", first, picture)
     assert kept.take("other") is None
-    kept.keep("wanted", first)
-    found = kept.take("wanted")
+    kept.keep("wanted", first, picture)
+    found, same_picture = kept.take("wanted")
+    assert same_picture is picture
     evidence, same = found.evidence, first.evidence
     for part, whole in (
         (evidence.activations, same.activations),
@@ -210,6 +216,7 @@ def test_a_broken_image_does_not_hinder_its_batch(backbone, text, samples, tmp_p
         samples,
         maker,
         run,
+        Freshness(run, (), cam={}, looks=None),
         batch=4,
         workers=1,
         progress=lambda *count: done.append(count),

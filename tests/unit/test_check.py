@@ -11,7 +11,7 @@ from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.problems import Kind
 from clipes.images import write_mask
 from clipes.metrics import ConfusionMatrix
-from clipes.stages.check import Findings, check
+from clipes.stages.check import RARE, Findings, check
 from clipes.types import IGNORE
 from tests.unit.coco_support import write_image
 
@@ -33,7 +33,7 @@ def photos(tmp_path: Path) -> Path:
         write_image(tmp_path / f"{name}.jpg", SIZE)
         write_mask(tmp_path / "masks" / f"{name}.png", mask_of(1, IGNORE))
         lines.append(f"{name},cat")
-    lines += ["missing,cat", "typo,cta", "silent,", "twice,cat"]
+    lines += ["missing,cat", "typo,cta", "silent,", "twice.jpg,cat"]
     for name in ("typo", "silent"):
         write_image(tmp_path / f"{name}.jpg", SIZE)
     write_image(tmp_path / "a..b.jpg", SIZE)
@@ -110,6 +110,25 @@ def test_json_holds_every_reason(photos):
     assert [item["kind"] for item in value["problems"]] == [kind.value for kind in EXPECTED]
     assert [item["count"] for item in value["problems"]] == [1] * len(EXPECTED)
     assert all(item["images"][0]["reason"] for item in value["problems"])
+
+
+def test_classes_are_counted_and_the_rare_ones_marked(tmp_path):
+    lines = [f"{k}.jpg,cat" for k in range(RARE)] + [f"{k}.jpg,dog" for k in range(RARE - 1)]
+    for k in range(RARE):
+        write_image(tmp_path / f"{k}.jpg")
+    (tmp_path / "labels.csv").write_text("\n".join(["image,labels", *lines, "gone.jpg,cat"]))
+    (tmp_path / "classes.txt").write_text("emu\ndog\ncat\n")
+    findings = run(open_dataset("folder", root=tmp_path))
+    value = findings.to_json()
+    assert value["classes"] == [
+        {"name": "emu", "images": 0, "rare": False},
+        {"name": "dog", "images": RARE - 1, "rare": True},
+        {"name": "cat", "images": RARE, "rare": False},
+    ]
+    (remark,) = value["remarks"]
+    assert "rows of one image add up, as those of 0.jpg and 3 more" in remark
+    unlabelled = open_dataset("folder", root=tmp_path, labelled=False, classes=("cat",))
+    assert run(unlabelled).to_json()["classes"] == []
 
 
 def test_a_clean_data_set_and_one_without_masks_are_fine(tmp_path):

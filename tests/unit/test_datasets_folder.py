@@ -78,10 +78,13 @@ def test_classes_that_are_not_stated_are_the_names_seen_sorted(tmp_path):
     assert named(data) == {"a": ["zebra", "dining table"], "b": ["cow"], "c": ["dining table"]}
 
 
-def test_one_label_with_a_space_is_two_unless_the_classes_are_known(tmp_path):
+def test_a_name_with_a_space_is_one_label_in_a_table(tmp_path):
     text = "image,labels\na.jpg,dining table\n"
     root = folder(tmp_path, "a.jpg", labels_csv=text)
-    assert named(open_dataset("folder", root=root)) == {"a": ["dining", "table"]}
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"a": ["dining table"]}
+    (remark,) = data.remarks
+    assert remark.endswith("not split at spaces; one label each: 'dining table'")
     assert named(open_dataset("folder", root=root, classes=("cat", "dining table"))) == {
         "a": ["dining table"]
     }
@@ -111,6 +114,13 @@ def test_sub_folders_are_classes(tmp_path):
     assert data.remarks == ()
     assert [sample.mask for sample in data.samples] == [root / "masks/1.png", None]
     assert data.failures == ()
+
+
+def test_sub_folders_that_spell_one_name_are_one_class(tmp_path):
+    root = folder(tmp_path, "cat/1.jpg", "cat/2.jpg", "Cat/3.jpg")
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"Cat_3": ["cat"], "cat_1": ["cat"], "cat_2": ["cat"]}
+    assert data.remarks == (f"{root}: 'Cat' (1) taken for 'cat' (2)",)
 
 
 def test_an_id_is_the_path_and_does_not_change_when_a_neighbour_comes(tmp_path):
@@ -307,27 +317,33 @@ def test_one_bad_row_does_not_stop_the_others(tmp_path):
             "commas.jpg,cat,dog",
             "missing.jpg,cat",
             "twice.jpg,cat",
-            "twice.jpg,dog",
+            "twice.png,dog",
+            "rows.jpg,cat",
+            "rows.jpg,dog",
+            "rows.jpg,cat",
             "../up.jpg,cat",
             ",cat",
         ]
     )
-    stems = ("good", "typo", "case", "large", "none", "commas", "twice", "unlisted")
+    stems = ("good", "typo", "case", "large", "none", "commas", "twice", "rows", "unlisted")
     root = folder(tmp_path, *(f"{s}.jpg" for s in stems), labels_csv=text, classes_txt="cat\ndog\n")
     data = open_dataset("folder", root=root)
-    assert named(data) == {"good": ["cat"]}
+    assert named(data) == {"good": ["cat"], "case": ["cat"], "rows": ["cat", "dog"]}
     why = reasons(data)
     assert "unknown class 'cta'; did you mean 'cat'?" in why["typo"]
-    assert "did you mean 'cat'?" in why["case"]
     assert "there is no class 7; class numbers go from 0 to 1" in why["large"]
     assert "no labels in" in why["none"]
     assert "3 fields where the header has 2" in why["commas"]
     assert "no image missing.jpg in" in why["missing"]
-    assert "lists it twice" in why["twice"]
+    assert "lists it twice, as twice.jpg and twice.png; remove or rename one" in why["twice"]
     assert "leads out of" in why["../up.jpg"]
-    assert "no image" in why["line 12"]
+    assert "no image" in why["line 15"]
     assert "no labels in" in why["unlisted"]
-    assert len(why) == len(data.failures) == 10
+    assert len(why) == len(data.failures) == 9
+    assert [remark.partition(".csv: ")[2] for remark in data.remarks] == [
+        "rows of one image add up, as those of rows.jpg",
+        "'Cat' (1) taken for 'cat' (4)",
+    ]
 
 
 def test_json_rows_of_another_shape_are_failures(tmp_path):
@@ -340,8 +356,9 @@ def test_json_rows_of_another_shape_are_failures(tmp_path):
 def test_repeated_json_keys_are_not_silently_merged(tmp_path):
     text = '{"a": ["x"], "b": ["x"], "a": ["y"]}'
     data = open_dataset("folder", root=folder(tmp_path, "a.jpg", "b.jpg", labels_json=text))
-    assert "lists it twice" in reasons(data)["a"]
-    assert data.classes == ("x",)
+    assert named(data) == {"a": ["x", "y"], "b": ["x"]}
+    (remark,) = data.remarks
+    assert "rows of one image add up, as those of a" in remark
 
 
 def test_json_numbers_are_indices_only_where_the_classes_are_known(tmp_path):
@@ -389,7 +406,7 @@ def test_a_split_chooses_and_orders(tmp_path, split):
         "a.jpg",
         "b.jpg",
         "c.jpg",
-        labels_txt="a x\nb x y z\nc x\n",
+        labels_txt="a x\nb x;y;z\nc x\n",
         some_txt="c.jpg\na\nd\n",
     )
     data = open_dataset("folder", root=root, split=split.replace("PATH", str(root / "some.txt")))
@@ -418,7 +435,11 @@ def test_masks_are_found_by_name(tmp_path, masks):
         ({"labels_json": "[" * 100_000}, "is no JSON"),
         ({"labels_json": "3"}, "neither an object nor a list"),
         ({"labels_txt": "a x\n", "labels_csv": "image,labels\na,x\n"}, "choose with --labels"),
-        ({"labels_txt": "a x\n", "classes_txt": "x\ny\nx\n"}, "'x' is there twice"),
+        ({"labels_txt": "a x\n", "classes_txt": "x\ny\nx\n"}, "'x' is there twice; remove"),
+        (
+            {"labels_txt": "a x\n", "classes_txt": "a b\nA_b\n"},
+            "'A_b' is there twice, as 'a b' too",
+        ),
         ({"labels_txt": "a x\n", "classes_txt": "background\nx\n"}, "mask value 0 is background"),
         ({"labels_txt": "a x\n", "classes_txt": "\n"}, "names no class"),
         ({"labels_txt": "a x\n", "classes_txt": "x\x1b[31m\n"}, "is no class name"),
@@ -467,6 +488,17 @@ def test_files_whose_names_are_no_ids_are_failures(tmp_path):
     data = open_dataset("folder", root=root)
     assert list(named(data)) == ["a"]
     assert set(reasons(data)) == {"b..c.jpg", "d\\nd.jpg"}
+
+
+@pytest.mark.parametrize("split", [None, "some"])
+def test_a_name_that_is_no_id_is_one_failure_wherever_it_is_met(tmp_path, split):
+    text = "image,labels\na.jpg,cat\nd\x07d.jpg,cat\n"
+    root = folder(tmp_path, "a.jpg", "d\x07d.jpg", labels_csv=text, some_txt="a.jpg\nd\x07d.jpg\n")
+    data = open_dataset("folder", root=root, split=split)
+    assert list(named(data)) == ["a"]
+    (failure,) = data.failures
+    assert failure.id == "d\\x07d.jpg"
+    assert r"'d\x07d' cannot be an image id: it holds '\x07' as character 2" in failure.reason
 
 
 WORDS = st.sampled_from(

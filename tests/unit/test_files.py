@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
 
@@ -118,25 +119,27 @@ def test_plain_names_are_ids(name):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "why"),
     [
-        "",
-        " ",
-        ".",
-        "..",
-        "a/b",
-        "a\\b",
-        "/a",
-        "C:a",
-        "a..b",
-        ".a",
-        "a\nb",
-        "a\0",
-        "\udcff",
-        "x" * 201,
-        "\u00e9" * 101,
+        ("", "is blank"),
+        (" ", "is blank"),
+        (".", "starts with a dot"),
+        ("..", "starts with a dot"),
+        ("a/b", "holds a separator or a drive"),
+        ("a\\b", "holds a separator or a drive"),
+        ("/a", "holds a separator or a drive"),
+        ("C:a", "holds a separator or a drive"),
+        ("a..b", "holds '..'"),
+        (".a", "starts with a dot"),
+        ("a\nb", r"holds '\n' as character 2, which cannot be printed"),
+        ("a\0", r"holds '\x00' as character 2"),
+        ("x" * 99 + "\x07", r"holds '\x07' as character 100"),
+        ("\udcff", r"holds '\udcff' as character 1"),
+        ("x" * 201, "is longer than 200 bytes"),
+        ("\u00e9" * 101, "is longer than 200 bytes"),
     ],
 )
-def test_other_names_are_not(name):
-    with pytest.raises(DatasetError, match="cannot be an image id; an id is a plain file name"):
+def test_other_names_are_not_and_it_says_why(name, why):
+    told = re.escape(f"cannot be an image id: it {why}") + ".*; an id is a plain file name"
+    with pytest.raises(DatasetError, match=told):
         check_id(name)

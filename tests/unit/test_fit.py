@@ -168,6 +168,10 @@ class TestGather:
             ("person", "tvmonitor"),
         ]
 
+    def test_other_spellings_become_those_of_the_classes(self) -> None:
+        (image,) = gather([dataset(("CAT", "Dining_Table"), (0, 1))], ("cat", "diningtable"))
+        assert image.names == ("cat", "diningtable")
+
     def test_a_name_that_is_a_class_itself_stays(self) -> None:
         (image,) = gather([dataset(("face", "person"), (0, 1))], ("person", "face"))
         assert image.names == ("face", "person")

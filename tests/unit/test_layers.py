@@ -18,8 +18,9 @@ LAYERS = (
     {"clip", "gradcam", "affinity", "crf", "crf_torch", "lattice", "lattice_torch", "simd"}
     | {"pseudo", "fit", "seg", "cam_maker"}
     | {"fusion", "looks", "patch_maps", "prompts_check", "sharpness", "tagging", "device"},
-    {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"},
-    {"claim", "files", "config", "types", "errors"},
+    {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"}
+    | {"origin", "freshness"},
+    {"claim", "files", "config", "types", "errors", "listener"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CONSOLE_LIBRARIES = {"typer", "rich", "click"}
@@ -65,6 +66,7 @@ def test_only_the_console_knows_terminals(path: Path) -> None:
     [
         ("clipes.cli", "torch"),
         ("clipes.cli", "numpy"),
+        ("clipes.stages.cam", "torch"),
         ("clipes.stages.refine", "torch"),
         ("clipes.stages.evaluate", "torch"),
     ],

@@ -12,9 +12,10 @@ from clipes.artifacts import Run
 from clipes.config import PatchParams
 from clipes.errors import ArtifactError, BackendError, ImageError
 from clipes.looks import Statistics
+from clipes.origin import Picture
 from clipes.stages import learn_looks as stage
-from clipes.stages.cam import KeptSights
 from clipes.stages.learn_looks import evenly_spaced, learn_looks, load_looks
+from clipes.stages.make_cams import KeptSights
 from clipes.types import Sample
 from tests.unit.clip_support import quiet
 
@@ -51,12 +52,12 @@ class Maker:
 
 @pytest.fixture(autouse=True)
 def _pictures(monkeypatch):
-    def read(path: Path) -> int:
+    def read(path: Path) -> tuple[int, Picture]:
         if path.stem in ("007", "017"):
             raise ImageError(f"{path} is empty")
-        return int(path.stem)
+        return int(path.stem), Picture(path.stem, 1, 0)
 
-    monkeypatch.setattr(stage, "read_image", read)
+    monkeypatch.setattr(stage, "read_picture", read)
 
 
 def samples(count: int) -> list[Sample]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from clipes.artifacts import Run
 from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.freshness import Freshness
 from clipes.images import write_mask
 from clipes.metrics import ConfusionMatrix
 from clipes.pseudo import cam_mask
@@ -162,10 +163,10 @@ def test_an_image_has_the_mean_iou_of_the_labels_that_it_or_its_mask_holds(made:
 @pytest.mark.parametrize("size", [1, 3])
 def test_parts_add_up_to_the_whole(made: Made, size: int) -> None:
     samples = reopen(made.run, None).samples
-    whole_rows, whole = measure(samples, made.run, CLASSES, 1.0)
-    rows, tally = [], Tally(4)
+    whole_rows, whole = measure(samples, made.run, CLASSES, 1.0, Freshness.of(made.run, CLASSES))
+    rows, tally, current = [], Tally(4), Freshness.of(made.run, CLASSES)
     for at in range(0, len(samples), size):
-        some, sums = measure(samples[at : at + size], made.run, CLASSES, 1.0)
+        some, sums = measure(samples[at : at + size], made.run, CLASSES, 1.0, current)
         rows += some
         tally.add(sums)
     assert rows == whole_rows
@@ -206,7 +207,7 @@ def test_what_cannot_be_used_is_named_leads_the_queue_and_counts_nowhere(made: M
     rows, tally = all_measured(made)
     assert [row.failure != "" for row in rows] == [True] * 4
     assert "9 x 9" in rows[2].failure
-    assert "there are 3 classes" in rows[3].failure
+    assert "its maps were made for class 7, its labels are cat and " in rows[3].failure
     assert all(row.urgency == float("inf") for row in rows)
     assert not tally.pixels.any()
     assert tally.scores() == {}
@@ -264,4 +265,4 @@ def test_what_cannot_be_shown_takes_no_place() -> None:
 def test_a_run_without_maps_of_these_images(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"a": (0,)}).run
     assert isinstance(run, Run)
-    assert measure([], run, CLASSES, 1.0)[0] == []
+    assert measure([], run, CLASSES, 1.0, Freshness(run, CLASSES, cam={}, looks=None))[0] == []

@@ -1,22 +1,24 @@
 from __future__ import annotations
 
+import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from clipes.artifacts import Run
 from clipes.clip.backbone import Backbone
 from clipes.clip.load import load_visual
 from clipes.config import TagParams
 from clipes.datasets import open_dataset
 from clipes.datasets.base import Dataset
 from clipes.errors import DatasetError
-from clipes.stages.tag import Tagger, drop_changed, make_tags, untagged
+from clipes.stages.tag import Tagger
+from clipes.stages.tag_file import make_tags, untagged
 from clipes.tagging import choose_tags, class_scores, key_key_features
 from clipes.text_features import TextFeatures, unit_rows
-from clipes.types import CamMaps, Failure, PseudoLabel, Sample
+from clipes.types import Failure
 from clipes.weights import read_state_dict
 from tests.unit.coco_support import write_image
 
@@ -144,9 +146,19 @@ def tag_all(data: Dataset, path: Path) -> tuple[list[str], list[Failure], object
         return np.array(SCORES[seen[-1]], np.float32)
 
     summary = make_tags(
-        data.samples, CLASSES, tagger, 0.38, path, progress=lambda *_: None, report=told.append
+        data.samples,
+        CLASSES,
+        tagger,
+        partial(choose_tags, threshold=0.38),
+        path,
+        progress=lambda *_: None,
+        report=told.append,
     )
     return seen, told, summary
+
+
+def start_of_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def labels(data: Dataset) -> dict[str, list[str]]:
@@ -163,10 +175,10 @@ def test_tags_come_back_as_labels(images, tmp_path):
     assert (sorted(seen), told) == (sorted(SCORES), [])
     assert (summary.done, summary.skipped) == (3, 0)
     assert path.read_text().splitlines() == [
-        "image,labels,scores",
-        "one.png,cat;dining table,0.90;0.50",
-        "three.png,2,0.80",
-        "two.png,,",
+        "image,labels,scores,picture",
+        f"one.png,cat;dining table,0.90;0.50,{start_of_sha256(images.root / 'one.png')}",
+        f"three.png,2,0.80,{start_of_sha256(images.root / 'three.png')}",
+        f"two.png,,,{start_of_sha256(images.root / 'two.png')}",
     ]
     data = reopened(images, path).without_unlabelled()
     assert labels(data) == {"one": ["cat", "dining table"], "three": ["a;b"]}
@@ -222,17 +234,27 @@ def test_a_label_file_that_lost_its_columns_is_an_error(images, tmp_path, text):
     assert path.read_text() == text
 
 
-def test_maps_of_changed_labels_are_dropped(tmp_path):
-    run = Run(tmp_path)
-    for id_, kept in {"same": [1, 0], "more": [0], "none": [1], "unknown": [0]}.items():
-        maps = np.zeros((len(kept), 2, 2), np.float32)
-        run.save_cams(id_, CamMaps(np.array(kept), maps, (8, 8)))
-        run.save_pseudo(id_, PseudoLabel(np.zeros((8, 8), np.uint8), np.ones((8, 8), np.float32)))
-    samples = (Sample("same", Path("x"), (0, 1)), Sample("more", Path("x"), (0, 1)))
-    data = Dataset("folder", tmp_path, CLASSES, samples, (), ("none",))
-    assert drop_changed(run, data) == 2
-    assert run.ids("cams") == run.ids("pseudo") == run.ids("confidence") == ["same", "unknown"]
-    assert drop_changed(run, data) == 0
+def test_another_picture_of_the_same_name_is_tagged_again(images, tmp_path):
+    path = tmp_path / "labels.csv"
+    tag_all(images, path)
+    corrected = path.read_text().replace("cat;dining table", "cat")
+    path.write_text(corrected)
+    assert tag_all(images, path)[0] == []
+    write_image(images.root / "two.png", (8 + 2, 9))  # it looks like the third now
+    seen, _, summary = tag_all(images, path)
+    assert (seen, summary.done, summary.skipped) == (["three"], 1, 2)
+    found = labels(reopened(images, path).without_unlabelled())
+    assert found == {"one": ["cat"], "two": ["a;b"], "three": ["a;b"]}
+    assert tag_all(images, path)[0] == []
+
+
+def test_what_a_person_corrected_is_not_lost_where_another_picture_is(images, tmp_path):
+    path = tmp_path / "labels.csv"
+    tag_all(images, path)
+    path.write_text(path.read_text().replace("cat;dining table", "cat"))
+    write_image(images.root / "two.png", (8 + 2, 9))
+    tag_all(images, path)
+    assert labels(reopened(images, path).without_unlabelled())["one"] == ["cat"]
 
 
 def test_a_tagger_scores_any_image(backbone):

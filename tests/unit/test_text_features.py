@@ -15,7 +15,7 @@ from open_clip.transformer import TextTransformer
 from clipes.clip.load import load_text
 from clipes.clip.text import CONTEXT_LENGTH, encode_prompts, tokenize
 from clipes.errors import VocabularyError
-from clipes.stages.features import PromptEncoder, fingerprint, text_features
+from clipes.stages.features import PromptEncoder, fingerprint, from_given, text_features
 from clipes.text_features import (
     TextFeatures,
     load_text_features,
@@ -114,6 +114,36 @@ def test_a_background_word_that_is_asked_for_as_a_class_stops_competing() -> Non
     np.testing.assert_array_equal(chosen.class_vectors, vectors[[2, 1]])
     assert chosen.background_words == ("sky",)
     np.testing.assert_array_equal(chosen.background_vectors, vectors[[3]])
+
+
+def test_names_of_vectors_are_found_in_any_spelling_but_their_own_wins() -> None:
+    vectors = unit_rows(np.random.default_rng(0).standard_normal((5, 4)))
+    words = ("dining table", "cat", "Cat")
+    features = TextFeatures(words, ("Blue_sky", "grass"), vectors[:3], vectors[3:], "m")
+    chosen = features.for_classes(("Cat", "CAT", "Dining_Table", "blue  sky"))
+    np.testing.assert_array_equal(chosen.class_vectors, vectors[[2, 1, 0, 3]])
+    assert chosen.classes == ("Cat", "CAT", "Dining_Table", "blue  sky")
+    assert chosen.background_words == ("grass",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "remedy"),
+    [
+        (("cats",), "did you mean 'cat' for 'cats'? Else use weights"),
+        (("tv", "cat", "Buses"), "did you mean 'tvmonitor' for 'tv', 'bus' for 'Buses'? Else use"),
+        (("airplanes", "couch"), "did you mean 'aeroplane' for 'airplanes', 'sofa' for 'couch'?"),
+        (("people", "wineglass"), "did you mean 'person' for 'people', 'wine glass' for"),
+        (("truk",), "did you mean 'truck' for 'truk'? Else use"),
+        (("goat", "xylophone"), "use weights with a text tower"),
+    ],
+)
+def test_a_name_without_a_vector_is_met_with_the_one_that_is_meant(
+    asked: tuple[str, ...], remedy: str
+) -> None:
+    with pytest.raises(VocabularyError, match="no text feature for the class") as caught:
+        from_given(stand_in(), Vocabulary(asked, ()), Fusion.sentence)
+    assert caught.value.remedy.startswith(remedy)
+    assert "--text-features FILE.npz" in caught.value.remedy
 
 
 @pytest.fixture(scope="module")

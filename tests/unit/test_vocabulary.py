@@ -19,6 +19,7 @@ from clipes.vocabulary import (
     Vocabulary,
     load_templates,
     load_vocabulary,
+    nearest,
     parse_templates,
     parse_vocabulary,
 )
@@ -203,3 +204,19 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 
 def test_shipped_names_are_those_of_the_files() -> None:
     assert sorted(SHIPPED) == sorted(path.stem for path in (PACKAGE / "prompts").glob("*.toml"))
+
+
+def test_other_classes_keep_their_synonyms_and_stop_competing_in_any_spelling() -> None:
+    voc = load_vocabulary("voc").with_classes(("Person", "SKY", "emu"))
+    assert voc.synonyms == {"Person": ("person with clothes", "people", "human")}
+    assert "sky" not in voc.background
+    assert "grass" in voc.background
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("TVs", "tv"), ("settee", None), ("Couches", "couch"), ("human", "person"), ("dgo", "dog")],
+)
+def test_what_a_name_means_in_other_words(name: str, meant: str | None) -> None:
+    assert nearest(name, load_vocabulary("coco").classes) == meant
+    assert nearest(name, ()) is None

@@ -1,0 +1,117 @@
+"""The images that say what the classes of a run look like, as they were when they were asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipes.artifacts import Run
+from clipes.errors import ArtifactError
+from clipes.files import read_arrays
+from clipes.freshness import LARGEST_LOOKS
+from clipes.origin import Picture, mark_seen, same_picture
+from clipes.types import Sample
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""What the file of the statistics holds."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image that was asked.
+
+    Attributes:
+        id: Its id.
+        labels: 0-based classes, ascending.
+        picture: Its file; of those read back, the time is not known.
+    """
+
+    id: str
+    labels: tuple[int, ...]
+    picture: Picture
+
+
+def read_looks(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of a file of statistics.
+
+    Raises:
+        ArtifactError: There is none, or it is damaged.
+    """
+    try:
+        arrays = read_arrays(path, LARGEST_LOOKS)
+        (tried, total), ids = arrays["tried"].tolist(), arrays["ids"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"cannot read {path}: {error}") from error
+    if not (ids.ndim == 1 and ids.dtype.kind == "U" and 0 <= len(ids) <= tried <= total):
+        raise damaged(path, f"{path} is of other classes or another model")
+    return arrays
+
+
+def damaged(path: Path, what: str) -> ArtifactError:
+    """Return the error of statistics that cannot be used."""
+    return ArtifactError(what, f"remove {path.parent} and run 'clipes cam' again")
+
+
+def write_sources(sources: Sequence[Source]) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays that keep the sources."""
+    return {
+        "ids": np.array([source.id for source in sources], np.str_),
+        "labels": np.array([" ".join(map(str, source.labels)) for source in sources], np.str_),
+        "pictures": np.array([source.picture.sha256 for source in sources], np.str_),
+        "bytes": np.array([source.picture.size for source in sources], np.int64),
+    }
+
+
+def read_sources(arrays: Arrays) -> list[Source] | None:
+    """Return the sources; None if the file, of an older clipes, has only their ids."""
+    columns = [arrays.get(name) for name in ("ids", "labels", "pictures", "bytes")]
+    if any(column is None or column.shape != arrays["ids"].shape for column in columns):
+        return None
+    rows = zip(*(column.tolist() for column in columns if column is not None), strict=True)
+    return [Source(i, _labels(str(k)), Picture(str(p), int(n), 0)) for i, k, p, n in rows]
+
+
+def count_changed(sources: Sequence[Source], samples: Sequence[Sample], path: Path) -> int:
+    """Return how many sources have other labels now, are another picture, or are gone.
+
+    Args:
+        sources: The images that were asked.
+        samples: All images of the run as they are now.
+        path: The file of the statistics.
+    """
+    now, started = {sample.id: sample for sample in samples}, time.time_ns()
+    since = path.stat().st_mtime_ns
+    changed, read = 0, False
+    for source in sources:
+        sample = now.get(source.id)
+        if sample is None or tuple(sorted(sample.labels)) != source.labels:
+            changed += 1
+            continue
+        picture = source.picture
+        same, was_read = same_picture(sample.image, picture.sha256, picture.size, since)
+        changed, read = changed + (not same), read or was_read
+    if read and not changed:
+        mark_seen(path, started)
+    return changed
+
+
+def looks_are_current(run: Run, samples: Sequence[Sample]) -> bool:
+    """Tell whether a run knows what its classes look like, from images that are what they were."""
+    if not run.looks_path.exists():
+        return False
+    arrays = read_looks(run.looks_path)
+    tried, total = arrays["tried"].tolist()
+    sources = read_sources(arrays)
+    return tried == total and (
+        sources is None or not count_changed(sources, samples, run.looks_path)
+    )
+
+
+def _labels(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split() if part.isdecimal())

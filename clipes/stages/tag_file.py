@@ -1,0 +1,129 @@
+"""The file of zero-shot tags of a run: labels for a person to look through and correct."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clipes.artifacts import Run
+from clipes.datasets import Dataset, open_dataset
+from clipes.datasets.base import path_id, read_list
+from clipes.errors import ClipesError, DatasetError
+from clipes.files import sha256_of, write_text
+from clipes.origin import read_picture
+from clipes.runner import Summary
+from clipes.types import Failure, Float32Array, Progress, Sample, UInt8Array
+
+_COLUMNS = ("image", "labels", "scores", "picture")
+_DIGITS = 16  # of the picture's sha256
+_SECONDS_BETWEEN_WRITES = 20.0
+
+
+def open_tagged(data: Dataset, run: Run, split: str | None) -> Dataset:
+    """Open the data set of untagged images ``data`` with the tags of a run as labels."""
+    return open_dataset(
+        data.name, root=data.root, split=split, labels=run.tags_path, classes=data.classes
+    ).without_unlabelled()
+
+
+def make_tags(
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    tagger: Callable[[UInt8Array], Float32Array],
+    choose: Callable[[Float32Array], Sequence[int]],
+    path: Path,
+    *,
+    progress: Progress,
+    report: Callable[[Failure], None],
+) -> Summary:
+    """Tag every image that the label file ``path`` does not list yet, or lists as another picture.
+
+    The file has the columns image, labels, scores and picture, the best label first; an image that
+    shows none of the classes has empty ones. Other rows stay as they are: a person may have
+    corrected them.
+
+    Args:
+        samples: Images.
+        classes: Class names, in the order of the scores.
+        tagger: Scores the classes of an image.
+        choose: Chooses the tags by their scores, the best first.
+        path: The label file; it is written every few seconds, so that little is lost.
+        progress: Called after each image.
+        report: Called with each image that cannot be tagged; the others go on.
+
+    Raises:
+        DatasetError: The label file has lost its columns.
+        ArtifactError: The label file cannot be written.
+    """
+    todo = untagged(samples, path)
+    again = {sample.id for sample in todo}
+    rows = [row for row in _read_rows(path) if _id(row[0]) not in again] if path.exists() else []
+    # A name that holds a separator would be taken for two.
+    words = [str(k) if set(";|") & set(name) else name for k, name in enumerate(classes)]
+    failures: list[Failure] = []
+    written = time.monotonic()
+    progress(0, len(todo))
+    for index, sample in enumerate(todo):
+        try:
+            pixels, picture = read_picture(sample.image)
+            scores = tagger(pixels)
+            tags = choose(scores)
+            row = (words[k] for k in tags), (f"{scores[k]:.2f}" for k in tags)
+            told = map(";".join, row)
+            name = f"{sample.id}{sample.image.suffix}"
+            rows.append([name, *told, picture.sha256[:_DIGITS]])
+        except ClipesError as error:
+            failures.append(Failure(sample.id, str(error)))
+            report(failures[-1])
+        if index + 1 == len(todo) or time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+            _write_rows(path, rows)
+            written = time.monotonic()
+        progress(index + 1, len(todo))
+    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))
+
+
+def untagged(samples: Sequence[Sample], path: Path) -> list[Sample]:
+    """Return the images that the label file ``path`` does not list as the pictures they are now.
+
+    Rows that do not say which picture they are about count as right.
+    """
+    rows = {_id(row[0]): row for row in _read_rows(path)} if path.exists() else {}
+    return [s for s in samples if s.id not in rows or not _is_about(rows[s.id], s)]
+
+
+def _is_about(row: Sequence[str], sample: Sample) -> bool:
+    stated = row[_COLUMNS.index("picture")].strip()
+    try:
+        return not stated or sha256_of(sample.image).startswith(stated)
+    except OSError:
+        return True  # whoever reads it says what is wrong with it
+
+
+def _id(name: str) -> str:
+    try:
+        return path_id(name)
+    except DatasetError:
+        return ""
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """Read the columns of a label file that a person may have edited in a spreadsheet."""
+    text = read_list(path)
+    header = text.partition("\n")[0]
+    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise DatasetError(f"{path} is no CSV: {error}", "save it again as CSV") from error
+    if not {"image", "labels"} <= set(header.strip().split(delimiter)):
+        raise DatasetError(f"{path} has no header 'image,labels'", "put it on the first line")
+    return [[row.get(column) or "" for column in _COLUMNS] for row in rows]
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([_COLUMNS, *rows])
+    write_text(path, table.getvalue())

@@ -1,0 +1,171 @@
+"""The part of ``cam`` that needs CLIP: tags, what the classes look like, and maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from clipes.artifacts import Run
+from clipes.cam_maker import CamMaker
+from clipes.clip.gemm import Precision
+from clipes.datasets import Dataset
+from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
+from clipes.freshness import Freshness, looks_digest
+from clipes.listener import Listener
+from clipes.stages.cam import (
+    STAGE,
+    CamOutcome,
+    CamRequest,
+    Resources,
+    asked_of_clip,
+    files_of,
+    known_settings,
+    say_orphans,
+    say_stale,
+)
+from clipes.stages.features import fingerprint
+from clipes.stages.learn_looks import learn_looks
+from clipes.stages.make_cams import KeptSights, make_cams
+from clipes.stages.setup import Clip, load_clip
+from clipes.stages.tag import tag
+from clipes.types import Failure
+from clipes.vocabulary import Vocabulary
+
+
+def make_maps(
+    request: CamRequest,
+    vocabulary: Vocabulary,
+    data: Dataset,
+    run: Run,
+    resources: Resources,
+    listener: Listener,
+) -> CamOutcome:
+    """Make maps; arguments and errors as for ``clipes.stages.cam.cam``.
+
+    Args:
+        request: What is asked for.
+        vocabulary: The words.
+        data: The images, without labels where they are to be tags.
+        run: The run folder.
+        resources: What the work is shared among.
+        listener: Who is told how it goes.
+    """
+    place = choose_device(request.clip.device)
+    # Before CLIP is loaded, which chooses its kernels by the number of threads.
+    workers, batch = share_processor(place, resources.workers), batch_size(place, resources.batch)
+    clip = _load(request, vocabulary, listener)
+    unusable: Sequence[Failure] = data.failures
+    if request.data.automatic:
+        data, unusable = _tagged(request, data, clip, run, resources, listener)
+    _begin(request, vocabulary, data, clip, run)
+    maker = CamMaker(clip.backbone, clip.text, request.preset.cam)
+    keep_freed_memory()
+    samples = resources.part.of(data.samples)
+    # What was made with what the classes looked like before may turn out to be out of date.
+    before = Freshness.of(run, data.classes)
+    kept = KeptSights(sample.id for sample in samples if not before.has_maps(sample))
+    learnt_from: frozenset[str] = frozenset()
+    patches = request.preset.cam.patches
+    if patches is not None and patches.statistics_images:
+        with listener.progress("looks") as progress:
+            looks, learnt_from = learn_looks(
+                data.samples,
+                maker,
+                run,
+                patches,
+                kept=kept,
+                keep=request.keep_looks,
+                batch=batch,
+                workers=workers,
+                say=listener.say,
+                progress=progress,
+            )
+        maker = maker.with_looks(looks)
+    current = before.with_looks(looks_digest(run))
+    todo = say_stale(samples, current, listener)
+    with (
+        run.claim(STAGE, shared=resources.part.count > 1),
+        listener.progress("cam") as progress,
+    ):
+        summary = make_cams(
+            todo,
+            maker,
+            run,
+            current,
+            learnt_from=learnt_from,
+            kept=kept,
+            batch=batch,
+            workers=workers,
+            progress=progress,
+            report=listener.report,
+        )
+    say_orphans(run, data, listener)
+    return CamOutcome(replace(summary, skipped=len(samples) - len(todo)), unusable)
+
+
+def _load(request: CamRequest, vocabulary: Vocabulary, listener: Listener) -> Clip:
+    asked = request.clip
+    return load_clip(
+        asked.weights,
+        asked.model,
+        vocabulary,
+        text_features=asked.text_features,
+        fp16_positions=request.preset.cam.fp16_positions,
+        device=asked.device,
+        say=listener.say,
+        progress=listener.progress,
+        fusion=asked.fusion,
+        template=asked.template,
+        rankings=asked.rankings,
+        precision=Precision[asked.precision],
+    )
+
+
+def _tagged(
+    request: CamRequest,
+    data: Dataset,
+    clip: Clip,
+    run: Run,
+    resources: Resources,
+    listener: Listener,
+) -> tuple[Dataset, Sequence[Failure]]:
+    """Return the images with tags for labels, and those that cannot be used."""
+    data, tagged = tag(
+        data,
+        clip,
+        run,
+        request.data.tags,
+        split=request.data.split,
+        command=request.command,
+        only_look=resources.part.count > 1,
+        say=listener.say,
+        progress=listener.progress,
+        report=lambda _: None,  # told at the end, with what the data set lacks
+    )
+    return data, (*data.failures, *tagged.failures)
+
+
+def _begin(
+    request: CamRequest, vocabulary: Vocabulary, data: Dataset, clip: Clip, run: Run
+) -> None:
+    """Record what the run is made with, or refuse what it was not made with."""
+    text, weights = clip.text, clip.weights
+    run.begin(
+        STAGE,
+        settings={
+            **known_settings(request, data),
+            "weights": {"name": weights.name, "sha256": weights.sha256},
+            "text": {
+                "sha256": fingerprint(text),
+                "note": text.note,
+                "fusion": text.fusion.value,
+                "templates": text.templates,
+            },
+        },
+        command=request.command,
+        facts={
+            "root": str(data.root.absolute()),
+            "device": str(clip.backbone.device),
+            "asked": asked_of_clip(request, vocabulary, files_of(request, weights.path)),
+        },
+    )

@@ -1,0 +1,246 @@
+"""Labels, pictures and settings that change after a stage: made again, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipes.artifacts import Run
+from clipes.images import read_mask, write_mask
+from tests.cli.conftest import Cli
+from tests.cli.forked import Starter
+from tests.cli.small_data import CLASSES, cam, write_photos
+
+FAST = ("--preset", "fast")
+
+
+@pytest.fixture
+def finished(start: Starter, tmp_path: Path) -> Run:
+    """A run of four images with masks, each image on its own."""
+    write_photos(tmp_path / "photos", 4)
+    done = start(*cam("run"), *FAST)
+    assert done.returncode == 0, done.stderr
+    assert start("refine", "run", "--workers", "1").returncode == 0
+    return Run(tmp_path / "run")
+
+
+def as_csv(root: Path, labels: dict[str, str]) -> list[str]:
+    rows = "".join(f"{name},{label}\n" for name, label in labels.items())
+    (root / "labels.csv").write_text(f"image,labels\n{rows}")
+    return []
+
+
+def as_json(root: Path, labels: dict[str, str]) -> list[str]:
+    (root / "labels.csv").unlink(missing_ok=True)
+    (root / "labels.json").write_text(json.dumps({k: [v] for k, v in labels.items()}))
+    return []
+
+
+def as_text(root: Path, labels: dict[str, str]) -> list[str]:
+    (root / "labels.csv").unlink(missing_ok=True)
+    (root / "labels.txt").write_text("".join(f"{k} {v}\n" for k, v in labels.items()))
+    return []
+
+
+def as_option(root: Path, labels: dict[str, str]) -> list[str]:
+    as_csv(root, labels)
+    (root / "labels.csv").rename(root / "mine.csv")
+    return ["--labels", str(root / "mine.csv")]
+
+
+@pytest.mark.parametrize("write", [as_csv, as_json, as_text, as_option])
+def test_a_corrected_label_is_followed_down_to_the_export(
+    start: Starter, tmp_path: Path, write: Callable[[Path, dict[str, str]], list[str]]
+) -> None:
+    photos, run = tmp_path / "photos", Run(tmp_path / "run")
+    write_photos(photos, 4)
+    labels = {f"p{k:03}.jpg": CLASSES[k % 2] for k in range(4)}
+    options = write(photos, labels)
+    assert start(*cam("run"), *FAST, *options).returncode == 0
+    assert start("refine", "run", "--workers", "1").returncode == 0
+    assert start("export", "run", "--format", "coco").returncode == 0
+
+    write(photos, {**labels, "p000.jpg": "sofa"})
+    early = start("refine", "run", "--workers", "1")
+    assert early.returncode == 1
+    said = "p000: its maps were made for cat, its labels are sofa"
+    assert f"skipping {said}; run 'clipes cam' again" in early.stderr
+    assert "0 made, 3 there before, 1 failed" in early.stderr
+    for command in (("report", "run"), ("export", "run", "--format", "coco")):
+        stale = start(*command)
+        assert stale.returncode == 1
+        assert said in stale.stderr
+    scored = start("eval", "run")
+    assert f"out of date: 1 of 4 images, the first is {said}" in scored.stderr
+
+    again = start(*cam("run"), *FAST, *options)
+    assert again.returncode == 0, again.stderr
+    assert f"made again: {said}" in again.stderr
+    assert "maps: 1 made, 3 there before, 0 failed" in again.stderr
+    assert run.load_cams("p000").labels.tolist() == [2]
+    between = start("eval", "run")
+    assert "its mask was made from other maps than there are now" in between.stderr
+    refined = start("refine", "run", "--workers", "1")
+    assert "masks: 1 made, 3 there before, 0 failed" in refined.stderr
+    assert set(np.unique(read_mask(run.pseudo_path("p000")))) <= {0, 3}
+    exported = start("export", "run", "--format", "coco")
+    assert exported.returncode == 0, exported.stderr
+    content = json.loads((run.root / "export/coco/instances.json").read_text())
+    first = {a["category_id"] for a in content["annotations"] if a["image_id"] == 1}
+    assert first <= {3}
+    assert "out of date" not in start("eval", "run").stderr
+    assert start("report", "run").returncode == 0
+
+
+def test_another_picture_of_the_same_size_is_made_again(finished: Run, start: Starter) -> None:
+    photos = finished.root.parent / "photos" / "images"
+    before = finished.load_cams("p001").maps
+    Image.open(photos / "p000.jpg").transpose(Image.Transpose.ROTATE_180).save(photos / "p001.jpg")
+    refined = start("refine", "run", "--workers", "1")
+    assert "skipping p001: its maps were made from another picture of that name" in refined.stderr
+    again = start(*cam("run"), *FAST)
+    assert "maps: 1 made, 3 there before" in again.stderr
+    assert np.abs(finished.load_cams("p001").maps - before).max() > 0.01
+    assert "masks: 1 made, 3 there" in start("refine", "run", "--workers", "1").stderr
+
+
+def test_what_classes_look_like_follows_the_labels_unless_it_is_to_be_kept(
+    start: Starter, tmp_path: Path
+) -> None:
+    """After a correction, a run is what it would have been with the right labels at once."""
+    write_photos(tmp_path / "photos", 5)
+    table = tmp_path / "photos" / "labels.csv"
+    right = table.read_text()
+    table.write_text(right.replace("p000.jpg,cat", "p000.jpg,sofa"))
+    assert start(*cam("run")).returncode == 0
+    table.write_text(right)
+    kept = start(*cam("run"), "--keep-looks")
+    assert "maps: 1 made, 4 there before" in kept.stderr
+    learnt = start(*cam("run"))
+    assert "maps: 5 made, 0 there before" in learnt.stderr
+    assert "1 of the 5 images that say what the classes look like have other" in learnt.stderr
+    assert start(*cam("at-once")).returncode == 0
+    for name in ("looks/statistics.npz", *(f"cams/p{k:03}.npz" for k in range(5))):
+        once, twice = tmp_path / "at-once" / name, tmp_path / "run" / name
+        assert once.read_bytes() == twice.read_bytes(), name
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Every file with its inode: one that is written again has another."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.read_bytes(), path.stat().st_ino) for path in files}
+
+
+def test_a_run_with_nothing_to_do_needs_no_torch_and_writes_nothing(
+    start: Starter, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 3)
+    assert start(*cam("run")).returncode == 0
+    assert start("refine", "run", "--workers", "1").returncode == 0
+    before = contents(tmp_path / "run")
+    for command in (cam("run"), ["refine", "run"]):
+        code = (
+            "import sys\nfrom clipes.cli import main\n"
+            "try:\n    main()\n"
+            "finally:\n    print('torch' in sys.modules, file=sys.stderr)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "0 made, 3 there before, 0 failed\nFalse\n" in done.stderr
+    assert contents(tmp_path / "run") == before
+
+
+def test_other_weights_or_words_are_refused_by_name(finished: Run, start: Starter) -> None:
+    root = finished.root.parent
+    arrays = dict(np.load(root / "text.npz"))
+    np.savez(root / "text.npz", **{**arrays, "features": arrays["features"][:, ::-1]})
+    done = start(*cam("run"), *FAST)
+    assert done.returncode == 1
+    assert "was made by 'cam' with text.sha256 =" in done.stderr
+
+
+def test_a_data_set_that_moved_is_told_once(finished: Run, start: Starter) -> None:
+    root = finished.root.parent
+    (root / "photos").rename(root / "moved")
+    lost = start("refine", "run")
+    assert lost.returncode == 1
+    assert lost.stderr.splitlines()[-1] == (
+        f"clipes: the data set of run is no longer at {root / 'photos'}; say once where it is now "
+        "with --root"
+    )
+    assert "0 made, 4 there before" in start("refine", "run", "--root", "moved").stderr
+    assert start("eval", "run").returncode == 0
+    assert "0 made, 4 there before" in start(*cam("run", "moved"), *FAST).stderr
+
+
+def test_a_label_file_in_a_data_set_moves_with_it(start: Starter, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_photos(photos, 2)
+    (photos / "labels.csv").rename(photos / "mine.csv")
+    assert start(*cam("run"), *FAST, "--labels", "photos/mine.csv").returncode == 0
+    photos.rename(tmp_path / "moved")
+    assert start("refine", "run", "--root", "moved", "--workers", "1").returncode == 0
+    again = start(*cam("run", "moved"), *FAST, "--labels", "moved/mine.csv")
+    assert "0 made, 2 there before" in again.stderr
+
+
+def test_maps_of_images_that_are_gone_are_named(finished: Run, start: Starter) -> None:
+    photos = finished.root.parent / "photos"
+    (photos / "images" / "p003.jpg").unlink()
+    rows = (photos / "labels.csv").read_text().splitlines()
+    (photos / "labels.csv").write_text("\n".join(rows[:-1]))
+    done = start(*cam("run"), *FAST)
+    assert "0 made, 3 there before" in done.stderr
+    assert "1 files in run/cams belong to no image of the data set any more" in done.stderr
+
+
+def test_a_mask_that_a_person_edited_is_not_written_over(finished: Run, start: Starter) -> None:
+    path = finished.pseudo_path("p000")
+    write_mask(path, np.full_like(read_mask(path), 1))
+    assert "0 made, 4 there before" in start("refine", "run").stderr
+    table = finished.root.parent / "photos" / "labels.csv"
+    table.write_text(table.read_text().replace("p000.jpg,cat", "p000.jpg,cat;dog"))
+    assert start(*cam("run"), *FAST).returncode == 0
+    done = start("refine", "run", "--workers", "1")
+    assert done.returncode == 1
+    assert "and was edited since" in done.stderr
+    assert "delete it to have it made again" in done.stderr
+    assert (read_mask(path) == 1).all()
+    path.unlink()
+    assert start("refine", "run", "--workers", "1").returncode == 0
+
+
+def test_a_training_on_masks_that_changed_is_refused(
+    cli: Cli, finished: Run, tmp_path: Path
+) -> None:
+    command = ["train-seg", "--no-cgl", "--run", "run", "--backbone", "mobilenet_v3_large"]
+    command += ["--backbone-weights", "none", "--crop", "32", "--batch", "2", "--iterations", "1"]
+    command += ["--no-flip", "--test-scales", "1"]
+    assert cli(*command).returncode == 0
+    predicted = finished.root / "predictions" / "p000.png"
+    before = predicted.stat().st_mtime_ns
+    again = cli(*command)
+    assert "trained before" in again.stderr
+    assert "0 made, 4 there before" in again.stderr
+    photos = tmp_path / "photos" / "images"
+    shutil.copy(photos / "p001.jpg", photos / "p000.jpg")
+    changed = cli(*command)
+    assert changed.returncode == 1
+    assert "run/checkpoints learnt from have changed since" in changed.stderr
+    anew = cli(*command, "--no-resume")
+    assert anew.returncode == 0, anew.stderr
+    assert "left out: 1 images, the first is p000: its maps were made from another" in anew.stderr
+    assert predicted.stat().st_mtime_ns > before
