@@ -9,7 +9,7 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -22,6 +22,9 @@ from clipes.errors import ArtifactError, DatasetError, WriteError
 
 BAD_ARRAY = (MemoryError, OverflowError, SyntaxError, TypeError, tokenize.TokenError)
 """What ``np.load`` raises, beside ValueError, on headers that lie or are no Python literals."""
+
+MAX_WALKED = 5_000_000
+"""Most files that are looked through below one folder: lest a wrong path walks a whole disk."""
 
 _BAD_ARCHIVE = (
     zipfile.BadZipFile,
@@ -178,16 +181,71 @@ def list_files(folder: Path, *suffixes: str) -> list[Path]:
     Raises:
         ArtifactError: The folder may not be read.
     """
+    # The listing itself mostly tells files from folders: no question per file.
+    paths = [folder / entry.name for entry in _entries(folder) if _is_file(entry)]
+    return [path for path in paths if not suffixes or path.suffix.lower() in suffixes]
+
+
+def walk_files(
+    folder: Path, *, skip: Collection[str] = (), made: Collection[str] = (), deepest: int = 64
+) -> tuple[list[str], list[str]]:
+    """Return the files in and below ``folder``: those of a folder by name, then its sub-folders'.
+
+    Hidden files and folders are left out. Links to folders are followed right in ``folder`` only,
+    where data sets are put together of them; deeper ones could lead anywhere, and in circles.
+
+    Args:
+        folder: Where to start; a folder that does not exist holds no files.
+        skip: Names of folders that are left out, wherever they lie.
+        made: Names of files that mark a folder below ``folder`` to be left out.
+        deepest: How many folders may lie between ``folder`` and a file.
+
+    Returns:
+        Paths from ``folder`` on, with ``/``, of files; and of links to folders not followed.
+
+    Raises:
+        ArtifactError: A folder may not be read, or they hold more than ``MAX_WALKED`` files.
+    """
+    files: list[str] = []
+    links: list[str] = []
+    todo = [""]
+    while todo:
+        below = todo.pop()
+        entries = _entries(folder / below)
+        if below and any(entry.name in made for entry in entries):
+            continue
+        # Links whose target is gone count as files: whoever reads them will say what is wrong.
+        files += [f"{below}{e.name}" for e in entries if _is_file(e) or _is_broken(e)]
+        if len(files) > MAX_WALKED:
+            raise ArtifactError(
+                f"{folder} holds more than {MAX_WALKED} files", "name the folder of the images"
+            )
+        folders = [e for e in entries if e.name not in skip and not _is_file(e) and e.is_dir()]
+        kept = [e for e in folders if not e.is_symlink() or (not below and _leads_on(e, folder))]
+        links += [f"{below}{e.name}" for e in folders if e not in kept]
+        if below.count("/") < deepest:
+            todo += [f"{below}{e.name}/" for e in reversed(kept)]
+    return files, links
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder and is not hidden, by name; nothing if there is no folder."""
     try:
         with os.scandir(folder) as entries:
-            # The listing itself mostly tells files from folders: no question per file.
-            names = sorted(e.name for e in entries if not e.name.startswith(".") and _is_file(e))
+            return sorted((e for e in entries if e.name[0] != "."), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise ArtifactError(f"cannot list {folder}: {error}", "check its permissions") from error
-    paths = [folder / name for name in names]
-    return [path for path in paths if not suffixes or path.suffix.lower() in suffixes]
+
+
+def _leads_on(link: os.DirEntry[str], folder: Path) -> bool:
+    """Tell whether a link to a folder leads elsewhere than back to where it lies."""
+    return not folder.resolve().is_relative_to(Path(link.path).resolve())
+
+
+def _is_broken(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not entry.is_dir()
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

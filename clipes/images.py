@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
 from clipes.errors import ImageError
@@ -30,7 +30,10 @@ MAX_PIXELS = 120_000_000
 """Largest picture that is decoded (360 MB as RGB); above the largest phone cameras' 108 MP."""
 
 _PIXELS_AT_ONCE = 1 << 22  # lest a large map in float64 takes gigabytes
-_PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+READS_AVIF = "avif" in features.modules and bool(features.check_module("avif"))
+"""Whether the installed Pillow decodes AVIF: since 11.3 it can be built to."""
+
+_PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(("AVIF",) if READS_AVIF else ()))
 
 # Pillow documents no common base for what its decoders raise on damaged files; these were seen, or
 # follow from what they are written with.
@@ -79,7 +82,7 @@ def read_image(path: str | Path) -> UInt8Array:
     told by the content, not by the suffix.
 
     Args:
-        path: A JPEG, PNG, WebP, BMP, TIFF or GIF file.
+        path: A JPEG, PNG, WebP, BMP, TIFF or GIF file, or AVIF if ``READS_AVIF``.
 
     Returns:
         (H, W, 3) uint8, RGB.

@@ -27,6 +27,7 @@ from clipes.cli.options import (
     command_line,
     finish,
     say_failure,
+    say_remarks,
 )
 from clipes.config import AUTO_LABELS, TagParams
 
@@ -65,8 +66,7 @@ def check(
         difficult=difficult,
         labelled=not automatic,
     )
-    for remark in data.remarks:
-        say(remark)
+    say_remarks(data)
     with progress_bar("check") as progress:
         findings = check_stage(data, workers=workers or cpu_count(), progress=progress)
     if as_json:
@@ -110,8 +110,7 @@ def tag(
     from clipes.vocabulary import Fusion
 
     vocabulary, data = open_unlabelled(dataset.value, root=root, split=split, prompts=prompts)
-    for remark in data.remarks:
-        say(remark)
+    say_remarks(data)
     run = Run(out or RUNS / dataset.value)
     clip = load_clip(
         weights,

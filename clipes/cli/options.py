@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clipes.artifacts import Run
+    from clipes.datasets import Dataset
     from clipes.listener import Listener
     from clipes.runner import Shard, Summary
     from clipes.types import Failure
@@ -170,6 +171,14 @@ def say_failure(failure: Failure) -> None:
     from clipes.console import say
 
     say(f"skipping {failure.id}: {failure.reason}")
+
+
+def say_remarks(data: Dataset) -> None:
+    """Say what is worth knowing about a data set as a whole, a line each."""
+    from clipes.console import say
+
+    for remark in data.remarks:
+        say(remark)
 
 
 def listener() -> Listener:

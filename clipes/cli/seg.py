@@ -225,13 +225,13 @@ def predict(
     ] = 1024,
     device: DeviceOption = "auto",
 ) -> None:
-    """Masks of any images with a trained segmenter: OUT/<name>.png, VOC colours.
+    """Masks of any images with a trained segmenter: OUT/<id>.png, VOC colours.
 
     Example: clipes predict runs/voc/checkpoints/final.pt my-photos --out masks
     """
     from clipes.artifacts import Run
     from clipes.config import CrfParams
-    from clipes.console import progress_bar
+    from clipes.console import progress_bar, say
     from clipes.device import choose_device
     from clipes.seg.checkpoint import load_checkpoint
     from clipes.seg.predict import Predictor, TestSettings
@@ -244,18 +244,20 @@ def predict(
         saved.test["flip"] if flip is None else flip,
         window,
     )
-    found = find_images(images)
+    found = find_images(images, out)
+    for remark in found.remarks:
+        say(remark)
     model = saved.build().to(choose_device(device))
     with progress_bar("predict") as progress:
         summary = predict_stage(
-            found,
+            found.images,
             Predictor(model, settings),
             out,
             crf=CrfParams() if (saved.test["crf"] if crf is None else crf) else None,
             progress=progress,
             report=say_failure,
         )
-    finish("masks", Run(out), summary, ())
+    finish("masks", Run(out), summary, found.failures)
 
 
 def _recipe(preset: SegPreset, dataset: str, cuda: bool) -> SegmenterPreset:

@@ -5,28 +5,40 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 
 from clipes.datasets.problems import Kind, Problem, ProblemError
 from clipes.errors import DatasetError
 from clipes.files import check_id, list_files
+from clipes.images import READS_AVIF
 from clipes.types import MAX_CLASSES, Sample
 from clipes.vocabulary import folded, nearest
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_AVIF = (".avif",)
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jfif", ".jpe", ".gif"),
+    *(_AVIF if READS_AVIF else ()),
+)
 """Suffixes, in lower case, of the files taken for images."""
+
+UNREAD_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".svg", ".psd", ".ppm", ".pgm", ".tga", ".exr"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+    *(() if READS_AVIF else _AVIF),
+)
+"""Suffixes of pictures that are not read: worth a word where they lie among images."""
 
 MAX_LIST_BYTES = 64 * 2**20
 """Largest list of images, labels or classes that is read: about a million lines."""
 
+_KNOWN_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
 _SPLIT_FOLDER = Path("ImageSets", "Segmentation")
-_NO_PATHS: Mapping[str, str] = MappingProxyType({})
 
 _LEADING_IMAGE = re.compile(
-    rf"(.+?(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))}))(?:\s+(.*))?$", re.IGNORECASE
+    rf"(.+?(?:{'|'.join(map(re.escape, (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)))}))(?:\s+(.*))?$",
+    re.IGNORECASE,
 )
 
 
@@ -42,7 +54,8 @@ class Dataset:
             unique.
         failures: Images left out, each with the reason.
         empty: Ids of images left out because they are known to show none of the classes.
-        remarks: How files were understood that could be understood otherwise, a line each.
+        remarks: What is worth knowing about it as a whole, a line each: how files were understood
+            that could be understood otherwise; what was seen and not used, how many, and why.
     """
 
     name: str
@@ -127,8 +140,28 @@ def image_id(name: str) -> str:
     if ".." in path.parts:
         raise DatasetError(f"{name[:60]!r} leads out of the data set", "name the image itself")
     # macOS stores accents decomposed, label files rarely do.
-    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
-    return check_id(unicodedata.normalize("NFC", stem))
+    return check_id(unicodedata.normalize("NFC", without_suffix(path.name)))
+
+
+def path_id(path: str) -> str:
+    """Return the id of an image of a folder: its path below that folder, joined by ``_``.
+
+    It is made of the path alone: no other image can change it by coming or going.
+
+    Raises:
+        DatasetError: That is no plain name.
+
+    >>> path_id("1.jpg"), path_id("cat/a/1.jpg")
+    ('1', 'cat_a_1')
+    """
+    return image_id(path.replace("\\", "/").replace("/", "_"))
+
+
+def without_suffix(name: str) -> str:
+    """Return the name or path of a picture without the suffix that says so; others as they are."""
+    stem, _, suffix = name.rpartition(".")
+    known = f".{suffix.lower()}" in _KNOWN_SUFFIXES and stem and not stem.endswith("/")
+    return stem if known else name
 
 
 def printable(text: str) -> str:
@@ -143,14 +176,14 @@ def find_split(root: Path, split: str) -> Path | None:
 
 
 def read_split(
-    root: Path, split: str, ids_by_path: Mapping[str, str] = _NO_PATHS
+    root: Path, split: str, to_id: Callable[[str], str] = image_id
 ) -> tuple[list[str], list[Problem]]:
     """Read a list of images, one a line: ids, file names, or CLIP-ES's pairs of paths.
 
     Args:
         root: Folder of the data set.
         split: Name of a ``.txt`` file in ``ImageSets/Segmentation`` or in ``root``, or a path.
-        ids_by_path: Ids of images whose file names alone are no ids, by folder and file name.
+        to_id: Returns the id of the image that a line names, or raises a ``DatasetError``.
 
     Returns:
         The ids, in order and without repeats, and a failure for each line that names none.
@@ -163,7 +196,8 @@ def read_split(
         places = ", ".join(map(str, _split_places(root, split)))
         raise DatasetError(
             f"no list of images '{split}': looked for {places}",
-            f"name one of {_known_splits(root)} or the path of a list with --split",
+            # Not --split: train-seg has --val for a list, too.
+            f"name one of {_known_splits(root)} or the path of a list",
         )
     ids: dict[str, None] = {}
     failures = []
@@ -171,9 +205,8 @@ def read_split(
         if not line.strip():
             continue
         name, _ = split_line(line)
-        known = ids_by_path.get("/".join(name.replace("\\", "/").split("/")[-2:]))
         try:
-            ids[known or image_id(name)] = None
+            ids[to_id(name)] = None
         except DatasetError as error:
             reason = f"{path} line {number}: {error}"
             failures.append(Problem(printable(name), reason, Kind.unusable_entry))

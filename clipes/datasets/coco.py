@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clipes.datasets.base import (
     IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
     Dataset,
     check_classes,
     collect,
@@ -19,6 +20,7 @@ from clipes.datasets.base import (
     read_split,
 )
 from clipes.datasets.labels import LabelFile, LabelRow, find_label_file, read_labels
+from clipes.datasets.pictures import flat_mask_remarks, not_read
 from clipes.datasets.problems import Kind, Problem, ProblemError
 from clipes.errors import DatasetError
 from clipes.types import Sample
@@ -99,12 +101,16 @@ def open_coco(
     names = COCO_CLASSES if classes is None else check_classes(classes, "classes")
     part = _read_part(root, split)
     images = _index(_image_folders(root, part), *IMAGE_SUFFIXES)
+    unread = _index(_image_folders(root, part), *UNREAD_SUFFIXES)
     if not images:
         places = ", ".join(map(str, _image_folders(root, part)))
-        raise DatasetError(f"no images: looked in {places}", "download them, or choose a --split")
+        raise DatasetError(
+            f"no images: looked in {places}", "download them, or choose another list of images"
+        )
     table = _read_labels(root, part, labels, names) if labelled else None
     folders = [root / name for name in _MASK_FOLDERS]
-    masks = _index([*folders, *(f / f"{n}2014" for f in folders for n in _SPLITS)], ".png")
+    folders += [f / f"{n}2014" for f in folders for n in _SPLITS]
+    masks = _index(folders, ".png")
     if part.ids is not None:
         keys = dict.fromkeys(map(image_key, part.ids))
     else:
@@ -113,6 +119,8 @@ def open_coco(
 
     def make(key: str) -> Sample:
         present = table.indices(key, names) if table is not None else ()
+        if key not in images and key in unread:
+            raise not_read(unread[key])
         if key not in images:
             raise ProblemError(
                 Kind.missing_image, f"no image {key} in {root}", "add it, or drop it from the list"
@@ -124,7 +132,10 @@ def open_coco(
         return Sample(id_, images[key], present, masks.get(key))
 
     remarks = table.remarks if table is not None else ()
-    return collect("coco", root, names, keys, make, part.failures, remarks)
+    data = collect("coco", root, names, keys, make, part.failures, remarks)
+    used = {sample.mask for sample in data.samples}
+    about_masks = flat_mask_remarks(folders, used, next(iter(keys), "IMAGE"))
+    return replace(data, remarks=(*data.remarks, *about_masks))
 
 
 def find_coco(root: Path | None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,7 +121,10 @@ class LabelFile:
 
 
 def read_labels(
-    path: Path, classes: Sequence[str] = (), ids: Sequence[str] | None = None
+    path: Path,
+    classes: Sequence[str] = (),
+    ids: Sequence[str] | None = None,
+    to_id: Callable[[str], str] = image_id,
 ) -> LabelFile:
     """Read a label file.
 
@@ -141,6 +144,7 @@ def read_labels(
         path: The file.
         classes: The class names, where they are known.
         ids: The images of the split in order, where there is a split.
+        to_id: Returns the id of the image that a row names, or raises a ``DatasetError``.
 
     Raises:
         DatasetError: The file cannot be read, is not in the format its suffix promises, or does not
@@ -153,7 +157,7 @@ def read_labels(
         raw = instance_rows(path, classes)
     else:
         raw = read_table(path)
-    return _by_id(path, raw, classes)
+    return _by_id(path, raw, classes, to_id)
 
 
 def find_label_file(root: Path) -> Path | None:
@@ -171,7 +175,9 @@ def find_label_file(root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _by_id(path: Path, raw: RawLabels, classes: Sequence[str]) -> LabelFile:
+def _by_id(
+    path: Path, raw: RawLabels, classes: Sequence[str], to_id: Callable[[str], str]
+) -> LabelFile:
     """Index rows by image; those of one image add up, two images of one id are a problem."""
     rows: dict[str, LabelRow] = {}
     problems = dict(raw.problems)
@@ -179,7 +185,7 @@ def _by_id(path: Path, raw: RawLabels, classes: Sequence[str]) -> LabelFile:
     joined: dict[str, None] = {}
     for image, labels in raw.rows:
         try:
-            id_ = image_id(image)
+            id_ = to_id(image)
         except DatasetError as error:
             name = printable(image)
             problems[name] = Problem(name, f"{path}: {error}", Kind.unusable_entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
@@ -10,6 +11,7 @@ from defusedxml.ElementTree import fromstring
 
 from clipes.datasets.base import (
     IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
     Dataset,
     check_classes,
     class_index,
@@ -19,6 +21,7 @@ from clipes.datasets.base import (
     read_split,
 )
 from clipes.datasets.labels import read_labels
+from clipes.datasets.pictures import flat_mask_remarks, not_read
 from clipes.datasets.problems import Kind, ProblemError
 from clipes.errors import DatasetError
 from clipes.types import Sample
@@ -48,6 +51,7 @@ VOC_CLASSES = (
 """The classes of Pascal VOC in the order of its masks."""
 
 _MAX_XML_BYTES = 2**20
+_MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # the last that has one wins
 _PLACES = (
     "",
     "VOC2012",
@@ -97,10 +101,13 @@ def open_voc(
             f"there is no folder {annotations}", "add it, or name a label file with --labels"
         )
     images = index_files(root / "JPEGImages", *IMAGE_SUFFIXES)
-    masks = index_files(root / "SegmentationClass", ".png")
-    masks |= index_files(root / "SegmentationClassAug", ".png")
+    unread = index_files(root / "JPEGImages", *UNREAD_SUFFIXES)
+    folders = [root / name for name in _MASK_FOLDERS]
+    masks = {id_: path for f in folders for id_, path in index_files(f, ".png").items()}
 
     def make(id_: str) -> Sample:
+        if id_ not in images and id_ in unread:
+            raise not_read(unread[id_])
         if id_ not in images:
             raise ProblemError(
                 Kind.missing_image,
@@ -115,7 +122,10 @@ def open_voc(
         return Sample(id_, images[id_], present, masks.get(id_))
 
     remarks = table.remarks_on(names) if table is not None else ()
-    return collect("voc", root, names, ids, make, failures, remarks)
+    data = collect("voc", root, names, ids, make, failures, remarks)
+    used = {sample.mask for sample in data.samples}
+    about_masks = flat_mask_remarks(folders, used, (*ids, "IMAGE")[0])
+    return replace(data, remarks=(*data.remarks, *about_masks))
 
 
 def read_annotation(

@@ -176,7 +176,7 @@ class Format:
 def image_suffix(sample: Sample) -> str:
     """Return the suffix an image gets where files are named by id: lower case, and one for JPEG."""
     suffix = sample.image.suffix.lower()
-    return ".jpg" if suffix == ".jpeg" else suffix
+    return ".jpg" if suffix in (".jpeg", ".jpe", ".jfif") else suffix
 
 
 def place_image(sample: Sample, target: Path, *, copy: bool) -> None:

@@ -6,11 +6,14 @@
     SegmentationClassAug/<id>.png         palette masks, 255 not labelled
     ImageSets/Segmentation/<split>.txt    the ids
     classes.txt                           class k is on line k, from 1
+    labels.csv                            the images' labels
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import io
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,9 +28,24 @@ def write_voc(plan: Plan) -> Iterator[FolderWriter]:
     """Open the writer of the format."""
     writer = FolderWriter(plan, Path("JPEGImages"), Path("SegmentationClassAug"))
     yield writer
-    ids = [sample.id for sample in writer.written()]
+    written = writer.written()
+    ids = [sample.id for sample in written]
     write_text(plan.folder / "ImageSets" / "Segmentation" / f"{plan.split}.txt", list_text(ids))
     write_text(plan.folder / "classes.txt", list_text(plan.classes))
+    write_text(plan.folder / "labels.csv", _labels(plan, written))
+
+
+def _labels(plan: Plan, samples: Sequence[Sample]) -> str:
+    """Return the labels as a table that is read again."""
+    # A name that holds a separator would be taken for two; a number is the class all the same.
+    words = [str(k) if set(";|") & set(name) else name for k, name in enumerate(plan.classes)]
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["image", "labels"])
+    for sample in samples:
+        name = placed_path(Path(), sample).name
+        rows.writerow([name, ";".join(words[label] for label in sample.labels)])
+    return table.getvalue()
 
 
 class FolderWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,8 @@ import numpy as np
 from clipes.config import CrfParams
 from clipes.crf import dense_crf
 from clipes.datasets.base import IMAGE_SUFFIXES, image_id
+from clipes.datasets.pictures import Pictures, find_pictures
 from clipes.errors import ClipesError, DatasetError, ImageError, WriteError
-from clipes.files import list_files
 from clipes.images import read_origin, write_mask
 from clipes.origin import PredictionOrigin, read_picture, same_picture
 from clipes.pseudo import SHRUNK, shrunk, workable_size
@@ -21,30 +22,58 @@ from clipes.seg.predict import BYTES_PER_LABEL, Predictor
 from clipes.types import Failure, Progress, UInt8Array
 
 
-def find_images(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return the images named, or right in the folders named, by id.
+@dataclass(frozen=True)
+class Found:
+    """The images that are to be predicted.
+
+    Attributes:
+        images: Their paths, by id.
+        failures: Those whose names make no id.
+        remarks: What was seen and not used, how many, and why.
+    """
+
+    images: dict[str, Path]
+    failures: tuple[Failure, ...]
+    remarks: tuple[str, ...]
+
+
+def find_images(paths: Sequence[Path], out: Path) -> Found:
+    """Return the images named, and those in and below the folders named, with the ids of ``cam``.
+
+    Args:
+        paths: Images, and folders of images.
+        out: Where the masks go: a folder below one of ``paths`` that holds none of the images.
 
     Raises:
-        DatasetError: A path is not there, a folder holds no image, or two images share a name.
+        DatasetError: A path is not there, a folder holds no image, or two images share an id.
     """
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
+    failures: list[Failure] = []
+    remarks: list[str] = []
     for path in paths:
         if path.is_dir():
-            images = list_files(path, *IMAGE_SUFFIXES)
-            if not images:
-                raise DatasetError(f"no image in {path}", f"it takes {', '.join(IMAGE_SUFFIXES)}")
+            pictures = find_pictures(path, leave_out=out)
+            failures += pictures.problems.values()
+            remarks += pictures.remarks()
+            pairs = _pairs(path, pictures)
         elif path.is_file():
-            images = [path]
+            pairs = [(image_id(path.name), path)]
         else:
             raise DatasetError(f"there is no file or folder {path}", "check the path")
-        for image in images:
-            id_ = image_id(image.name)
-            if found.setdefault(id_, image) != image:
+        for id_, image in pairs:
+            if images.setdefault(id_, image) != image:
                 raise DatasetError(
-                    f"{found[id_]} and {image} would both become {id_}.png",
+                    f"{images[id_]} and {image} would both become {id_}.png",
                     "rename one, or predict them into different folders",
                 )
-    return found
+    return Found(images, tuple(failures), tuple(remarks))
+
+
+def _pairs(path: Path, pictures: Pictures) -> list[tuple[str, Path]]:
+    if not pictures.ids:
+        seen = "; ".join([f"no image in {path}", *pictures.remarks()])
+        raise DatasetError(seen, f"it takes {', '.join(IMAGE_SUFFIXES)}")
+    return [(id_, pictures.folder / name) for name, id_ in pictures.ids.items()]
 
 
 def predict(

@@ -118,7 +118,8 @@ def tag(
             )
     labelled = open_tagged(data, run, split)
     for remark in labelled.remarks:
-        say(remark)
+        if remark not in data.remarks:  # those were told when the images were found
+            say(remark)
     say(f"tags: {path}; look through them and correct them, then run the same command again")
     if labelled.empty:
         say(f"{len(labelled.empty)} images show none of the classes")

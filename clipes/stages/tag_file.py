@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipes.artifacts import Run
 from clipes.datasets import Dataset, open_dataset
-from clipes.datasets.base import image_id, read_list
+from clipes.datasets.base import path_id, read_list
 from clipes.errors import ClipesError, DatasetError
 from clipes.files import sha256_of, write_text
 from clipes.origin import read_picture
@@ -104,7 +104,7 @@ def _is_about(row: Sequence[str], sample: Sample) -> bool:
 
 def _id(name: str) -> str:
     try:
-        return image_id(name)
+        return path_id(name)
     except DatasetError:
         return ""
 

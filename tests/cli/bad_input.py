@@ -149,6 +149,28 @@ def _(root: Path) -> Command:
     return cam("run")
 
 
+@case("a GIF: its first frame counts")
+def _(root: Path) -> Command:
+    frames = [picture(), picture(mode="L").convert("RGB")]
+    frames[0].save(with_bad(root, "bad.gif"), save_all=True, append_images=frames[1:])
+    return cam("run")
+
+
+case("a JPEG that is called `.jfif`")(saved("RGB", ".jfif", "JPEG"))
+
+
+@case("a photo of a kind that is not read")
+def _(root: Path) -> Command:
+    with_bad(root, "bad.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    return cam("run")
+
+
+@case("one that is not listed")
+def _(root: Path) -> Command:
+    (folder(root) / "b.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    return cam("run")
+
+
 @case("an image of 1 x 1")
 def _(root: Path) -> Command:
     picture((1, 1)).save(with_bad(root, "bad.png"))
@@ -272,6 +294,50 @@ case("an id that is a hidden file's")(labels("a.jpg,cat\n.ssh,cat\n"))
 case("a row of the wrong length")(labels("a.jpg,cat\nb.jpg,cat,dog\n"))
 case("a CSV without header")(labels("a.jpg,cat\n", header=""))
 case("labels that are empty")(labels("", header="image,labels\n"))
+
+
+def in_folders(rows: str, *names: str, command: Sequence[str] = ()) -> Make:
+    """Images, or masks, under names below the data set; without rows, no label file."""
+
+    def make(root: Path) -> Command:
+        folder(root, rows)
+        if not rows:
+            for name in ("labels.csv", "classes.txt", "images/a.jpg"):
+                (root / "photos" / name).unlink()
+        for name in names:
+            path = root / "photos" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture().save(path)
+        return list(command) or cam("run")
+
+    return make
+
+
+CHECK = ("check", "--dataset", "folder", "--root", "photos")
+EQUAL = ("images/x/1.jpg", "images/y/1.jpg")
+case("equal names in folders, named by their paths")(
+    in_folders("a.jpg,cat\nx/1.jpg,cat\ny/1.jpg,dog\n", *EQUAL)
+)
+case("a file name that fits several images")(in_folders("a.jpg,cat\n1.jpg,cat\n", *EQUAL))
+case("a picture in a folder that is not there, its namesake elsewhere")(
+    in_folders("a.jpg,cat\nx/2.jpg,cat\nx/1.jpg,dog\ny/2.jpg,dog\n", EQUAL[0], "images/y/2.jpg")
+)
+case("pictures in sub-folders that no row names")(in_folders("a.jpg,cat\n", *EQUAL))
+case("two files that would have one id")(
+    in_folders("a.jpg,cat\nx_1,dog\n", "images/x/1.jpg", "images/x_1.jpg")
+)
+case("masks that are called otherwise")(
+    in_folders("a.jpg,cat\n", "masks/a_mask.png", "masks/a.jpg", command=CHECK)
+)
+case("sub-folders in the folder of a class")(
+    in_folders("", "images/cat/1.jpg", "images/dog/x/1.jpg")
+)
+case("folders of classes in folders of another kind")(
+    in_folders("", "images/train/cat/1.jpg", "images/val/dog/1.jpg")
+)
+case("no image of a kind that is read")(
+    lambda root: (in_folders("")(root), (root / "photos/images/1.heic").touch())[0]
+)
 
 
 @case("labels that are not UTF-8")
@@ -607,6 +673,11 @@ def masks(change: Callable[[Path], object]) -> Make:
         return train("run", "run")
 
     return make
+
+
+@case("a list for `train-seg --val` that is absent")
+def _(root: Path) -> Command:
+    return [*masks(lambda _: None)(root), "--val", "train"]
 
 
 case("masks in colours, in `train-seg`")(masks(lambda path: picture().save(path)))

@@ -215,9 +215,11 @@ def test_tag_first_then_cam(here: Cli, photos: Path, tiny_weights: Path, tmp_pat
     (photos / "labels.csv").unlink()
     (photos / "classes.txt").write_text("cat\ncow\ndog\n")
     where = ("--dataset", "folder", "--root", photos, "--weights", tiny_weights)
+    (photos / "images/q.heic").touch()
     done = here("tag", *where, "--out", "mine")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "mine\n"
+    assert done.stderr.count("1 picture is of a kind that is not read (.heic)") == 1
     path = tmp_path / "mine/labels.csv"
     path.write_text("image,labels\n" + "".join(f"p{k}.jpg,cow\n" for k in range(6)))
     made = here("cam", *where, "--labels", "auto", "--out", "mine")

@@ -146,6 +146,17 @@ def test_predict_takes_files_and_folders_and_goes_on_after_a_bad_one(
     main_ok("predict", final, "more", "--out", "windows", *small)
     assert read_mask(Path("windows") / "good.png").shape == (80, 120)
 
+    for name in ("deep/images/1.jpg", "deep/images/a/1.jpg", "deep/images/b.heic", "deep/2.jpg"):
+        (Path(name)).parent.mkdir(parents=True, exist_ok=True)
+        (Path(name)).write_bytes(picture)
+    capfd.readouterr()
+    for _ in range(2):  # what the first run wrote is no photo to the second
+        main_ok("predict", final, "deep", "--out", "deep/images/out", *small)
+        assert sorted(p.name for p in Path("deep/images/out").iterdir()) == ["1.png", "a_1.png"]
+    told = capfd.readouterr().err
+    assert "(.heic): convert to JPEG, the first is deep/images/b.heic" in told
+    assert "1 picture is beside deep/images and not used" in told
+
     (Path("more") / "bad.jpg").write_bytes(picture[:200])
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(final), "more", "--out", "other"])

@@ -82,6 +82,22 @@ def test_the_official_layout(coco):
     }
 
 
+def test_pictures_and_masks_of_other_kinds_are_said(coco):
+    path = coco / "train2014/COCO_train2014_000000000009.jpg"
+    path.rename(path.with_suffix(".heic"))
+    (coco / "SegmentationClass").mkdir()
+    (coco / "SegmentationClass/000000000025.jpg").touch()
+    data = open_dataset("coco", root=coco)
+    assert reasons(data) == {
+        "000000000009": f"{path.with_suffix('.heic')} is there, but .heic is not read; "
+        "convert it to JPEG"
+    }
+    assert data.remarks == (
+        f"masks: 1 of 1 files in {coco}/SegmentationClass are not used, the first is "
+        "000000000025.jpg: a mask is a PNG called after its image, such as 000000000009.png",
+    )
+
+
 def test_eighty_classes_in_the_order_of_ninety_ids(coco):
     header = read_header(coco / "annotations/instances_train2014.json")
     assert len(COCO_CLASSES) == len(set(COCO_CLASSES)) == 80

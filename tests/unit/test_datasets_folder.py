@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from clipes.datasets import Dataset, base, open_dataset
 from clipes.datasets.labels import read_labels
+from clipes.datasets.problems import Kind
 from clipes.errors import DatasetError
 
 a_few = settings(
@@ -109,7 +110,8 @@ def test_sub_folders_are_classes(tmp_path):
     )
     (root / "empty").mkdir()
     data = open_dataset("folder", root=root)
-    assert named(data) == {"1": ["big dog"], "2": ["cat"]}
+    assert named(data) == {"big dog_1": ["big dog"], "cat_2": ["cat"]}
+    assert data.remarks == ()
     assert [sample.mask for sample in data.samples] == [root / "masks/1.png", None]
     assert data.failures == ()
 
@@ -117,39 +119,190 @@ def test_sub_folders_are_classes(tmp_path):
 def test_sub_folders_that_spell_one_name_are_one_class(tmp_path):
     root = folder(tmp_path, "cat/1.jpg", "cat/2.jpg", "Cat/3.jpg")
     data = open_dataset("folder", root=root)
-    assert named(data) == {"1": ["cat"], "2": ["cat"], "3": ["cat"]}
+    assert named(data) == {"Cat_3": ["cat"], "cat_1": ["cat"], "cat_2": ["cat"]}
     assert data.remarks == (f"{root}: 'Cat' (1) taken for 'cat' (2)",)
 
 
-def test_one_name_in_several_sub_folders_takes_the_folder_into_the_id(tmp_path):
-    names = ("cat/1.jpg", "dog/1.png", "dog/2.jpg", "cat/3.jpg", "3.jpg")
-    root = folder(tmp_path, *names, "masks/dog_1.png", some_txt="dog/1.png\n2\n")
+def test_an_id_is_the_path_and_does_not_change_when_a_neighbour_comes(tmp_path):
+    root = folder(tmp_path, "cat/1.jpg", "cat/3.jpg", "3.jpg", "masks/cat_1.png")
+    before = open_dataset("folder", root=root)
+    assert named(before) == {"cat_1": ["cat"], "cat_3": ["cat"]}
+    folder(tmp_path, "dog/1.png", "dog/2.jpg", "masks/dog/1.png", some_txt="dog/1.png\ncat_3\n")
     data = open_dataset("folder", root=root)
-    assert named(data) == {"cat_1": ["cat"], "cat_3": ["cat"], "dog_1": ["dog"], "2": ["dog"]}
+    assert named(data) == {
+        **{"cat_1": ["cat"], "cat_3": ["cat"]},
+        **{"dog_1": ["dog"], "dog_2": ["dog"]},
+    }
     assert {sample.id: sample.image for sample in data.samples} == {
         "cat_1": root / "cat/1.jpg",
         "cat_3": root / "cat/3.jpg",
         "dog_1": root / "dog/1.png",
-        "2": root / "dog/2.jpg",
+        "dog_2": root / "dog/2.jpg",
     }
-    assert [sample.mask for sample in data.samples if sample.id == "dog_1"] == [
-        root / "masks/dog_1.png"
-    ]
+    assert {sample.id: sample.mask for sample in data.samples if sample.mask} == {
+        "cat_1": root / "masks/cat_1.png",
+        "dog_1": root / "masks/dog/1.png",
+    }
     assert list(reasons(data)) == ["3"]
     assert "no labels" in reasons(data)["3"]
     listed = open_dataset("folder", root=root, split="some")
-    assert named(listed) == {"dog_1": ["dog"], "2": ["dog"]}
+    assert named(listed) == {"dog_1": ["dog"], "cat_3": ["cat"]}
 
 
-def test_one_name_that_stays_ambiguous_is_a_failure(tmp_path):
-    root = folder(
-        tmp_path, "cat/1.jpg", "cat/1.png", "dog/2.jpg", "cat/2.jpg", "dog/cat_2.jpg", "dog/4.jpg"
-    )
+def test_files_with_one_id_are_a_failure(tmp_path):
+    names = ("cat/1.jpg", "cat/1.png", "cat/a/2.jpg", "cat/a_2.jpg", "dog/4.jpg")
+    for labelled in (True, False):
+        data = open_dataset("folder", root=folder(tmp_path, *names), labelled=labelled)
+        assert [sample.id for sample in data.samples] == ["dog_4"]
+        assert "cat/1.jpg and cat/1.png in" in reasons(data)["cat_1"]
+        assert "cat/a_2.jpg and cat/a/2.jpg in" in reasons(data)["cat_a_2"]
+        assert {item.kind for item in data.failures} == {Kind.duplicate_id}
+        assert len(data.failures) == 2
+    folder(tmp_path, labels_csv="image,labels\ncat/1.png,x\ncat/a/2.jpg,y\ndog/4.jpg,y\n")
+    data = open_dataset("folder", root=tmp_path)
+    assert [sample.image for sample in data.samples] == [
+        tmp_path / name for name in ("cat/1.png", "cat/a/2.jpg", "dog/4.jpg")
+    ]
+    assert "2 pictures are not used" in data.remarks[0]
+
+
+def test_deeper_images_are_of_the_class_of_the_first_folder_and_it_is_said(tmp_path):
+    root = folder(tmp_path, "cat/1.jpg", "cat/a/2.jpg", "dog/b/c/3.jpg")
     data = open_dataset("folder", root=root)
-    assert named(data) == {"4": ["dog"], "dog_2": ["dog"]}
-    assert "cat/1.jpg and cat/1.png have one name" in reasons(data)["1"]
-    assert "cat/2.jpg and dog/cat_2.jpg have one name" in reasons(data)["cat_2"]
-    assert len(data.failures) == 2
+    assert named(data) == {"cat_1": ["cat"], "cat_a_2": ["cat"], "dog_b_c_3": ["dog"]}
+    assert data.remarks == (
+        "2 pictures are deeper than one folder per class, such as cat/a/2.jpg: taken for 'cat'",
+    )
+
+
+def test_folders_whose_level_is_not_the_class_are_refused(tmp_path):
+    root = folder(tmp_path, "train/cat/1.jpg", "val/dog/2.jpg")
+    with pytest.raises(DatasetError, match=r"the first is train/cat/1\.jpg; name the folder that"):
+        open_dataset("folder", root=root)
+    assert named(open_dataset("folder", root=root / "train")) == {"cat_1": ["cat"]}
+    assert len(open_dataset("folder", root=root, labelled=False).samples) == 2
+
+
+@pytest.mark.parametrize("where", [".", "images"])
+@pytest.mark.parametrize("prefix", ["", "images/", "C:\\photos\\", "/home/me/images/"])
+def test_rows_may_name_equal_files_by_their_folders(tmp_path, where, prefix):
+    names = ("a/1.jpg", "b/1.jpg", "deep/er/5.jpg")
+    rows = "".join(f"{prefix}{name},{'cat' if name[0] == 'a' else 'dog'}\n" for name in names)
+    root = folder(tmp_path, *(f"{where}/{name}" for name in names), "masks/5.png", "masks/1.png")
+    folder(root, labels_csv=f"image,labels\n{rows}", some_txt=f"{prefix}b/1.jpg\n5.jpg\n")
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"a_1": ["cat"], "b_1": ["dog"], "deep_er_5": ["dog"]}
+    assert [s.image for s in data.samples] == [root / where / name for name in names]
+    assert [s.mask for s in data.samples] == [None, None, root / "masks/5.png"]
+    (remark,) = data.remarks
+    assert remark.startswith("masks: 1 of 2 files in ")
+    assert "the first is 1.png: a mask is a PNG called after its image, such as a_1.png" in remark
+    assert list(named(open_dataset("folder", root=root, split="some"))) == ["b_1", "deep_er_5"]
+
+
+def test_a_file_name_that_fits_several_is_a_failure_that_says_so(tmp_path):
+    root = folder(tmp_path, "a/1.jpg", "b/1.jpg", "b/2.jpg", some_txt="2\n1.jpg\n")
+    folder(root, labels_csv="image,labels\n1.jpg,cat\n2,dog\n", classes_txt="cat\ndog\n")
+    for split in (None, "some"):
+        data = open_dataset("folder", root=root, split=split)
+        assert named(data) == {"b_2": ["dog"]}
+        assert "'1.jpg' fits a/1.jpg and b/1.jpg; write the path" in reasons(data)["1.jpg"]
+
+
+def test_a_missing_picture_is_not_taken_for_its_namesake(tmp_path):
+    root = folder(tmp_path, "1.jpg", "a/2.jpg", "b/1.jpg", labels_txt="a/1.jpg x\na/2.jpg x\n")
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"a_2": ["x"]}
+    assert "no image a/1.jpg in" in reasons(data)["a_1"]
+    assert "no labels" in reasons(data)["1"]
+
+
+def test_an_id_wins_over_the_name_of_another_file(tmp_path):
+    # Tags are written under ids: they must mean the same image for ever.
+    root = folder(tmp_path, "a/1.jpg", "b/a_1.jpg", labels_txt="a_1.jpg x\nb/a_1.jpg y\n")
+    assert named(open_dataset("folder", root=root)) == {"a_1": ["x"], "b_a_1": ["y"]}
+
+
+def test_what_rows_do_not_name_is_counted(tmp_path):
+    names = ("images/a/1.jpg", "images/b/7.jpg", "images/b/8.jpg", "images/c/x..y.jpg", "9.jpg")
+    root = folder(tmp_path, *names, labels_csv="image,labels\na/1.jpg,cat\n", some_txt="a_1\n")
+    data = open_dataset("folder", root=root)
+    assert (named(data), data.failures) == ({"a_1": ["cat"]}, ())
+    assert data.remarks == (
+        f"1 picture is beside {root}/images and not used: move them there, the first is "
+        f"{root}/9.jpg",
+        "3 pictures are not used: no row of labels.csv names them, the first is "
+        f"{root}/images/b/7.jpg",
+    )
+    assert open_dataset("folder", root=root, split="some").remarks == ()
+
+
+def test_pictures_of_other_kinds_are_counted_and_explained(tmp_path):
+    text = "image,labels\na.HEIC,cat\nb.jpg,cat\n"
+    root = folder(tmp_path, "a.HEIC", "b.jpg", "c/d.dng", "e.txt", labels_csv=text)
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"b": ["cat"]}
+    assert reasons(data) == {
+        "a": f"{root}/a.HEIC is there, but .heic is not read; convert it to JPEG"
+    }
+    assert data.failures[0].kind is Kind.unreadable_image
+    assert data.remarks == (
+        "2 pictures are of a kind that is not read (.dng, .heic): convert to JPEG, the first is "
+        f"{root}/a.HEIC",
+    )
+    folder(root, "a.jpg")  # converted: the row needs no change
+    assert named(open_dataset("folder", root=root)) == {"a": ["cat"], "b": ["cat"]}
+    alone = folder(tmp_path / "alone", "cat/1.heic")
+    with pytest.raises(DatasetError, match=r"1 picture is of a kind .*\(\.heic\): convert"):
+        open_dataset("folder", root=alone)
+
+
+def test_masks_of_other_kinds_and_names_are_counted(tmp_path):
+    names = ("a.jpg", "b.jpg", "masks/a.jpg", "masks/b_mask.png", "masks/b.png")
+    root = folder(tmp_path, *names, labels_txt="a x\nb x\n")
+    data = open_dataset("folder", root=root)
+    assert [sample.mask for sample in data.samples] == [None, root / "masks/b.png"]
+    assert data.remarks == (
+        f"masks: 2 of 3 files in {root}/masks are not used, the first is a.jpg: a mask is a PNG "
+        "called after its image, such as a.png",
+    )
+
+
+def test_what_clipes_wrote_is_no_photo(tmp_path):
+    made = ("runs/folder/run.json", "runs/folder/pseudo/cat_1.png", "out/export.json", "out/x.png")
+    names = ("cat/1.jpg", "cat/masks/1.png", "cat/@eaDir/1.jpg/thumb.jpg", ".trash/2.jpg")
+    data = open_dataset("folder", root=folder(tmp_path, *names, *made))
+    assert (named(data), data.failures, data.remarks) == ({"cat_1": ["cat"]}, (), ())
+
+
+def test_links_to_folders_are_followed_at_the_top_and_counted_below(tmp_path):
+    root = folder(tmp_path / "root", "cat/1.jpg")
+    folder(tmp_path / "store", "2.jpg")
+    (root / "dog").symlink_to(tmp_path / "store")
+    (root / "loop").symlink_to(root)
+    (root / "cat/up").symlink_to(root)
+    (root / "cat/gone.jpg").symlink_to("nowhere.jpg")
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"cat_1": ["cat"], "cat_gone": ["cat"], "dog_2": ["dog"]}
+    assert data.remarks == (
+        f"2 links to folders in {root} are not followed: put the folders themselves there, the "
+        "first is loop",
+    )
+
+
+def test_other_data_sets_below_the_usual_place_are_no_classes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPES_DATA", str(tmp_path))
+    folder(tmp_path, "voc/VOC2012/JPEGImages/1.jpg")
+    with pytest.raises(DatasetError, match="no images: looked for"):
+        open_dataset("folder")
+    folder(tmp_path, "cat/1.jpg")
+    assert named(open_dataset("folder")) == {"cat_1": ["cat"]}
+
+
+def test_where_no_row_is_usable_the_first_problem_is_said(tmp_path):
+    root = folder(tmp_path, "a/1.jpg", "b/1.jpg", labels_csv="image,labels\n1.jpg,cat\n")
+    with pytest.raises(DatasetError, match=r"'1.jpg' fits a/1.jpg and b/1.jpg; write the path"):
+        open_dataset("folder", root=root)
 
 
 def test_one_bad_row_does_not_stop_the_others(tmp_path):

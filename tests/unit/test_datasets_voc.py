@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clipes.datasets import DATASETS, VOC_CLASSES, open_dataset, open_voc
 from clipes.datasets.base import image_id, read_split
+from clipes.datasets.problems import Kind
 from clipes.datasets.voc import read_annotation
 from clipes.errors import ClipesError, DatasetError, UsageError
 
@@ -78,6 +79,27 @@ def test_augmented_masks_come_first_and_no_mask_is_none(voc):
     (voc / "SegmentationClassAug").mkdir()
     (voc / "SegmentationClassAug/2007_000001.png").touch()
     assert open_voc(root=voc).samples[1].mask == voc / "SegmentationClassAug/2007_000001.png"
+
+
+def test_pictures_and_masks_of_other_kinds_are_said(voc):
+    masks = voc / "SegmentationClass"
+    for name in ("2007_000001.png", "2007_000099.png", "2007_000002.jpg"):
+        (masks / name).touch()
+    (voc / "JPEGImages/2007_000002.jpg").rename(voc / "JPEGImages/2007_000002.HEIC")
+    data = open_voc(root=voc)
+    assert [sample.id for sample in data.samples] == ["2007_000001"]
+    (problem,) = data.failures
+    assert (problem.id, problem.kind) == ("2007_000002", Kind.unreadable_image)
+    assert problem.reason.endswith(
+        "2007_000002.HEIC is there, but .heic is not read; convert it to JPEG"
+    )
+    # Masks of images that the list does not name are usual.
+    assert data.remarks == (
+        f"masks: 1 of 3 files in {masks} are not used, the first is 2007_000002.jpg: a mask is a "
+        "PNG called after its image, such as 2007_000002.png",
+    )
+    (masks / "2007_000001.png").rename(masks / "2007_000001_mask.png")
+    assert "masks: 3 of 3 files" in open_voc(root=voc).remarks[0]
 
 
 @pytest.mark.parametrize("place", ["VOC2012", "VOCdevkit/VOC2012", "voc", "voc2012", "."])

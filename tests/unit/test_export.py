@@ -246,14 +246,15 @@ def test_voc(do: Exporter, masks: dict, sure: dict, mu: float | None) -> None:
 
 def test_voc_is_a_data_set_again(do: Exporter, tmp_path: Path) -> None:
     folder = do("voc", tmp_path / "out", copy=True)
-    (folder / "labels.json").write_text(json.dumps({f"{name}.png": ["bus"] for name in SIZES}))
+    labels = dict.fromkeys(SIZES, (3, 0))
     for kind, options in (
         ("folder", {}),
-        ("voc", {"labels": folder / "labels.json", "classes": CLASSES}),
+        ("voc", {"labels": folder / "labels.csv", "classes": CLASSES}),
     ):
         data = open_dataset(kind, root=folder, **options)
         assert data.classes == CLASSES
-        assert {sample.id for sample in data.samples} == set(SIZES)
+        assert {sample.id: sample.labels for sample in data.samples} == labels
+        assert (data.failures, data.remarks) == ((), ())
         assert all(sample.mask and not sample.image.is_symlink() for sample in data.samples)
 
 

@@ -8,8 +8,16 @@ import sys
 
 import pytest
 
+from clipes import files as files_module
 from clipes.errors import ArtifactError, DatasetError
-from clipes.files import atomic_write, check_id, list_files, write_json, write_text
+from clipes.files import (
+    atomic_write,
+    check_id,
+    list_files,
+    walk_files,
+    write_json,
+    write_text,
+)
 
 
 def test_the_name_appears_only_when_the_block_is_done(tmp_path):
@@ -73,6 +81,26 @@ def test_listing_is_sorted_and_leaves_out_what_is_hidden_or_no_file(tmp_path):
     assert [path.name for path in list_files(tmp_path, ".png")] == ["a.PNG", "b.png"]
     assert [path.name for path in list_files(tmp_path)] == ["a.PNG", "b.png", "c.jpg"]
     assert list_files(tmp_path / "none") == list_files(tmp_path / "b.png") == []
+
+
+def test_a_walk_goes_down_but_not_in_circles(tmp_path, monkeypatch):
+    for name in ("b.png", "a/c.png", "a/d/e.png", "a/.f/g.png", "masks/h.png", "run/run.json"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).touch()
+    root = tmp_path / "root"
+    (root / "run/i.png").touch()
+    (root / "elsewhere").symlink_to(root / "a")
+    (root / "a/up").symlink_to("..")
+    (root / "a/gone.png").symlink_to("nowhere")
+    files, links = walk_files(root, skip=["masks"], made=["run.json"])
+    below = ["c.png", "gone.png", "d/e.png"]
+    assert files == ["b.png", *(f"a/{name}" for name in below), *(f"elsewhere/{x}" for x in below)]
+    assert links == ["a/up", "elsewhere/up"]
+    assert walk_files(root / "a", deepest=0) == (["c.png", "gone.png"], ["up"])
+    assert walk_files(root / "none") == ([], [])
+    monkeypatch.setattr(files_module, "MAX_WALKED", 6)
+    with pytest.raises(ArtifactError, match="more than 6 files"):
+        walk_files(root, skip=["masks"], made=["run.json"])
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from clipes import images
+from clipes.datasets.base import IMAGE_SUFFIXES
 from clipes.errors import ArtifactError, ImageError
 from clipes.images import (
     read_confidence,
@@ -68,6 +69,26 @@ def test_lossless_pictures_keep_their_pixels_whatever_the_suffix(tmp_path, name)
     assert image.dtype == np.uint8
     assert image.flags.writeable
     assert image.flags.c_contiguous
+
+
+@pytest.mark.skipif(not images.READS_AVIF, reason="this Pillow does not decode AVIF")
+def test_avif_is_read_where_pillow_can(tmp_path):
+    path = tmp_path / "a.avif"
+    Image.new("RGB", (32, 24), RED).save(path)
+    image = read_image(path)
+    assert image.shape == (24, 32, 3)
+    assert np.abs(image.astype(int) - RED).max() <= 8
+    assert ".avif" in IMAGE_SUFFIXES
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ImageError, match=r"a\.avif"):
+        read_image(path)
+
+
+def test_of_an_animation_the_first_frame_is_read(tmp_path):
+    path = tmp_path / "a.gif"
+    frames = [Image.new("RGB", (4, 3), colour) for colour in (RED, BLUE)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert (read_image(path) == RED).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

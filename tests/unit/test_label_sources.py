@@ -142,7 +142,9 @@ def test_annotations_and_folders_say_the_same(tmp_path):
     for id_, labels in single.items():
         write_image(tmp_path / "folders" / CLASSES[labels[0]] / f"{id_}.jpg")
     data = open_dataset("folder", root=tmp_path / "folders", classes=CLASSES)
-    assert {sample.id: sample.labels for sample in data.samples} == single
+    assert {sample.id: sample.labels for sample in data.samples} == {
+        f"{CLASSES[labels[0]]}_{id_}": labels for id_, labels in single.items()
+    }
 
 
 @pytest.mark.parametrize("write", [write_npz_classes, write_coco])
@@ -275,17 +277,17 @@ def test_a_folder_without_labels_lists_sub_folders_too(tmp_path):
     assert {sample.id: sample.image for sample in data.samples} == {
         "1": tmp_path / "1.jpg",
         "x_1": tmp_path / "x/1.jpg",
-        "2": tmp_path / "x/2.jpg",
+        "x_2": tmp_path / "x/2.jpg",
     }
     assert data.classes == ()
     # What tags are written under is found again.
-    (tmp_path / "tags.csv").write_text("image,labels\n1.jpg,cat\nx_1.jpg,dog\n2.jpg,\n")
+    (tmp_path / "tags.csv").write_text("image,labels\n1.jpg,cat\nx_1.jpg,dog\nx_2.jpg,\n")
     again = open_dataset("folder", root=tmp_path, labels=tmp_path / "tags.csv")
     assert {sample.id: sample.image for sample in again.without_unlabelled().samples} == {
         "1": tmp_path / "1.jpg",
         "x_1": tmp_path / "x/1.jpg",
     }
-    assert again.without_unlabelled().empty == ("2",)
+    assert again.without_unlabelled().empty == ("x_2",)
 
 
 MAGIC = b"\x93NUMPY\x01\x00"

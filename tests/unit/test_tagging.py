@@ -202,6 +202,16 @@ def test_rows_a_person_has_corrected_stay(images, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_rows_of_images_in_folders_are_known_by_path_and_by_id(tmp_path):
+    for name in ("one.png", "a/one.png", "b/one.png"):
+        write_image(tmp_path / "images" / name)
+    data = open_dataset("folder", root=tmp_path, labelled=False, classes=CLASSES)
+    path = tmp_path / "tags.csv"
+    path.write_text("image,labels\na/one.png,cat\nb_one.png,cat\n")
+    assert [sample.id for sample in untagged(data.samples, path)] == ["one"]
+    assert labels(reopened(data, path).without_unlabelled()) == {"a_one": ["cat"], "b_one": ["cat"]}
+
+
 def test_an_unreadable_image_is_told_and_tried_again(images, tmp_path):
     path = tmp_path / "labels.csv"
     broken = images.root / "one.png"
