@@ -16,7 +16,7 @@ from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError
 from clipes.files import list_files
 from clipes.images import read_mask
 from clipes.metrics import ConfusionMatrix, Scores
-from clipes.pseudo import label_pixels, upsample, with_background
+from clipes.pseudo import in_mask_order, label_pixels, upsample, with_background
 from clipes.stages.reopen import reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.vocabulary import load_vocabulary
@@ -187,6 +187,7 @@ def _pseudo_masks(pseudo: PseudoLabel) -> dict[str, UInt8Array]:
 
 
 def _cam_masks(cams: CamMaps, exponents: Sequence[float]) -> Iterator[tuple[str, UInt8Array]]:
+    cams = in_mask_order(cams)
     full = upsample(cams.maps, cams.size)
     for exponent in exponents:
         scores = with_background(full, exponent)
