@@ -578,6 +578,22 @@ case("a mask of a class out of range")(
 )
 
 
+def truth(mask: np.ndarray) -> Make:
+    def make(root: Path) -> Command:
+        right = np.zeros((48, 64), np.uint8)
+        right[8:24] = 1
+        write_mask(root / "masks" / "a.png", right)
+        write_mask(root / "truth" / "a.png", mask.astype(np.uint8))
+        return ["eval", "masks", "--gt", "truth"]
+
+    return make
+
+
+case("ground truth of 0 and 255, in `eval`")(truth(np.tile([0, 255], (48, 32))))
+case("ground truth of another size")(truth(np.zeros((4, 4))))
+case("ground truth of a class out of range")(truth(np.full((48, 64), 99)))
+
+
 def checkpoint(content: Callable[[], bytes]) -> Make:
     def make(root: Path) -> Command:
         folder(root)
