@@ -9,7 +9,7 @@ import numpy as np
 from clipes.errors import ArtifactError
 from clipes.types import IGNORE, MAX_CLASSES, Int64Array, UInt8Array, size_text
 
-MASK_VALUES = "masks hold 0 for background, 1 for the first class and so on, 255 for not scored"
+MASK_VALUES = "masks hold 0 for background, 1 for the first class and so on, 255 for not labelled"
 """What is said of masks that do not."""
 
 

@@ -52,7 +52,7 @@ from clipes.cli.options import (
 )
 from clipes.cli.prompts import prompts_app
 from clipes.cli.seg import predict, train_seg
-from clipes.errors import ClipesError, UsageError
+from clipes.errors import BackendError, ClipesError, UsageError
 
 if TYPE_CHECKING:
     from clipes.types import Failure
@@ -531,8 +531,8 @@ def _stopped_by_signals() -> Iterator[None]:
     try:
         yield
     # Compiled code may turn the SystemExit into a SystemError; torch raises RuntimeErrors about
-    # loader processes that were told to stop, too.
-    except (SystemError, RuntimeError) as error:
+    # loader processes that were told to stop, too, which are BackendErrors by now.
+    except (SystemError, RuntimeError, BackendError) as error:
         if not received:
             raise
         raise SystemExit(_STOPPED + received[0]) from error

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from clipes.artifacts import Run
 from clipes.config import get_preset
-from clipes.images import write_mask
+from clipes.images import write_confidence, write_mask
 from clipes.types import CamMaps
 from tests.cli.small_data import CLASSES, cam, train
 
@@ -576,6 +576,21 @@ case("a mask of another size")(masks(lambda path: write_mask(path, np.zeros((4, 
 case("a mask of a class out of range")(
     masks(lambda path: write_mask(path, np.full((48, 64), 9, np.uint8)))
 )
+case("masks that are all 255")(
+    masks(lambda path: write_mask(path, np.full((48, 64), 255, np.uint8)))
+)
+
+
+@case("a threshold that no pixel reaches")
+def _(root: Path) -> Command:
+    masks(lambda _: None)(root)
+    write_confidence(Run(root / "run").confidence_path("a"), np.full((48, 64), 0.9, np.float32))
+    return [*train("run", "run"), "--cgl", "--threshold", "1"]
+
+
+@case("masks of background only")
+def _(root: Path) -> Command:
+    return masks(lambda _: None)(root)
 
 
 def truth(mask: np.ndarray) -> Make:

@@ -62,7 +62,7 @@ def test_ground_truth_without_any_class_is_refused(run: Run, truth: Path, values
         with pytest.raises(ArtifactError) as caught:
             score()
         assert f"p000.png hold only {values};" in str(caught.value)
-        assert "1 for the first class and so on, 255 for not scored" in str(caught.value)
+        assert "1 for the first class and so on, 255 for not labelled" in str(caught.value)
         assert "a single class is 1, not 255" in str(caught.value)
 
 
