@@ -52,6 +52,7 @@ from clipes.cli.options import (
 )
 from clipes.cli.prompts import prompts_app
 from clipes.cli.seg import predict, train_seg
+from clipes.cli.streams import robust_streams
 from clipes.errors import BackendError, ClipesError, UsageError
 
 if TYPE_CHECKING:
@@ -496,9 +497,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exits with 0 all done, 1 something failed, 2 usage, 130 interrupted, 143 terminated.
     """
+    with robust_streams():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     try:
-        with _stopped_by_signals():
-            app(arguments, prog_name="clipes")
+        try:
+            with _stopped_by_signals():
+                app(arguments, prog_name="clipes")
+        finally:
+            sys.stdout.flush()
     except ClipesError as error:
         typer.secho(f"clipes: {error}", fg=_colour(), err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)

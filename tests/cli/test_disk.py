@@ -44,6 +44,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     """Return what a command said of its end, and that alone."""
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("clipes: ")]
     return line
 
