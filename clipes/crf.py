@@ -9,7 +9,6 @@ install and is optional.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -49,6 +48,8 @@ def dense_crf(
     A label costs -log(score), not renormalised over labels. Each pair of pixels with different
     labels costs a smoothness kernel of their distance and an appearance kernel of distance and
     colour, both normalised symmetrically.
+
+    Labels with equal scores get equal probabilities, to the last bit.
 
     Gives the same result every time, ``numba`` on one core. Beside its arguments, that takes about
     200 bytes per pixel (450 for pure noise, where no two pixels share a vertex of the lattice) and
@@ -145,32 +146,26 @@ def _pydensecrf(scores: Float32Array, image: UInt8Array, params: CrfParams) -> F
         rgbim=image,
         compat=params.bilateral_compat,
     )
-    return np.array(crf.inference(params.iterations), np.float32).reshape(scores.shape)
+    q = np.array(crf.inference(params.iterations), np.float32).reshape(scores.shape)
+    # It rounds some labels otherwise than others, so those with equal scores drift apart.
+    _, group = np.unique(scores.reshape(len(scores), -1), axis=0, return_inverse=True)
+    return np.stack([q[group.ravel() == mine].mean(0) for mine in group.ravel()])
 
 
 # --- numba
 
 
-@dataclass(frozen=True)
-class _Kernel:
-    """A pairwise term, ready to turn probabilities into messages.
+def _kernel(features: Float32Array, points: int, compat: float) -> Lattice:
+    """Return a pairwise term, ready to turn probabilities into messages.
 
-    Attributes:
-        lattice: Its barycentric weights contain the normalisation and the root of the Potts weight,
-            so that both apply once on the way in and once on the way out.
-        total: (P,) float32, the sum of the messages of all labels.
+    Its barycentric weights contain the normalisation and the root of the Potts weight, so that both
+    apply once on the way in and once on the way out.
     """
-
-    lattice: Lattice
-    total: Float32Array
-
-
-def _kernel(features: Float32Array, points: int, compat: float) -> _Kernel:
     lattice = build_lattice(features, points)
     ones = np.ones(features.shape[1], np.float32)
     mass = np.maximum(lattice.filter(ones), np.float32(1e-20))  # there is none in the padding
     lattice.weights[:] *= (np.float32(math.sqrt(compat)) / np.sqrt(mass))[:, None]
-    return _Kernel(lattice, lattice.filter(ones))
+    return lattice
 
 
 def _positions(height: int, columns: int, sxy: float, colours: int) -> Float32Array:
@@ -188,11 +183,11 @@ def _positions(height: int, columns: int, sxy: float, colours: int) -> Float32Ar
 
 
 @lru_cache(maxsize=4)
-def _smoothness(height: int, columns: int, sxy: float, compat: float) -> _Kernel:
+def _smoothness(height: int, columns: int, sxy: float, compat: float) -> Lattice:
     return _kernel(_positions(height, columns, sxy, 0), height * columns, compat)
 
 
-def _appearance(image: UInt8Array, sxy: float, srgb: float, compat: float) -> _Kernel:
+def _appearance(image: UInt8Array, sxy: float, srgb: float, compat: float) -> Lattice:
     height, columns = image.shape[:2]
     points = height * columns
     features = _positions(height, columns, sxy, 3)
@@ -215,69 +210,66 @@ def _mean_field(scores: Float32Array, image: UInt8Array, params: CrfParams) -> F
         _appearance(image, params.bilateral_sxy, params.bilateral_srgb, params.bilateral_compat),
         smoothness(height, columns, params.gaussian_sxy, params.gaussian_compat),
     )
-    total = np.sum([kernel.total for kernel in kernels], axis=0)
 
-    # Probabilities sum to 1, so the messages of all labels sum to what ones would send, and the
-    # last label's are what the others' leave of that: it is never filtered, and all scores are
-    # relative to its.
+    # Only differences to the first label count. The filter is linear, so it is given differences of
+    # probabilities: one label less to filter, and labels with equal scores stay equal to the last
+    # bit, the first one, too. (What others leave of 1 would differ from its equals by rounding,
+    # which the iterations magnify until it decides.)
     others = labels - 1
     blocks = _blocks(others)
-    logits = np.zeros((others, len(total)), np.float32)
-    last = np.log(np.clip(scores[others], MIN_PROBABILITY, 1)).ravel()
-    for row, score in zip(logits[:, :points], scores, strict=False):
+    size = len(kernels[0].corners)
+    logits = np.zeros((others, size), np.float32)
+    reference = np.log(np.clip(scores[0], MIN_PROBABILITY, 1)).ravel()
+    for row, score in zip(logits[:, :points], scores[1:], strict=True):
         np.log(np.clip(score.ravel(), MIN_PROBABILITY, 1), out=row)
-        row -= last
-    q = np.zeros((sum(blocks), len(total)), np.float32)
-    _normalise(logits, np.zeros_like(total), q, width(_CHUNK))
-    tables = [np.empty(kernel.lattice.rows * max(blocks), np.float32) for kernel in kernels]
-    for _ in range(params.iterations):
-        first = 0
-        for lanes in blocks:
+        row -= reference
+    q = np.zeros((1 + sum(blocks), size), np.float32)
+    tables = [np.empty(kernel.rows * max(blocks), np.float32) for kernel in kernels]
+    for iteration in range(params.iterations + 1):
+        last = iteration == params.iterations
+        _normalise(logits, q, np.float32(0 if last else 1), width(_CHUNK))
+        first = 1
+        for lanes in [] if last else blocks:
             block = q[first : first + lanes]
             first += lanes
             for kernel, table in zip(kernels, tables, strict=True):
                 table[:] = 0
-                kernel.lattice.splat(block, table)
-                kernel.lattice.blur(table, lanes)
+                kernel.splat(block, table)
+                kernel.blur(table, lanes)
             block[:] = 0
             for kernel, table in zip(kernels, tables, strict=True):
-                kernel.lattice.slice(table, block)
-        _normalise(logits, total, q, width(_CHUNK))
-
-    result = np.empty((labels, points), np.float32)
-    result[:others] = q[:others, :points]
-    result[others] = np.maximum(1 - result[:others].sum(0), 0)
-    return result.reshape(scores.shape)
+                kernel.slice(table, block)
+    return np.ascontiguousarray(q[:labels, :points]).reshape(scores.shape)
 
 
 @jit
-def _normalise(logits: Float32Array, total: Float32Array, q: Float32Array, chunk: Width) -> None:
+def _normalise(logits: Float32Array, q: Float32Array, less: np.float32, chunk: Width) -> None:
     """Turn messages into probabilities, in place: softmax of logits plus messages over labels.
 
     Args:
-        logits: (L - 1, P), relative to the last label.
-        total: (P,), sum of the messages of all labels.
-        q: (L - 1 or more, P), the messages of all but the last label; afterwards, their
-            probabilities.
+        logits: (L - 1, P), relative to the first label.
+        q: (L or more, P), the messages from row 1 on, relative to the first label; afterwards, the
+            probability of the first label and those of the others.
+        less: How many times the first label's probability is taken from each of the others'.
         chunk: Pixels at a time.
     """
     labels, points = logits.shape
     scores, values = logits.ravel(), q.ravel()
-    zero = fill(np.float32(0), chunk)
+    zero, times = fill(np.float32(0), chunk), fill(less, chunk)
     for first in range(0, points, len(chunk)):
         end = first + labels * points
-        others = zero - load(total, first, chunk)
-        for at in range(first, end, points):
-            others = others + load(values, at, chunk)
         highest = zero
         for at in range(first, end, points):
-            score = load(scores, at, chunk) + load(values, at, chunk) + others
-            store(values, at, score)
+            score = load(scores, at, chunk) + load(values, at + points, chunk)
+            store(values, at + points, score)
             highest = maximum(highest, score)
-        mass = exp(zero - highest)
-        for at in range(first, end, points):
+        reference = exp(zero - highest)
+        mass = reference
+        for at in range(first + points, end + points, points):
             value = exp(load(values, at, chunk) - highest)
             store(values, at, value)
             mass = mass + value
-        for at in range(first, end, points):
-            store(values, at, load(values, at, chunk) / mass)
+        reference = reference / mass
+        store(values, first, reference)
+        for at in range(first + points, end + points, points):
+            store(values, at, load(values, at, chunk) / mass - times * reference)

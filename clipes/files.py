@@ -108,7 +108,7 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compress
     save: Callable[..., None] = np.savez_compressed if compress else np.savez
     save(buffer, **arrays)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(buffer.getvalue())  # a view, too, would complain when forgotten
 
 
 def read_arrays(path: Path, largest: int) -> dict[str, npt.NDArray[Any]]:

@@ -9,6 +9,9 @@ import numpy as np
 from clipes.errors import ArtifactError
 from clipes.types import IGNORE, MAX_CLASSES, Int64Array, UInt8Array, size_text
 
+MASK_VALUES = "masks hold 0 for background, 1 for the first class and so on, 255 for not labelled"
+"""What is said of masks that do not."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -81,7 +84,7 @@ class ConfusionMatrix:
             raise ArtifactError(
                 f"the ground truth is {size_text(truth.shape)} and the "
                 f"prediction {size_text(prediction.shape)}",
-                "both must have the size of the image; make the prediction again",
+                "both must have the size of the image, held upright; replace the one that has not",
             )
         pairs = truth.astype(np.uint16) << 8 | prediction
         table = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
@@ -136,5 +139,6 @@ class ConfusionMatrix:
             raise ArtifactError(
                 f"the {name} holds label {', '.join(map(str, strange[:5]))}, but the classes end "
                 f"at {self.n_classes - 1}",
-                "check that the masks belong to this data set and its list of classes",
+                f"{MASK_VALUES}; check that the masks belong to this data set and its list of "
+                "classes",
             )

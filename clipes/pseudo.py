@@ -5,6 +5,8 @@ No torch in here, unless its CRF is asked for: the workers of ``clipes refine`` 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -83,8 +85,17 @@ def with_background(maps: Float32Array, exponent: float) -> Float32Array:
     return np.concatenate([background, maps], dtype=np.float32)
 
 
+def in_mask_order(cams: CamMaps) -> CamMaps:
+    """Return the maps by ascending label, so that no result depends on their order in a file.
+
+    Sums over labels round, and of equal scores ``label_pixels`` takes the first.
+    """
+    order = np.argsort(cams.labels, kind="stable")
+    return replace(cams, labels=cams.labels[order], maps=cams.maps[order])
+
+
 def label_pixels(scores: Float32Array, labels: Int64Array) -> UInt8Array:
-    """Return the mask of the highest scores.
+    """Return the mask of the highest scores; of equal ones, of the first.
 
     Args:
         scores: (1 + K, H, W), background first.
@@ -100,6 +111,7 @@ def label_pixels(scores: Float32Array, labels: Int64Array) -> UInt8Array:
 
 def cam_mask(cams: CamMaps, exponent: float) -> UInt8Array:
     """Return the mask that the maps make without a CRF: (H0, W0) uint8."""
+    cams = in_mask_order(cams)
     return label_pixels(with_background(upsample(cams.maps, cams.size), exponent), cams.labels)
 
 
@@ -113,7 +125,8 @@ def pseudo_label(
 ) -> PseudoLabel:
     """Refine maps with the dense CRF.
 
-    On images beyond ``workable_size`` the CRF works on a smaller copy.
+    On images beyond ``workable_size`` the CRF works on a smaller copy. Where labels are equally
+    probable, the background wins, then the class that is first in mask order.
 
     Args:
         image: (H0, W0, 3) RGB, the image the maps belong to.
@@ -133,6 +146,7 @@ def pseudo_label(
             f"the image is {image.shape[:2]}, but its maps were made at {cams.size}",
             "run 'clipes cam' again for it",
         )
+    cams = in_mask_order(cams)
     size = workable_size(cams.size, 1 + len(cams.labels), backend=backend)
     scores = with_background(upsample(cams.maps, size), background_exponent)
     probs = dense_crf(scores, shrunk(image, size), crf, backend=backend)

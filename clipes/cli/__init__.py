@@ -54,7 +54,8 @@ from clipes.cli.options import (
 )
 from clipes.cli.prompts import prompts_app
 from clipes.cli.seg import predict, train_seg
-from clipes.errors import ClipesError, UsageError, WriteError
+from clipes.cli.streams import robust_streams
+from clipes.errors import BackendError, ClipesError, UsageError, WriteError
 
 if TYPE_CHECKING:
     from clipes.types import Failure
@@ -432,9 +433,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exits with 0 all done, 1 something failed, 2 usage, 130 interrupted, 143 terminated.
     """
+    with robust_streams():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     try:
-        with _stopped_by_signals():
-            app(arguments, prog_name="clipes")
+        try:
+            with _stopped_by_signals():
+                app(arguments, prog_name="clipes")
+        finally:
+            sys.stdout.flush()
     except ClipesError as error:
         typer.secho(f"clipes: {error}", fg=_colour(), err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
@@ -467,8 +476,8 @@ def _stopped_by_signals() -> Iterator[None]:
     try:
         yield
     # Compiled code may turn the SystemExit into a SystemError; torch raises RuntimeErrors about
-    # loader processes that were told to stop, too.
-    except (SystemError, RuntimeError) as error:
+    # loader processes that were told to stop, too, which are BackendErrors by now.
+    except (SystemError, RuntimeError, BackendError) as error:
         if not received:
             raise
         raise SystemExit(_STOPPED + received[0]) from error

@@ -128,6 +128,7 @@ def prompts_rank(
         cache=cache_dir(),
         progress=progress_bar,
         report=report,
+        say=say,
     )
     for place, (name, score) in enumerate(ranking.ranking, start=1):
         typer.echo(f"{place}\t{score:.5f}\t{name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipes.cli.options import DeviceOption, command_line, finish, open_run, say_failure
+from clipes.cli.options import (
+    DeviceOption,
+    RunArgument,
+    command_line,
+    finish,
+    open_run,
+    say_failure,
+    this_part,
+)
 from clipes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,8 +78,12 @@ class Amp(str, Enum):
 
 
 def train_seg(
-    run: Annotated[
-        Path | None, typer.Option(help="Run folder. (default: the latest below runs/)")
+    run: RunArgument = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--run-folder", "--run", help="The same as RUN. (torchrun takes --run for its own.)"
+        ),
     ] = None,
     cgl: Annotated[
         bool, typer.Option("--cgl/--no-cgl", help="Leave out pixels of low confidence.")
@@ -145,7 +158,7 @@ def train_seg(
 ) -> None:
     """Masks and confidence to a trained DeepLab and its predictions; torchrun -m clipes for more.
 
-    Example: clipes train-seg --cgl
+    Example: clipes train-seg runs/voc --cgl
     """
     from clipes.artifacts import Run
     from clipes.config import TRAIN_SCALES
@@ -154,7 +167,9 @@ def train_seg(
     from clipes.seg.train import TrainOptions, choose_precision
     from clipes.stages.train_seg import Sources, Talk, train_segmenter
 
-    source = open_run(run)
+    if run is not None and run_folder is not None and run != run_folder:
+        raise UsageError(f"two run folders, {run} and --run {run_folder}", "give one")
+    source = open_run(run or run_folder)
     with join_processes(device) as processes:
         dataset = source.stage("cam")["settings"].get("dataset", "")
         cuda = processes.device.type == "cuda"
@@ -227,6 +242,8 @@ def predict(
 ) -> None:
     """Masks of any images with a trained segmenter: OUT/<id>.png, VOC colours.
 
+    Under torchrun or SLURM each rank takes its part.
+
     Example: clipes predict runs/voc/checkpoints/final.pt my-photos --out masks
     """
     from clipes.artifacts import Run
@@ -247,10 +264,12 @@ def predict(
     found = find_images(images, out)
     for remark in found.remarks:
         say(remark)
-    model = saved.build().to(choose_device(device))
+    part = this_part(None)
+    mine = dict(list(found.images.items())[part.index :: part.count])
+    model = saved.build().to(choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
     with progress_bar("predict") as progress:
         summary = predict_stage(
-            found.images,
+            mine,
             Predictor(model, settings),
             out,
             crf=CrfParams() if (saved.test["crf"] if crf is None else crf) else None,

@@ -103,7 +103,7 @@ def save_checkpoint(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

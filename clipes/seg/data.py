@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -11,15 +12,18 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from clipes.config import SegmenterPreset
-from clipes.errors import ArtifactError, ClipesError
+from clipes.errors import ArtifactError, BackendError, ClipesError
 from clipes.images import read_confidence, read_image, read_mask
 from clipes.seg.augment import Example, augment, normalise
 from clipes.types import IGNORE, Int64Array, Progress, UInt8Array
 
 _CHECKERS = 4  # threads; decoding leaves Python's lock
+
+_LOADER_DEATHS = ("is killed by signal", "exited unexpectedly", "shared memory(shm)")
+"""Words of torch's RuntimeErrors."""
 
 Item: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Image (3, H, W) float32, labels (H, W) int64, confidence (H, W) float32; or a batch of each."""
@@ -81,19 +85,63 @@ class TrainingPair:
             )
 
 
-def check_pairs(pairs: Sequence[TrainingPair], labels: int, progress: Progress) -> None:
+@dataclass(frozen=True)
+class Tally:
+    """How many pixels there are to learn from.
+
+    Attributes:
+        pixels: All.
+        labelled: Those that have a label.
+        used: (L,) int64, of those the ones that count in the loss, by label.
+    """
+
+    pixels: int
+    labelled: int
+    used: Int64Array
+
+
+def check_pairs(
+    pairs: Sequence[TrainingPair],
+    labels: int,
+    progress: Progress,
+    *,
+    threshold: float | None = None,
+    soft: bool = False,
+) -> Tally:
     """Read everything once, so that a bad file is known before hours of training.
+
+    Args:
+        pairs: The examples.
+        labels: Number of labels, background included.
+        progress: Called after each example.
+        threshold: Confidence below which a pixel does not count; None counts all.
+        soft: Whether a pixel counts by its confidence.
 
     Raises:
         ClipesError: The first bad file's, as in ``TrainingPair.read``.
     """
+    pixels = labelled = 0
+    used = np.zeros(labels, np.int64)
+
+    def read(pair: TrainingPair) -> tuple[int, Int64Array, Int64Array]:
+        _, mask, confidence = pair.read(labels)
+        counts = confidence >= (threshold or 0)
+        if soft:
+            counts &= confidence > 0
+        return mask.size, _count(mask, labels), _count(mask[counts], labels)
+
     with ThreadPoolExecutor(_CHECKERS) as pool:
-        for done, _ in enumerate(pool.map(lambda pair: _checked(pair, labels), pairs), start=1):
+        for done, (size, given, kept) in enumerate(pool.map(read, pairs), start=1):
+            pixels += size
+            labelled += int(given.sum())
+            used += kept
             progress(done, len(pairs))
+    return Tally(pixels, labelled, used)
 
 
-def _checked(pair: TrainingPair, labels: int) -> None:
-    pair.read(labels)
+def _count(mask: UInt8Array, labels: int) -> Int64Array:
+    """Return how often each label occurs; what is not labelled is none."""
+    return np.bincount(mask.ravel(), minlength=labels)[:labels]
 
 
 class TrainingSet(Dataset["Item | ClipesError"]):
@@ -168,9 +216,31 @@ def batches(
         yield batch
 
 
+@contextmanager
+def loader_death_as_error() -> Iterator[None]:
+    """Raise a ``BackendError`` where a loader process dies while the block runs.
+
+    Around all that is done between batches, too: torch raises its error wherever the program is
+    when the process dies.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOADER_DEATHS):
+            raise
+        raise BackendError(
+            "a loader process of the training died, mostly a sign of too little memory, or of a "
+            "small /dev/shm in a container",
+            "run the same command again, it goes on from the latest checkpoint; --workers 0 loads "
+            "without such processes, 'docker run --shm-size 2g' gives them room",
+        ) from error
+
+
 def _collate(items: Sequence[Item | ClipesError]) -> Item | ClipesError:
     good = [item for item in items if not isinstance(item, ClipesError)]
     if len(good) < len(items):
         return next(item for item in items if isinstance(item, ClipesError))
-    images, labels, confidence = zip(*good, strict=True)
-    return torch.stack(images), torch.stack(labels), torch.stack(confidence)
+    # In a loader process this stacks in shared memory. If there is too little, that is an error
+    # here; when the batch is sent it would be one in a thread, and everybody would wait for ever.
+    images, labels, confidence = default_collate(good)
+    return images, labels, confidence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError
 from clipes.files import list_files
 from clipes.freshness import Freshness
 from clipes.images import read_mask
-from clipes.metrics import ConfusionMatrix, Scores
-from clipes.pseudo import label_pixels, upsample, with_background
+from clipes.metrics import MASK_VALUES, ConfusionMatrix, Scores
+from clipes.pseudo import in_mask_order, label_pixels, upsample, with_background
 from clipes.stages.reopen import reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.vocabulary import load_vocabulary
+
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,19 @@ class Scored:
 
     classes: tuple[str, ...]
     stages: dict[str, Scores]
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Something that can be scored.
+
+    Attributes:
+        path: The file of an image's output.
+        masks: Its masks, by the name of what is scored.
+    """
+
+    path: Callable[[str], Path]
+    masks: Callable[[str], Mapping[str, UInt8Array]]
 
 
 def scores_to_json(scored: Scored) -> dict[str, Any]:
@@ -78,25 +93,25 @@ def evaluate_run(
         ArtifactError: Nothing to score, or an output does not fit its ground truth.
     """
     data = reopen(run, root)
-    truths = _truths(data, gt)
+    truths = _truths(data, gt, say)
     if not truths:
         raise DatasetError(
             f"no ground-truth masks for the images of {run.root}",
             "give their folder with --gt; masks and reports need none",
         )
-    outputs: dict[str, Callable[[str], dict[str, UInt8Array]]] = {
-        "cams": lambda id_: dict(_cam_masks(run.load_cams(id_), exponents)),
-        "pseudo": lambda id_: _pseudo_masks(run.load_pseudo(id_)),
+    outputs = {
+        "cams": _Output(run.cams_path, lambda id_: _cam_masks(run.load_cams(id_), exponents)),
+        "pseudo": _Output(run.pseudo_path, lambda id_: _pseudo_masks(run.load_pseudo(id_))),
     }
     stages: dict[str, Scores] = {}
     _say_stale(Freshness.of(run, data.classes), [s for s in data.samples if s.id in truths], say)
-    for folder, masks in outputs.items():
-        present = set(run.ids(folder))
-        some = {id_: path for id_, path in truths.items() if id_ in present}
+    for folder, output in outputs.items():
+        some = _made(run, folder, truths, say)
         if some:
-            stages |= _score(((id_, masks(id_)) for id_ in some), some, len(data.classes), progress)
-        if present and len(some) < len(truths):
-            say(f"{folder}: {len(truths) - len(some)} of {len(truths)} images have none yet")
+            scores, found = _score(output, some, len(data.classes), progress)
+            if not stages:
+                _say_absent([s for s in data.samples if s.id in some], data.classes, found, say)
+            stages |= scores
     stages |= _segmenter(run, root, gt, data, progress, say)
     if not stages:
         raise ArtifactError(f"nothing to score in {run.root}", "run 'clipes cam' first")
@@ -136,15 +151,19 @@ def evaluate_folder(
         raise UsageError(f"{folder} is no run folder", "give the ground truth with --gt DIR")
     classes = load_vocabulary(prompts).classes
     masks = {path.stem: path for path in list_files(folder, ".png")}
-    truths = {id_: gt / f"{id_}.png" for id_ in masks if (gt / f"{id_}.png").is_file()}
+    known = {path.stem: path for path in list_files(gt, ".png")}
+    truths = {id_: known[id_] for id_ in masks if id_ in known}
     if not truths:
         raise ArtifactError(
             f"no mask <id>.png of {folder} has ground truth in {gt}", "check both folders"
         )
     if len(truths) < len(masks):
         say(f"{len(masks) - len(truths)} of {len(masks)} masks have no ground truth in {gt}")
-    named = ((id_, {"masks": read_mask(masks[id_])}) for id_ in truths)
-    return Scored(classes, _score(named, truths, len(classes), progress))
+    if len(truths) < len(known):
+        missing = len(known) - len(truths)
+        say(f"{missing} of {len(known)} ground-truth masks of {gt} have no mask in {folder}")
+    output = _Output(masks.__getitem__, lambda id_: {"masks": read_mask(masks[id_])})
+    return Scored(classes, _score(output, truths, len(classes), progress)[0])
 
 
 def _segmenter(
@@ -156,30 +175,47 @@ def _segmenter(
     say: Callable[[str], None],
 ) -> dict[str, Scores]:
     """Score the predictions of a trained segmenter, on whichever images it was asked."""
-    present = set(run.ids("predictions"))
-    if not present:
+    if not run.ids("predictions"):
         return {}
     # Masks that another program put there have no such section: they are of the run's images.
     settings = run.manifest()["stages"].get("train-seg", {}).get("settings", {})
     val, split = settings.get("val"), settings.get("split")
     asked = reopen(run, root, val or split) if val or split else data
-    truths = _truths(asked, gt)
-    some = {id_: path for id_, path in truths.items() if id_ in present}
-    if len(some) < len(truths):
-        say(f"predictions: {len(truths) - len(some)} of {len(truths)} images have none yet")
+    # Of the run's own images it was said already.
+    truths = _truths(asked, gt, say if asked is not data else lambda _: None)
+    some = _made(run, "predictions", truths, say)
     name = "segmenter, train" if val is None else f"segmenter, {Path(val).stem}"
     folder = run.root / "predictions"
-    masks = ((id_, {name: read_mask(folder / f"{id_}.png")}) for id_ in some)
-    return _score(masks, some, len(data.classes), progress) if some else {}
+
+    def path(id_: str) -> Path:
+        return folder / f"{id_}.png"
+
+    output = _Output(path, lambda id_: {name: read_mask(path(id_))})
+    return _score(output, some, len(data.classes), progress)[0] if some else {}
 
 
-def _truths(data: Dataset, gt: Path | None) -> dict[str, Path]:
-    """Return the ground-truth masks there are, by id."""
-    return {
+def _made(
+    run: Run, folder: str, truths: Mapping[str, Path], say: Callable[[str], None]
+) -> dict[str, Path]:
+    """Return the ground truth of the images of which a folder holds output; say what it lacks."""
+    present = set(run.ids(folder))
+    some = {id_: path for id_, path in truths.items() if id_ in present}
+    if present and len(some) < len(truths):
+        say(f"{folder}: {len(truths) - len(some)} of {len(truths)} images have none yet")
+    return some
+
+
+def _truths(data: Dataset, gt: Path | None, say: Callable[[str], None]) -> dict[str, Path]:
+    """Return the ground-truth masks there are, by id; say how many there are not."""
+    truths = {
         sample.id: truth
         for sample in data.samples
         if (truth := _truth(sample, gt)) is not None and truth.is_file()
     }
+    missing = len(data.samples) - len(truths)
+    if truths and missing:
+        say(f"{missing} of {len(data.samples)} images have no ground truth and are not scored")
+    return truths
 
 
 def _truth(sample: Sample, gt: Path | None) -> Path | None:
@@ -196,29 +232,62 @@ def _pseudo_masks(pseudo: PseudoLabel) -> dict[str, UInt8Array]:
     return {"CRF": pseudo.mask, f"CRF >= {CONFIDENCE_THRESHOLD}": confident(pseudo)}
 
 
-def _cam_masks(cams: CamMaps, exponents: Sequence[float]) -> Iterator[tuple[str, UInt8Array]]:
+def _cam_masks(cams: CamMaps, exponents: Sequence[float]) -> dict[str, UInt8Array]:
+    cams = in_mask_order(cams)
     full = upsample(cams.maps, cams.size)
-    for exponent in exponents:
-        scores = with_background(full, exponent)
-        yield f"CAM (alpha {exponent:g})", label_pixels(scores, cams.labels)
+    return {
+        f"CAM (alpha {exponent:g})": label_pixels(with_background(full, exponent), cams.labels)
+        for exponent in exponents
+    }
 
 
 def _score(
-    masks: Iterable[tuple[str, Mapping[str, UInt8Array]]],
-    truths: Mapping[str, Path],
-    n_classes: int,
-    progress: Progress,
-) -> dict[str, Scores]:
-    """Stream (id, {name: mask}) pairs into one confusion matrix per name."""
+    output: _Output, truths: Mapping[str, Path], n_classes: int, progress: Progress
+) -> tuple[dict[str, Scores], set[int]]:
+    """Stream masks into one confusion matrix per name.
+
+    Returns:
+        The scores by name, and the values that occur in the ground truth.
+
+    Raises:
+        ArtifactError: A mask does not fit its ground truth, or no class occurs in that.
+    """
     matrices: dict[str, ConfusionMatrix] = {}
+    found: set[int] = set()
     progress(0, len(truths))
-    for index, (id_, named) in enumerate(masks):
-        truth = read_mask(truths[id_])
-        for name, mask in named.items():
+    for index, (id_, path) in enumerate(truths.items()):
+        truth = read_mask(path)
+        found.update(np.flatnonzero(np.bincount(truth.ravel())).tolist())
+        for name, mask in output.masks(id_).items():
             matrix = matrices.setdefault(name, ConfusionMatrix(n_classes + 1))
             try:
                 matrix.update(truth, mask)
             except ClipesError as error:
-                raise type(error)(f"{id_} ({name}): {error.what}", error.remedy) from error
+                files = f"ground truth {path}, {name} {output.path(id_)}"
+                raise type(error)(f"{id_}: {error.what} ({files})", error.remedy) from error
         progress(index + 1, len(truths))
-    return {name: matrix.scores() for name, matrix in matrices.items()}
+    if found <= {0, IGNORE}:
+        values = " and ".join(map(str, sorted(found)))
+        raise ArtifactError(
+            f"the ground truth shows no class: {len(truths)} masks such as "
+            f"{next(iter(truths.values()))} hold only {values}",
+            f"{MASK_VALUES}: a single class is 1, not 255",
+        )
+    return {name: matrix.scores() for name, matrix in matrices.items()}, found
+
+
+def _say_absent(
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    found: Container[int],
+    say: Callable[[str], None],
+) -> None:
+    """Say which classes images are labelled with that their ground truth never shows.
+
+    It may be right, but it is also what masks look like that count classes otherwise.
+    """
+    labelled = {label for sample in samples for label in sample.labels}
+    absent = [classes[label] for label in sorted(labelled) if label + 1 not in found]
+    if absent:
+        names = ", ".join(absent[:_NAMES_SHOWN]) + (", ..." if len(absent) > _NAMES_SHOWN else "")
+        say(f"labelled, but nowhere in the ground truth of these images: {names}; {MASK_VALUES}")

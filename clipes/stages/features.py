@@ -17,10 +17,17 @@ from clipes.clip.load import has_text, load_text
 from clipes.clip.text import encode_prompts
 from clipes.errors import VocabularyError
 from clipes.fusion import fuse_vectors
-from clipes.text_features import TextFeatures, load_text_features, save_text_features, stand_in
+from clipes.text_features import (
+    TextFeatures,
+    load_text_features,
+    save_text_features,
+    stand_in,
+    unit_rows,
+)
 from clipes.types import Float32Array
 from clipes.vocabulary import Fusion, Vocabulary, fill
 from clipes.weights import Weights
+from clipes.weights.cache import kept_if_possible
 
 _CPU = torch.device("cpu")
 _TEXT_TOWER = "use weights with a text tower (--weights openai, or a file with one)"
@@ -29,11 +36,14 @@ _TEXT_TOWER = "use weights with a text tower (--weights openai, or a file with o
 class PromptEncoder:
     """The text tower of some weights with a memory on disk; loaded when first needed.
 
+    Where the memory cannot be written, it lasts as long as this object.
+
     Args:
         state: The weights' tensors, a text tower among them.
         weights: Where they come from.
         cache: Folder for features that were computed.
         device: Where to compute.
+        say: Told once if the memory cannot be written.
     """
 
     def __init__(
@@ -42,11 +52,15 @@ class PromptEncoder:
         weights: Weights,
         cache: Path,
         device: torch.device = _CPU,
+        *,
+        say: Callable[[str], None],
     ) -> None:
         self._state = state
         self._weights = weights
         self._folder = cache / "text"
         self._device = device
+        self._say = say
+        self._unsaved: dict[Path, TextFeatures] = {}
         self._tower: TextTransformer | None = None
 
     def __call__(self, prompts: Sequence[str]) -> Float32Array:
@@ -57,7 +71,9 @@ class PromptEncoder:
         """
         self.learn([prompts])
         # Read back even when just made: scaling to length 1 on load moves the last bit.
-        return load_text_features(self._path(prompts)).for_classes(tuple(prompts)).class_vectors
+        path = self._path(prompts)
+        features = self._unsaved.get(path) or load_text_features(path)
+        return features.for_classes(tuple(prompts)).class_vectors
 
     def learn(self, groups: Sequence[Sequence[str]]) -> None:
         """Encode several lists of prompts at once, so that asking for each is quick afterwards.
@@ -73,12 +89,26 @@ class PromptEncoder:
         ends = np.cumsum([len(group) for group in unknown])[:-1]
         none = np.empty((0, vectors.shape[1]), np.float32)
         for group, rows in zip(unknown, np.split(vectors, ends), strict=True):
-            features = TextFeatures(group, (), rows, none, self._weights.name)
-            save_text_features(self._path(group), features)
+            self._keep(TextFeatures(group, (), rows, none, self._weights.name))
 
     def knows(self, prompts: Sequence[str]) -> bool:
-        """Tell whether the features of just these prompts, in any order, are on disk."""
-        return self._path(prompts).exists()
+        """Tell whether the features of just these prompts, in any order, are there already."""
+        path = self._path(prompts)
+        if path in self._unsaved:
+            return True
+        try:
+            load_text_features(path)
+        except VocabularyError:  # absent, damaged, or another user's
+            return False
+        return True
+
+    def _keep(self, features: TextFeatures) -> None:
+        path = self._path(features.classes)
+        if not self._unsaved:  # else it was tried, and said
+            with kept_if_possible("text: the vectors of prompts", self._say):
+                save_text_features(path, features)
+                return
+        self._unsaved[path] = replace(features, class_vectors=unit_rows(features.class_vectors))
 
     def _path(self, prompts: Sequence[str]) -> Path:
         recipe = self._weights.recipe
@@ -131,7 +161,7 @@ def text_features(
         if file is None:
             say(f"text: {origin}; using the shipped {features.note}")
     else:
-        encoder = PromptEncoder(state, weights, cache)
+        encoder = PromptEncoder(state, weights, cache, say=say)
         features = from_tower(encoder, vocabulary, fusion, templates, weights.name, say)
     width = state["visual.proj"].shape[1]
     if features.class_vectors.shape[1] != width:

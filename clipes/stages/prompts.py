@@ -16,7 +16,7 @@ import torch
 from clipes.clip.classify import classifier_input, image_features
 from clipes.clip.load import has_text
 from clipes.errors import DatasetError, ImageError, VocabularyError
-from clipes.files import atomic_write, read_arrays
+from clipes.files import read_arrays, write_arrays
 from clipes.images import read_image
 from clipes.sharpness import class_scores, sharpness
 from clipes.stages.features import PromptEncoder, from_given
@@ -25,6 +25,7 @@ from clipes.stages.templates import Ranking, words_of
 from clipes.text_features import load_text_features
 from clipes.types import Failure, Float32Array, Progress, Sample, UInt8Array
 from clipes.vocabulary import Fusion, Vocabulary, fill
+from clipes.weights.cache import kept_if_possible
 
 _IMAGES_AT_ONCE = 32
 _TEMPLATES_AT_ONCE = 16  # fills the text tower's batches where there are few classes
@@ -40,10 +41,14 @@ class ImageFeatures:
         opened: The weights.
         root: Folder of the data set.
         cache: Folder of the memory.
+        say: Told if it cannot be written.
     """
 
-    def __init__(self, opened: OpenedWeights, root: Path, cache: Path) -> None:
+    def __init__(
+        self, opened: OpenedWeights, root: Path, cache: Path, say: Callable[[str], None]
+    ) -> None:
         self._opened = opened
+        self._say = say
         name = json.dumps(
             [opened.weights.sha256, asdict(opened.weights.recipe), str(root.absolute())]
         )
@@ -105,20 +110,21 @@ class ImageFeatures:
                 yield start + len(chunk), batch, image_features(visual, torch.stack(inputs))
 
     def _load(self) -> dict[str, Float32Array]:
-        if not self._path.exists():
-            return {}
         try:
             arrays = read_arrays(self._path, _LARGEST_CACHE)
             return dict(zip(arrays["keys"].tolist(), arrays["features"], strict=True))
         except (OSError, ValueError, KeyError):
-            return {}  # a damaged memory is one that has to be made again
+            return {}  # a damaged memory, too, is one that has to be made again
 
     def _save(self) -> None:
-        with atomic_write(self._path) as temporary, temporary.open("wb") as file:
-            np.savez(
-                file,
-                keys=np.array(list(self._known)),
-                features=np.stack(list(self._known.values())),
+        with kept_if_possible("images: the features of images", self._say):
+            write_arrays(
+                self._path,
+                {
+                    "keys": np.array(list(self._known)),
+                    "features": np.stack(list(self._known.values())),
+                },
+                compress=False,
             )
 
 
@@ -203,6 +209,7 @@ def rank(
     cache: Path,
     progress: Callable[..., AbstractContextManager[Progress]],
     report: Callable[[Failure], None],
+    say: Callable[[str], None],
 ) -> Ranking:
     """Rank templates or, if there are any, files of text features.
 
@@ -217,6 +224,7 @@ def rank(
         cache: Folder for features that were computed.
         progress: Opens a progress bar.
         report: Called with each image that cannot be read; it is left out.
+        say: Told if what was computed cannot be kept.
 
     Raises:
         VocabularyError: There is no text tower and no file, or a candidate cannot be used.
@@ -235,14 +243,15 @@ def rank(
             "rank on images that show several classes",
         )
     with progress("images") as bar:
-        usable, images = ImageFeatures(opened, root, cache)(samples, progress=bar, report=report)
+        encode = ImageFeatures(opened, root, cache, say)
+        usable, images = encode(samples, progress=bar, report=report)
     present = np.zeros((len(usable), len(vocabulary.classes)), np.bool_)
     for row, sample in enumerate(usable):
         present[row, list(sample.labels)] = True
     if files:
         ranked = rank_files(files, vocabulary, images, present, opened.logit_scale)
     else:
-        encoder = PromptEncoder(opened.state, opened.weights, cache, opened.device)
+        encoder = PromptEncoder(opened.state, opened.weights, cache, opened.device, say=say)
         with progress("templates") as bar:
             ranked = rank_templates(
                 templates, vocabulary, images, present, encoder, opened.logit_scale, bar

@@ -17,21 +17,33 @@ from clipes.datasets import Dataset
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
 from clipes.files import list_files, sha256_of, write_json
 from clipes.freshness import Freshness
+from clipes.metrics import MASK_VALUES
 from clipes.origin import digest
 from clipes.runner import Shard, Summary
 from clipes.seg.checkpoint import FINAL, fill_model, load_checkpoint, saved_iterations
-from clipes.seg.data import TrainingPair, TrainingSet, check_pairs
+from clipes.seg.data import (
+    Tally,
+    TrainingPair,
+    TrainingSet,
+    check_pairs,
+    loader_death_as_error,
+)
 from clipes.seg.deeplab import ModelSpec, Segmenter
 from clipes.seg.log import TensorBoard
 from clipes.seg.parallel import Processes
 from clipes.seg.predict import Predictor, TestSettings
-from clipes.seg.train import Step, Trainer, TrainOptions, part_size
+from clipes.seg.train import Step, Trainer, TrainingError, TrainOptions, part_size
 from clipes.seg.weights import load_backbone
 from clipes.stages.predict import predict
 from clipes.stages.reopen import reopen
 from clipes.types import Failure, Progress
 
 STAGE = "train-seg"
+
+_LEAST_USED = 0.001
+"""Share of the labelled pixels; with less, the result is that of an untrained network."""
+
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,8 @@ def train_segmenter(
         ArtifactError: Masks or confidence maps are missing or do not fit, a checkpoint is of
             another model, or the disk is full.
         RunConflictError: The folder was trained with other settings.
-        TrainingError: The loss is not finite.
+        TrainingError: There is next to nothing to learn from, or the loss is not finite.
+        BackendError: A loader process died.
         UsageError: The batch cannot be divided among the processes.
     """
     _check_target(sources)
@@ -142,9 +155,9 @@ def train_segmenter(
     fresh = not resume or not (saved or final.exists())
     if not fresh:
         _check_same_training(sources.out, settings, learnt_from)
+    if fresh or not final.exists():
+        _check_examples(pairs, data.classes, options, talk)
     if fresh:
-        with talk.progress("check") as progress:
-            check_pairs(pairs, len(data.classes) + 1, progress)
         origin = load_backbone(
             model.backbone, preset.backbone, sources.backbone_weights, say=talk.say
         )
@@ -274,6 +287,58 @@ def _check_same_training(out: Run, settings: Mapping[str, Any], learnt_from: str
         )
 
 
+def _check_examples(
+    pairs: Sequence[TrainingPair], classes: Sequence[str], options: TrainOptions, talk: Talk
+) -> None:
+    with talk.progress("check") as progress:
+        tally = check_pairs(
+            pairs,
+            len(classes) + 1,
+            progress,
+            threshold=options.threshold,
+            soft=options.loss == "soft",
+        )
+    check_enough(tally, classes, options.threshold, say=talk.say)
+
+
+def check_enough(
+    tally: Tally, classes: Sequence[str], threshold: float | None, *, say: Callable[[str], None]
+) -> None:
+    """Refuse to train on next to nothing.
+
+    Args:
+        tally: The pixels there are.
+        classes: Class names in mask order.
+        threshold: Confidence that a pixel needs to count; None: none.
+        say: Told what will not be learnt.
+
+    Raises:
+        TrainingError: No pixel has a label, or hardly one of those that do counts.
+    """
+    if not tally.labelled:
+        raise TrainingError(
+            f"nothing to learn from: 0 % of {tally.pixels} pixels have a label, all masks are 255",
+            MASK_VALUES,
+        )
+    used = int(tally.used.sum())
+    if used <= _LEAST_USED * tally.labelled:
+        sure = "" if threshold is None else f" with a confidence of {threshold:g} or more"
+        raise TrainingError(
+            f"next to nothing to learn from: {100 * used / tally.labelled:.2g} % of the labelled "
+            f"pixels ({used} of {tally.labelled}) count{sure}",
+            "lower --threshold, train with --no-cgl, or give other confidence maps",
+        )
+    absent = [name for name, count in zip(classes, tally.used[1:], strict=True) if not count]
+    if len(absent) == len(classes):
+        say(
+            f"only background is left to learn from ({used} of {tally.labelled} labelled pixels "
+            "count): every prediction will be background"
+        )
+    elif absent:
+        names = ", ".join(absent[:_NAMES_SHOWN]) + (", ..." if len(absent) > _NAMES_SHOWN else "")
+        say(f"no pixel to learn {len(absent)} of {len(classes)} classes from: {names}")
+
+
 def _train(trainer: Trainer, stream: TrainingSet, out: Run, talk: Talk, *, log: bool) -> None:
     board = TensorBoard(out.root / "tensorboard", talk.say) if log else None
     with talk.steps() as show:
@@ -283,7 +348,8 @@ def _train(trainer: Trainer, stream: TrainingSet, out: Run, talk: Talk, *, log: 
             if board is not None:
                 board.write(step)
 
-        trainer.run(stream, out.root / "checkpoints", on_step)
+        with loader_death_as_error():
+            trainer.run(stream, out.root / "checkpoints", on_step)
     if board is not None:
         board.close()
 

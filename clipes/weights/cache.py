@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from clipes.claim import claim, temporary_sibling
-from clipes.errors import WeightsError
+from clipes.errors import WeightsError, WriteError
 
 _METADATA = "clipes"
 
@@ -64,12 +64,21 @@ class Weights:
 
 
 def cache_dir() -> Path:
-    """Return ``$CLIPES_CACHE``, else ``$XDG_CACHE_HOME/clipes``, else ``~/.cache/clipes``."""
+    """Return ``$CLIPES_CACHE``, else ``$XDG_CACHE_HOME/clipes``, else ``~/.cache/clipes``.
+
+    Raises:
+        WeightsError: None of them is set, and nobody knows this user's home.
+    """
     if own := os.environ.get("CLIPES_CACHE"):
         return Path(own).expanduser()
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base).expanduser() / "clipes"
-    return Path.home() / ".cache" / "clipes"
+    try:
+        return Path.home() / ".cache" / "clipes"
+    except RuntimeError as error:
+        raise WeightsError(
+            f"there is no folder to cache in: {error}", "set CLIPES_CACHE to a folder"
+        ) from error
 
 
 def cached(cache: Path | None = None) -> list[Weights]:
@@ -90,9 +99,11 @@ def lookup(model: str, name: str, cache: Path | None) -> Weights | None:
 
 def describe(path: Path) -> Weights | None:
     """Return what a file that ``save`` wrote says about itself; None for any other file."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors":
         return None
     try:
+        if not path.is_file():  # may not be allowed to know
+            return None
         with safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})[_METADATA])
         recipe = values["recipe"]
@@ -168,11 +179,26 @@ def workspace(cache: Path | None, on_wait: Callable[[], None] | None = None) -> 
                 yield work
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, WriteError) as error:
+        cause = error.__cause__ if isinstance(error, WriteError) else error
         raise WeightsError(
-            f"cannot write to the cache {folder}: {getattr(error, 'strerror', None) or error}",
+            f"cannot write to the cache {folder}: {getattr(cause, 'strerror', None) or cause}",
             "make room, or set CLIPES_CACHE to another folder",
         ) from error
+
+
+@contextmanager
+def kept_if_possible(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Say that something cannot be written to the cache, where nothing depends on it.
+
+    Args:
+        what: What is made anew next time.
+        say: Told why.
+    """
+    try:
+        yield
+    except WriteError as error:
+        say(f"{what} are not kept: {error.what}; CLIPES_CACHE names another folder for them")
 
 
 def _patiently() -> None:

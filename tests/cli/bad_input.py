@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from clipes.artifacts import Run
 from clipes.config import get_preset
-from clipes.images import write_mask
+from clipes.images import write_confidence, write_mask
 from clipes.types import CamMaps
 from tests.cli.small_data import CLASSES, cam, train
 
@@ -686,6 +686,37 @@ case("a mask of another size")(masks(lambda path: write_mask(path, np.zeros((4, 
 case("a mask of a class out of range")(
     masks(lambda path: write_mask(path, np.full((48, 64), 9, np.uint8)))
 )
+case("masks that are all 255")(
+    masks(lambda path: write_mask(path, np.full((48, 64), 255, np.uint8)))
+)
+
+
+@case("a threshold that no pixel reaches")
+def _(root: Path) -> Command:
+    masks(lambda _: None)(root)
+    write_confidence(Run(root / "run").confidence_path("a"), np.full((48, 64), 0.9, np.float32))
+    return [*train("run", "run"), "--cgl", "--threshold", "1"]
+
+
+@case("masks of background only")
+def _(root: Path) -> Command:
+    return masks(lambda _: None)(root)
+
+
+def truth(mask: np.ndarray) -> Make:
+    def make(root: Path) -> Command:
+        right = np.zeros((48, 64), np.uint8)
+        right[8:24] = 1
+        write_mask(root / "masks" / "a.png", right)
+        write_mask(root / "truth" / "a.png", mask.astype(np.uint8))
+        return ["eval", "masks", "--gt", "truth"]
+
+    return make
+
+
+case("ground truth of 0 and 255, in `eval`")(truth(np.tile([0, 255], (48, 32))))
+case("ground truth of another size")(truth(np.zeros((4, 4))))
+case("ground truth of a class out of range")(truth(np.full((48, 64), 99)))
 
 
 def checkpoint(content: Callable[[], bytes]) -> Make:

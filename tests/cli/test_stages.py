@@ -194,6 +194,23 @@ def test_ranks_of_torchrun_share_the_images(
     assert Run(tmp_path / "ranks").ids("cams") == [f"p{index}" for index in range(6)]
 
 
+def test_a_cache_that_cannot_be_written_ends_nothing(
+    cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    assert cam(cli, photos, tiny_weights, "--out", "kept").returncode == 0
+    (tmp_path / "file").touch()
+    environment["CLIPES_CACHE"] = str(tmp_path / "file" / "cache")
+    done = cam(cli, photos, tiny_weights, "--out", "lost")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("CLIPES_CACHE names another folder") == 1
+    assert contents(tmp_path / "lost" / "cams") == contents(tmp_path / "kept" / "cams")
+    fetched = cli("weights", "fetch", "registry")
+    assert fetched.returncode == 1
+    line = one_line(fetched.stderr)
+    assert f"cannot write to the cache {tmp_path}/file/cache/weights: Not a directory" in line
+    assert "set CLIPES_CACHE to another folder" in line
+
+
 def test_missing_and_wrong_input_is_one_line(
     cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:

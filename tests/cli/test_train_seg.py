@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import typer
+from torch.distributed.run import get_args_parser
 
 from clipes.artifacts import Run
-from clipes.cli import main
+from clipes.cli import app, main
 from clipes.images import read_mask, write_confidence, write_mask
 from clipes.seg.checkpoint import load_checkpoint, save_checkpoint
+from clipes.seg.data import Item
 from clipes.seg.deeplab import ModelSpec, Segmenter
+from clipes.seg.train import Step, Trainer, TrainingError
 from clipes.types import PseudoLabel
 from tests.cli.conftest import Cli
 
@@ -256,6 +260,106 @@ def test_bad_masks_are_one_line(
     absent = fails(capfd, *train, "--backbone-weights", "absent.pth")
     assert "there is no file absent.pth" in absent
     assert not (run.root / "checkpoints").exists()
+
+
+def test_next_to_nothing_to_learn_from_is_one_line(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = ["train-seg", *SMALL, "--iterations", 2, "--save-every", 1, "--test-scales", 1]
+    few = fails(capfd, *train, "--threshold", 1)
+    assert re.search(r"next to nothing to learn from: 0(\.\d+)? % of the labelled pixels", few)
+    assert "with a confidence of 1 or more; lower --threshold" in few
+    for id_ in run.ids("pseudo"):
+        write_mask(run.pseudo_path(id_), np.full_like(read_mask(run.pseudo_path(id_)), 255))
+    none = "nothing to learn from: 0 % of 86400 pixels have a label, all masks are 255; masks hold"
+    assert none in fails(capfd, *train)
+    assert none in fails(capfd, *train, "--no-cgl")
+    assert not (run.root / "checkpoints").exists()
+
+
+def test_a_training_does_not_go_on_with_nothing_to_learn_from(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = ["train-seg", *SMALL, "--iterations", 2, "--save-every", 1, "--test-scales", 1]
+    step = Trainer.step
+
+    def once(self: Trainer, parts: list[Item]) -> Step:
+        if self.iteration:
+            raise TrainingError("stopped")
+        return step(self, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", once)
+        assert "stopped" in fails(capfd, *train)
+    assert len(list((run.root / "checkpoints").iterdir())) == 1
+    for id_ in run.ids("pseudo"):
+        write_mask(run.pseudo_path(id_), np.full_like(read_mask(run.pseudo_path(id_)), 255))
+    assert "nothing to learn from: 0 %" in fails(capfd, *train)
+    assert not (run.root / "checkpoints" / "final.pt").exists()
+
+
+def test_what_cannot_be_learnt_is_said(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = ["train-seg", *SMALL, "--iterations", 1, "--test-scales", 1, "--no-resume", "--no-cgl"]
+    main_ok(*train)
+    said = "no pixel to learn 3 of 5 classes from: dog, person, sofa\n"
+    assert said in capfd.readouterr().err
+    for id_ in run.ids("pseudo"):
+        write_mask(run.pseudo_path(id_), np.zeros_like(read_mask(run.pseudo_path(id_))))
+    main_ok(*train)
+    assert "only background is left to learn from" in capfd.readouterr().err
+
+
+def test_the_run_can_be_given_in_several_ways(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Each way is known by the error about a folder that is no run.
+    for way in (["gone"], ["--run", "gone"], ["--run-folder", "gone"], ["gone", "--run", "gone"]):
+        assert "gone is not a run folder" in fails(capfd, "train-seg", *way)
+    with pytest.raises(SystemExit) as stop:
+        main(["train-seg", "gone", "--run", "other"])
+    assert stop.value.code == 2
+    assert "two run folders, gone and --run other; give one" in capfd.readouterr().err
+
+
+def test_torchrun_leaves_our_options_alone() -> None:
+    launcher = get_args_parser()
+    launched = ("cam", "refine", "train-seg", "predict")
+    for name, command in typer.main.get_command(app).commands.items():
+        if name not in launched:
+            continue
+        options = [o for parameter in command.params for o in parameter.opts if o[:1] == "-"]
+        assert len(options) > 5
+        # The other spelling of this one is for torchrun.
+        for option in set(options) - {"--run"}:
+            given = launcher.parse_args(["-m", "clipes", name, option, "value"])
+            assert given.training_script_args == [name, option, "value"]
+
+
+def test_ranks_of_torchrun_share_what_is_predicted(
+    run: Run, photos: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    checkpoint = tmp_path / "random.pt"
+    model = Segmenter(ModelSpec("deeplabv2", "mobilenet_v3_large", 16, tuple(CLASSES)))
+    save_checkpoint(checkpoint, model, {}, {"scales": [1.0], "flip": False, "crf": False})
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [sys.executable, *launcher, "clipes", "predict", str(checkpoint)]
+    done = subprocess.run(
+        [*command, str(photos / "images"), "--out", "masks", "--device", "cpu"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("masks: 3 made, 0 there before, 0 failed") == 2
+    assert len(list((tmp_path / "masks").iterdir())) == 6
 
 
 def test_bad_checkpoints_are_one_line(

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import stat
 import sys
 
+import numpy as np
 import pytest
 
 from clipes import files as files_module
-from clipes.errors import ArtifactError, DatasetError
+from clipes.errors import ArtifactError, DatasetError, WriteError
 from clipes.files import (
     atomic_write,
     check_id,
     list_files,
     walk_files,
+    write_arrays,
     write_json,
     write_text,
 )
@@ -53,6 +56,22 @@ def test_what_the_system_refuses_is_said_in_one_line(tmp_path):
     with pytest.raises(ArtifactError, match=r"cannot write .*a\.txt.*check the folder") as caught:
         write_text(tmp_path / "file" / "a.txt", "x")
     assert "\n" not in str(caught.value)
+
+
+def test_arrays_that_cannot_be_written_are_said_once(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource", reason="file size limits are POSIX")
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+    try:
+        with pytest.raises(WriteError, match=r"cannot write .*a\.npz: File too large"):
+            write_arrays(tmp_path / "a.npz", {"a": np.zeros(1000)}, compress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    gc.collect()
+    assert complaints == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")

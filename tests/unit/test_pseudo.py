@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
 from clipes.config import CrfParams
+from clipes.crf import BACKENDS
 from clipes.errors import ImageError
 from clipes.pseudo import cam_mask, label_pixels, pseudo_label, upsample, with_background
 from clipes.types import CamMaps
@@ -49,6 +51,56 @@ def test_the_crf_follows_an_edge_that_the_map_only_hints_at() -> None:
     assert (pseudo.mask == truth).mean() > 0.99
     assert pseudo.confidence.dtype == np.float32
     assert 0.5 <= pseudo.confidence.min() <= pseudo.confidence.max() <= 1
+
+
+def _noisy_image(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    noise = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("classes", [2, 3, 5, 11])
+@pytest.mark.parametrize("seed", range(3))
+def test_of_equal_maps_the_first_class_wins(backend: str, classes: int, seed: int) -> None:
+    if backend == "pydensecrf":
+        pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
+    rng = np.random.default_rng(seed)
+    size = (48 + 13 * seed, 64)
+    maps = rng.random((classes, -(-size[0] // 16), 4)).astype(np.float16)
+    maps[1:-1] *= np.float16(0.6)  # lest the two lose everywhere
+    maps[-1] = maps[0]
+    cams = CamMaps(np.arange(classes) * 3, maps, size)
+    first, second = 1, 3 * (classes - 1) + 1
+    refined = pseudo_label(_noisy_image(size, rng), cams, CrfParams(), backend=backend).mask
+    for mask in (cam_mask(cams, 1.0), refined):
+        assert first in mask
+        assert second not in mask
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_order_of_the_labels_in_a_file_changes_nothing(backend: str, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    size = (61, 47)
+    maps = rng.random((classes, 4, 3)).astype(np.float16)
+    maps[1] = maps[0]
+    labels = rng.permutation(20)[:classes]
+    order = np.roll(np.arange(classes), 1)
+    cams = CamMaps(labels, maps, size)
+    moved = CamMaps(labels[order], maps[order], size)
+    np.testing.assert_array_equal(cam_mask(moved, 1.0), cam_mask(cams, 1.0))
+    image = _noisy_image(size, rng)
+    expected = pseudo_label(image, cams, CrfParams(), backend=backend)
+    got = pseudo_label(image, moved, CrfParams(), backend=backend)
+    np.testing.assert_array_equal(got.mask, expected.mask)
+    np.testing.assert_array_equal(got.confidence, expected.confidence)
+
+
+def test_the_background_wins_a_tie_with_a_class() -> None:
+    rng = np.random.default_rng(0)
+    cams = CamMaps(np.array([3]), np.full((1, 3, 4), 0.5, np.float16), (48, 64))
+    assert not cam_mask(cams, 1.0).any()
+    assert not pseudo_label(_noisy_image((48, 64), rng), cams, CrfParams()).mask.any()
 
 
 def test_maps_of_another_image_are_refused() -> None:

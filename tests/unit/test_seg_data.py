@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,15 @@ import torch
 from PIL import Image
 
 from clipes.config import SegmenterPreset
-from clipes.errors import ArtifactError, ClipesError, ImageError
+from clipes.errors import ArtifactError, BackendError, ClipesError, ImageError
 from clipes.images import write_confidence, write_mask
-from clipes.seg.data import TrainingPair, TrainingSet, batches, check_pairs
+from clipes.seg.data import (
+    TrainingPair,
+    TrainingSet,
+    batches,
+    check_pairs,
+    loader_death_as_error,
+)
 
 PRESET = SegmenterPreset("test", crop=32, colour=0.1)
 
@@ -80,6 +88,46 @@ def test_a_bad_file_is_one_line_from_any_process(pairs: list[TrainingPair], work
         list(batches(data, [range(5)], workers, pin=False))
     assert "\n" not in str(error.value)
     assert "Traceback" not in str(error.value)
+
+
+class _Deadly(TrainingSet):
+    """A sequence that kills who reads it."""
+
+    def __getitem__(self, position: int) -> ClipesError:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ClipesError(f"{position} was read")
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_loader_process_that_dies_is_one_line(pairs: list[TrainingPair]) -> None:
+    data = _Deadly(pairs, 3, PRESET, seed=1)
+    died = pytest.raises(BackendError, match="a loader process of the training died")
+    with died as error, loader_death_as_error():
+        list(batches(data, [range(5)], 1, pin=False))
+    assert "--workers 0" in error.value.remedy
+
+
+def test_other_errors_are_not_taken_for_a_death() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), loader_death_as_error():
+        raise RuntimeError("shapes do not match")
+
+
+def test_the_pixels_that_count_are_counted(pairs: list[TrainingPair]) -> None:
+    confidence = np.tile(np.array([0.0, 0.25, 0.5, 1.0], np.float32), (40, 13))[:, :50]
+    for pair in pairs:
+        assert pair.confidence
+        write_confidence(pair.confidence, confidence)
+    mask = np.full((40, 50), 255, np.uint8)
+    mask[:10] = 2
+    write_mask(pairs[4].mask, mask)  # its other neighbours: 0, 1, 2, 0
+    everything = check_pairs(pairs, 3, quiet)
+    assert (everything.pixels, everything.labelled) == (10000, 8500)
+    assert everything.used.tolist() == [4000, 2000, 2500]
+    # Columns of 0, 0.25, 0.5, 1: 13, 13, 12, 12.
+    assert check_pairs(pairs, 3, quiet, soft=True).used.tolist() == [2960, 1480, 1850]
+    sure = check_pairs(pairs, 3, quiet, threshold=0.5)
+    assert (sure.pixels, sure.labelled) == (10000, 8500)
+    assert sure.used.tolist() == [1920, 960, 1200]
 
 
 def test_what_does_not_fit_is_known_before_training(pairs: list[TrainingPair]) -> None:

@@ -134,7 +134,7 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 
 def encode(opened: OpenedWeights, samples: list[Sample], cache: Path) -> np.ndarray:
-    features = ImageFeatures(opened, Path("root"), cache)
+    features = ImageFeatures(opened, Path("root"), cache, quiet)
     return features(samples, progress=lambda *_: None, report=quiet)[1]
 
 
@@ -162,13 +162,25 @@ def test_a_damaged_memory_is_made_again(
     np.testing.assert_array_equal(encode(opened, samples, tmp_path), first)
 
 
+def test_a_memory_that_cannot_be_written_is_said(
+    opened: OpenedWeights, samples: list[Sample], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    features = ImageFeatures(opened, Path("root"), samples[0].image, said.append)
+    found = features(samples, progress=lambda *_: None, report=quiet)[1]
+    np.testing.assert_array_equal(found, encode(opened, samples, tmp_path))
+    assert len(said) == 1
+    assert "images: the features of images are not kept: cannot write" in said[0]
+    assert "CLIPES_CACHE" in said[0]
+
+
 def test_images_that_cannot_be_read_are_named_and_left_out(
     opened: OpenedWeights, samples: list[Sample], tmp_path: Path
 ) -> None:
     samples[0].image.write_bytes(b"no picture")
     samples[3].image.unlink()
     failures: list[Failure] = []
-    images = ImageFeatures(opened, Path("root"), tmp_path)
+    images = ImageFeatures(opened, Path("root"), tmp_path, quiet)
     usable, features = images(samples, progress=lambda *_: None, report=failures.append)
     assert [sample.id for sample in usable] == ["p1", "p2"]
     assert features.shape == (2, 64)
@@ -190,6 +202,7 @@ def rank_here(samples: list[Sample], opened: OpenedWeights, folder: Path, **more
         "cache": folder / "cache",
         "progress": no_progress,
         "report": quiet,
+        "say": quiet,
     }
     return rank(samples, VOCABULARY, opened, **(options | more))
 

@@ -32,6 +32,10 @@ VOCABULARY = Vocabulary(
 )
 
 
+def unexpected(message: str) -> None:
+    raise AssertionError(message)
+
+
 def arrays() -> dict[str, np.ndarray]:
     """A file as a user may write it: background rows anywhere, any length, half precision."""
     rng = np.random.default_rng(0)
@@ -234,7 +238,7 @@ def test_the_order_in_the_file_changes_no_vector(features_of, fusion: Fusion) ->
 def test_what_was_encoded_is_remembered(
     state, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = PromptEncoder(state, weights, tmp_path)
+    encoder = PromptEncoder(state, weights, tmp_path, say=unexpected)
     assert not encoder.knows(["a b", "a c"])
     encoder.learn([["a b", "a c"], ["a d"]])
     first = encoder(["a b", "a c"])
@@ -243,6 +247,32 @@ def test_what_was_encoded_is_remembered(
     np.testing.assert_array_equal(encoder(["a c", "a b"]), first[::-1])
     np.testing.assert_array_equal(encoder(["a c", "a b", "a c"]), first[[1, 0, 1]])
     assert encoder(["a d"]).shape == (1, 64)
+
+
+def test_where_nothing_can_be_kept_it_is_said_once(state, weights: Weights, tmp_path: Path) -> None:
+    kept = PromptEncoder(state, weights, tmp_path / "cache", say=unexpected)
+    (tmp_path / "file").touch()
+    said: list[str] = []
+    encoder = PromptEncoder(state, weights, tmp_path / "file" / "cache", say=said.append)
+    encoder.learn([["a b", "a c"], ["a d"]])
+    kept.learn([["a b", "a c"], ["a d"]])
+    assert encoder.knows(["a d"])
+    assert not encoder.knows(["a e"])
+    np.testing.assert_array_equal(encoder(["a c", "a b"]), kept(["a c", "a b"]))
+    np.testing.assert_array_equal(encoder(["a e"]), kept(["a e"]))
+    assert len(said) == 1
+    assert f"text: the vectors of prompts are not kept: cannot write {tmp_path}/file" in said[0]
+    assert "Not a directory; CLIPES_CACHE names another folder" in said[0]
+
+
+def test_vectors_that_cannot_be_read_are_made_again(
+    state, weights: Weights, tmp_path: Path
+) -> None:
+    encoder = PromptEncoder(state, weights, tmp_path, say=unexpected)
+    first = encoder(["a b"])
+    (path,) = (tmp_path / "text").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    np.testing.assert_array_equal(encoder(["a b"]), first)
 
 
 def test_without_a_text_tower_a_template_makes_no_sense(

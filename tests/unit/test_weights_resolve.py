@@ -369,6 +369,36 @@ class TestCache:
         with pytest.raises(WeightsError, match=r"cannot write to the cache .*CLIPES_CACHE"):
             resolve("registry")
 
+    def test_a_folder_that_may_not_be_locked(self, cache: Path, monkeypatch: pytest.MonkeyPatch):
+        def forbidden(*_: object) -> int:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("clipes.claim.os.open", forbidden)
+        with pytest.raises(WeightsError) as caught:
+            resolve("registry")
+        assert f"cannot write to the cache {cache / 'weights'}: Permission denied; " in str(
+            caught.value
+        )
+        assert "set CLIPES_CACHE" in str(caught.value)
+
+    def test_another_users_cache_holds_nothing(self, cache: Path, monkeypatch: pytest.MonkeyPatch):
+        def forbidden(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "stat", forbidden)
+        monkeypatch.setattr(Path, "is_file", forbidden)
+        assert find("auto") is None
+
+    def test_nobody_knows_the_home(self, monkeypatch: pytest.MonkeyPatch):
+        def unknown(_: object) -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        for name in ("CLIPES_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", classmethod(unknown))
+        with pytest.raises(WeightsError, match=r"home directory\.; set CLIPES_CACHE to a folder"):
+            cache_dir()
+
     @pytest.mark.parametrize("limit", [1_000, 45_000])
     def test_a_full_disk_is_one_line(self, server: Server, cache: Path, limit: int):
         resource = pytest.importorskip("resource", reason="file size limits are POSIX")
