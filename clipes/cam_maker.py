@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clipes.affinity import Walk, sinkhorn
+from clipes.choices import Fusion
 from clipes.clip.backbone import Backbone, Encoding, Grid
 from clipes.config import CamParams, PatchParams
 from clipes.device import memory_error_as
@@ -23,7 +24,6 @@ from clipes.looks import Looks, Statistics, final_maps, image_statistics
 from clipes.patch_maps import Evidence, compare, first_maps, patch_features
 from clipes.text_features import TextFeatures
 from clipes.types import CamMaps, Float32Array, UInt8Array, size_text
-from clipes.vocabulary import Fusion
 
 _PAIRS_AT_ONCE = 1 << 23  # of patches, in a batch: 14 images of 500 x 375, 400 MB a block
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from clipes.choices import DatasetKind, SegmenterPresetName
 from clipes.errors import UsageError
 
 DEFAULT_TEMPLATE = "a clean origami {}."
@@ -182,6 +183,9 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+OUTPUT_STRIDES = (8, 16, 32)
+"""Pixels of the image per feature that a segmenter can have."""
+
 TRAIN_SCALES = (1.0, 0.75, 0.5)
 """Scales of DeepLab-v2's training branches (DeepLab paper, section 4.1.1)."""
 
@@ -192,8 +196,8 @@ class SegmenterPreset:
 
     Attributes:
         name: Name on the command line.
-        arch: Head, one of ``clipes.seg.deeplab.ARCHITECTURES``.
-        backbone: One of ``clipes.seg.backbones.BACKBONES``.
+        arch: Head, one of ``clipes.choices.Arch``.
+        backbone: One of ``clipes.choices.SegmenterBackbone``.
         output_stride: Pixels of the image per feature.
         crop: Side of the square training views, in pixels.
         batch: Images per update, over all processes and accumulated parts.
@@ -265,6 +269,23 @@ SEGMENTER_PRESETS = {
         ),
     )
 }
+
+
+def choose_segmenter_preset(name: str, dataset: str, *, gpu: bool) -> SegmenterPreset:
+    """Return the segmenter's preset called ``name``; ``auto`` is one that suits the machine.
+
+    Args:
+        name: Of ``clipes.choices.SegmenterPresetName``.
+        dataset: Kind of data set.
+        gpu: Whether there is a GPU.
+    """
+    if name != SegmenterPresetName.auto:
+        return get_segmenter_preset(name)
+    if not gpu:
+        return get_segmenter_preset(SegmenterPresetName.small)
+    coco = dataset == DatasetKind.coco
+    paper = SegmenterPresetName.clip_es_coco if coco else SegmenterPresetName.clip_es_voc
+    return get_segmenter_preset(paper)
 
 
 def get_segmenter_preset(name: str) -> SegmenterPreset:

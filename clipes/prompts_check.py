@@ -15,9 +15,10 @@ from itertools import combinations
 
 import numpy as np
 
+from clipes.choices import Fusion
 from clipes.text_features import TextFeatures
 from clipes.types import Float32Array
-from clipes.vocabulary import Fusion, Vocabulary, fill
+from clipes.vocabulary import Vocabulary, fill
 
 NEAR = 1 / 3
 """Two vectors count as near when their distance (1 - cosine) is below this share of the usual one.

@@ -26,9 +26,6 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from clipes.errors import BackendError, ClipesError, UsageError, WriteError
 from clipes.types import Failure, Progress, Sample
 
-BACKENDS = ("threading", "loky", "ray", "dask")
-"""What images can be spread over: threads, processes of this machine, a Ray or Dask cluster."""
-
 Work: TypeAlias = Callable[[Sample], "str | None"]
 """Makes and saves the output of one image; returns a remark on it, or None."""
 
@@ -126,8 +123,8 @@ def for_each(
         samples: The images.
         is_done: Whether the output of an image is there; asked again right before the work, as
             another process may have made it.
-        backend: One of ``BACKENDS``. Ray and Dask use the cluster that RAY_ADDRESS or
-            DASK_SCHEDULER_ADDRESS names, else one on this machine.
+        backend: One of ``clipes.choices.RefineBackend``. Ray and Dask use the cluster that
+            RAY_ADDRESS or DASK_SCHEDULER_ADDRESS names, else one on this machine.
         workers: How many images at once; None for as many as the cluster holds (ray, dask) or this
             machine has cores.
         progress: Called after each image.

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from clipes.choices import Fusion
 from clipes.errors import VocabularyError
 from clipes.files import read_arrays, write_arrays
 from clipes.types import Float32Array
-from clipes.vocabulary import Fusion, folded, nearest
+from clipes.vocabulary import folded, nearest
 
 _ADVISED = 5
 """Most names for which an error says what may be meant."""

@@ -20,12 +20,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from clipes.choices import Fusion
 from clipes.config import DEFAULT_TEMPLATE
 from clipes.errors import VocabularyError
 from clipes.types import MAX_CLASSES
@@ -51,22 +51,6 @@ SAME_THING = (
 
 _KEYS = ("classes", "background", "template", "synonyms")
 _LARGEST_FILE = 1 << 20  # bytes; the largest sensible vocabulary is a few kilobytes
-
-
-class Fusion(str, Enum):
-    """Where the synonyms of a class become one (paper section 3.2).
-
-    Attributes:
-        sentence: In the prompt: the words joined by commas, as in the reference.
-        feature: After the text tower: the mean of the unit vectors of one prompt per synonym.
-        cam: After the activation maps: the mean of one map per synonym, see ``clipes.fusion``.
-        cam_max: Likewise, but the largest value at each patch.
-    """
-
-    sentence = "sentence"
-    feature = "feature"
-    cam = "cam"
-    cam_max = "cam-max"
 
 
 @dataclass(frozen=True)

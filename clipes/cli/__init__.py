@@ -18,25 +18,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipes import __version__
+from clipes.choices import (
+    CrfBackend,
+    DatasetKind,
+    Fusion,
+    Precision,
+    PresetName,
+    RefineBackend,
+)
 from clipes.cli.bench import bench
 from clipes.cli.data import check, masks, tag
 from clipes.cli.doctor import doctor
 from clipes.cli.export import export
 from clipes.cli.options import (
     RUNS,
-    CrfBackend,
-    DatasetKind,
     DatasetOption,
     DeviceOption,
     DifficultOption,
-    FusionName,
     FusionOption,
     ModelOption,
     OutOption,
-    PrecisionName,
-    PresetName,
     PromptsOption,
-    RefineBackend,
     RootOption,
     RunArgument,
     ShardOption,
@@ -55,11 +57,15 @@ from clipes.cli.options import (
 from clipes.cli.prompts import prompts_app
 from clipes.cli.seg import predict, train_seg
 from clipes.cli.streams import robust_streams
+from clipes.config import BOX_THRESHOLDS, CamParams
 from clipes.errors import BackendError, ClipesError, UsageError, WriteError
 
 if TYPE_CHECKING:
     from clipes.types import Failure
 
+_LAMBDAS = "; ".join(
+    [f"{CamParams().box_threshold}", *(f"{kind}: {own}" for kind, own in BOX_THRESHOLDS.items())]
+)
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _STOPPED = 128  # as shells have it, the exit code is this and the signal's number
 
@@ -102,13 +108,11 @@ def cam(
     model: ModelOption = "ViT-B-16",
     text_features: TextFeaturesOption = None,
     prompts: PromptsOption = None,
-    fusion: FusionOption = FusionName.sentence,
+    fusion: FusionOption = Fusion.sentence,
     template: TemplateOption = None,
     box_threshold: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="lambda of the affinity's boxes. (default: 0.4; coco: 0.7)"
-        ),
+        typer.Option(min=0, max=1, help=f"lambda of the affinity's boxes. (default: {_LAMBDAS})"),
     ] = None,
     out: OutOption = None,
     shard: ShardOption = None,
@@ -124,9 +128,9 @@ def cam(
         typer.Option(min=1, help="Images given to CLIP together. (default: 1; GPU: 32)"),
     ] = None,
     precision: Annotated[
-        PrecisionName,
+        Precision,
         typer.Option(help="Of CLIP's matrix products; auto: bf16 where that is faster, else fp32."),
-    ] = PrecisionName.fp32,
+    ] = Precision.fp32,
     keep_looks: Annotated[
         bool,
         typer.Option(
@@ -143,7 +147,6 @@ def cam(
     from clipes.config import TagParams, get_preset
     from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
     from clipes.stages.cam import cam as cam_stage
-    from clipes.vocabulary import Fusion
 
     run = Run(out or RUNS / dataset.value)
     request = CamRequest(
@@ -160,7 +163,7 @@ def cam(
             weights,
             model,
             text_features=text_features,
-            fusion=Fusion(fusion.value),
+            fusion=fusion,
             template=template,
             rankings=(run.root, RUNS / dataset.value),
             device=device,

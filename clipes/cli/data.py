@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from clipes.choices import Fusion
 from clipes.cli.options import (
     RUNS,
     DatasetOption,
     DeviceOption,
     DifficultOption,
-    FusionName,
     FusionOption,
     LabelsOption,
     ModelOption,
@@ -90,7 +90,7 @@ def tag(
     model: ModelOption = "ViT-B-16",
     text_features: TextFeaturesOption = None,
     prompts: PromptsOption = None,
-    fusion: FusionOption = FusionName.sentence,
+    fusion: FusionOption = Fusion.sentence,
     template: TemplateOption = None,
     tag_threshold: TagThresholdOption = None,
     out: OutOption = None,
@@ -107,7 +107,6 @@ def tag(
     from clipes.stages.open_data import open_unlabelled
     from clipes.stages.setup import load_clip
     from clipes.stages.tag import tag as tag_stage
-    from clipes.vocabulary import Fusion
 
     vocabulary, data = open_unlabelled(dataset.value, root=root, split=split, prompts=prompts)
     say_remarks(data)
@@ -121,7 +120,7 @@ def tag(
         device=device,
         say=say,
         progress=progress_bar,
-        fusion=Fusion(fusion.value),
+        fusion=fusion,
         template=template,
         rankings=(run.root, RUNS / dataset.value),
     )

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from clipes.cli.options import RUNS, DatasetKind, RootOption
+from clipes.choices import DatasetKind
+from clipes.cli.options import RUNS, RootOption
 
 
 def doctor(

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from clipes.choices import ExportFormat
 from clipes.cli.options import RootOption, RunArgument, command_line, open_run, say_failure
 
 
-class FormatName(str, Enum):
-    """Formats, as the command line names them."""
-
-    coco = "coco"
-    labelme = "labelme"
-    cvat = "cvat"
-    mmseg = "mmseg"
-    voc = "voc"
-    clip_es = "clip-es"
-
-
 def export(
-    format_: Annotated[FormatName, typer.Option("--format", "-f", help="What to write.")],
+    format_: Annotated[ExportFormat, typer.Option("--format", "-f", help="What to write.")],
     run: RunArgument = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the output. (default: RUN/export/FORMAT)")

@@ -6,11 +6,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from clipes.choices import DatasetKind, Fusion
+from clipes.config import TagParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,58 +25,6 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 """Where run folders go by default: ``runs/<dataset>``."""
-
-
-class DatasetKind(str, Enum):
-    """Kinds of data sets, as the command line names them."""
-
-    voc = "voc"
-    coco = "coco"
-    folder = "folder"
-    examples = "examples"
-
-
-class PresetName(str, Enum):
-    """Presets, as the command line names them."""
-
-    reference = "reference"
-    default = "default"
-    fast = "fast"
-
-
-class FusionName(str, Enum):
-    """Levels of synonym fusion, as the command line names them."""
-
-    sentence = "sentence"
-    feature = "feature"
-    cam = "cam"
-    cam_max = "cam-max"
-
-
-class PrecisionName(str, Enum):
-    """Precisions of CLIP's linear layers, as the command line names them."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    auto = "auto"
-
-
-class CrfBackend(str, Enum):
-    """Implementations of the dense CRF."""
-
-    numba = "numba"
-    torch = "torch"
-    pydensecrf = "pydensecrf"
-
-
-class RefineBackend(str, Enum):
-    """What ``clipes refine`` spreads its images over."""
-
-    loky = "loky"
-    threading = "threading"
-    ray = "ray"
-    dask = "dask"
 
 
 def one_of(*values: str) -> Callable[[str], list[str]]:
@@ -104,7 +54,11 @@ DifficultOption = Annotated[
 ]
 TagThresholdOption = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Score from which a class is a tag. (default: 0.38)"),
+    typer.Option(
+        min=0,
+        max=1,
+        help=f"Score from which a class is a tag. (default: {TagParams().threshold})",
+    ),
 ]
 WeightsOption = Annotated[
     str,
@@ -118,11 +72,11 @@ PromptsOption = Annotated[
     str | None,
     typer.Option(
         help="TOML file with classes, synonyms, background words.",
-        autocompletion=one_of("voc", "coco"),
+        autocompletion=one_of(DatasetKind.voc, DatasetKind.coco),
     ),
 ]
 FusionOption = Annotated[
-    FusionName,
+    Fusion,
     typer.Option(help="Where synonyms become one: prompt, vector, or map (mean or maximum)."),
 ]
 TemplateOption = Annotated[

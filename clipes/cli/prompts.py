@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipes.choices import Fusion
 from clipes.cli.options import (
     RUNS,
     DatasetOption,
     DeviceOption,
     DifficultOption,
-    FusionName,
     FusionOption,
     LabelsOption,
     ModelOption,
@@ -28,7 +28,7 @@ from clipes.errors import UsageError
 if TYPE_CHECKING:
     from clipes.text_features import TextFeatures
     from clipes.types import Failure
-    from clipes.vocabulary import Fusion, Vocabulary
+    from clipes.vocabulary import Vocabulary
 
 prompts_app = typer.Typer(help="The text side: words and vectors.", no_args_is_help=True)
 
@@ -40,7 +40,7 @@ VocabularyArgument = Annotated[
 @prompts_app.command("show")
 def prompts_show(
     prompts: VocabularyArgument = "voc",
-    fusion: FusionOption = FusionName.sentence,
+    fusion: FusionOption = Fusion.sentence,
     template: TemplateOption = None,
 ) -> None:
     """Print what CLIP reads for every class and background word: its prompts, tab-separated.
@@ -48,11 +48,11 @@ def prompts_show(
     Example: clipes prompts show coco --fusion feature --template "a photo of a {}."
     """
     from clipes.console import say
-    from clipes.vocabulary import Fusion, fill, load_vocabulary
+    from clipes.vocabulary import fill, load_vocabulary
 
     vocabulary = load_vocabulary(prompts)
     templates = _templates(template, vocabulary)
-    level = Fusion(fusion.value)
+    level = fusion
     names = [*vocabulary.classes, *(f"({word})" for word in vocabulary.background)]
     for name, phrases in zip(names, vocabulary.phrases(level), strict=True):
         sentences = [fill(template, phrase) for phrase in phrases for template in templates]
@@ -151,7 +151,7 @@ def prompts_check(
     text_features: Annotated[
         Path | None, typer.Option(help="Compare the vectors of this .npz file.")
     ] = None,
-    fusion: FusionOption = FusionName.sentence,
+    fusion: FusionOption = Fusion.sentence,
     template: TemplateOption = None,
 ) -> None:
     """Look for words and vectors that get in each other's way; nothing is changed.
@@ -166,12 +166,12 @@ def prompts_check(
     from clipes.clip.text import CONTEXT_LENGTH, tokenize
     from clipes.console import say
     from clipes.prompts_check import collisions, entries, near, spelling
-    from clipes.vocabulary import Fusion, load_vocabulary
+    from clipes.vocabulary import load_vocabulary
 
     if weights is not None and text_features is not None:
         raise UsageError("--weights and --text-features exclude each other", "give one of them")
     vocabulary = load_vocabulary(prompts)
-    level = Fusion(fusion.value)
+    level = fusion
     templates = _templates(template, vocabulary)
     remarks = list(spelling(vocabulary, templates, level, tokenize, CONTEXT_LENGTH))
     features = None

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipes.choices import Amp, Arch, Loss, SegmenterBackbone, SegmenterPresetName
 from clipes.cli.options import (
     DeviceOption,
     RunArgument,
@@ -23,6 +23,7 @@ from clipes.cli.options import (
     say_failure,
     this_part,
 )
+from clipes.config import CONFIDENCE_THRESHOLD, OUTPUT_STRIDES
 from clipes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,50 +32,6 @@ if TYPE_CHECKING:
 
 
 _SECONDS_BETWEEN_LINES = 20.0  # where a bar cannot be drawn
-
-
-class SegPreset(str, Enum):
-    """Segmenter presets, as the command line names them."""
-
-    auto = "auto"
-    clip_es_voc = "clip-es-voc"
-    clip_es_coco = "clip-es-coco"
-    small = "small"
-
-
-class Arch(str, Enum):
-    """Heads."""
-
-    deeplabv2 = "deeplabv2"
-    deeplabv3 = "deeplabv3"
-    deeplabv3plus = "deeplabv3plus"
-
-
-class BackboneName(str, Enum):
-    """Backbones; ``_v1`` strides in the first 1 x 1, as weights from Caffe and Keras need."""
-
-    resnet18 = "resnet18"
-    resnet50 = "resnet50"
-    resnet101 = "resnet101"
-    resnet50_v1 = "resnet50_v1"
-    resnet101_v1 = "resnet101_v1"
-    mobilenet_v3_large = "mobilenet_v3_large"
-
-
-class LossName(str, Enum):
-    """Losses: plain cross-entropy, or weighted by confidence."""
-
-    ce = "ce"
-    soft = "soft"
-
-
-class Amp(str, Enum):
-    """Precision of the network."""
-
-    auto = "auto"
-    none = "none"
-    bf16 = "bf16"
-    fp16 = "fp16"
 
 
 def train_seg(
@@ -90,10 +47,10 @@ def train_seg(
     ] = True,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="mu: the confidence that --cgl asks for.")
-    ] = 0.95,
+    ] = CONFIDENCE_THRESHOLD,
     loss: Annotated[
-        LossName, typer.Option(help="soft: each pixel counts by its confidence.")
-    ] = LossName.ce,
+        Loss, typer.Option(help="soft: each pixel counts by its confidence.")
+    ] = Loss.ce,
     resume: Annotated[
         bool, typer.Option(help="Go on from the latest checkpoint, or start over.")
     ] = True,
@@ -101,11 +58,11 @@ def train_seg(
         Path | None, typer.Option(help="Folder of the output. (default: the run folder)")
     ] = None,
     preset: Annotated[
-        SegPreset, typer.Option(help="Recipe. auto: clip-es-* on a GPU, small on a CPU.")
-    ] = SegPreset.auto,
+        SegmenterPresetName, typer.Option(help="Recipe. auto: clip-es-* on a GPU, small on a CPU.")
+    ] = SegmenterPresetName.auto,
     arch: Annotated[Arch | None, typer.Option(help="Head. (default: the preset's)")] = None,
     backbone: Annotated[
-        BackboneName | None, typer.Option(help="Backbone. (default: the preset's)")
+        SegmenterBackbone | None, typer.Option(help="Backbone. (default: the preset's)")
     ] = None,
     backbone_weights: Annotated[
         str, typer.Option(help="auto (torchvision's ImageNet weights), none, or a file.")
@@ -161,7 +118,7 @@ def train_seg(
     Example: clipes train-seg runs/voc --cgl
     """
     from clipes.artifacts import Run
-    from clipes.config import TRAIN_SCALES
+    from clipes.config import TRAIN_SCALES, choose_segmenter_preset
     from clipes.console import progress_bar, say
     from clipes.seg.parallel import join_processes
     from clipes.seg.train import TrainOptions, choose_precision
@@ -173,7 +130,7 @@ def train_seg(
     with join_processes(device) as processes:
         dataset = source.stage("cam")["settings"].get("dataset", "")
         cuda = processes.device.type == "cuda"
-        recipe = _recipe(preset, dataset, cuda)
+        recipe = choose_segmenter_preset(preset, dataset, gpu=cuda)
         recipe = _changed(
             recipe,
             arch=arch and arch.value,
@@ -279,20 +236,10 @@ def predict(
     finish("masks", Run(out), summary, found.failures)
 
 
-def _recipe(preset: SegPreset, dataset: str, cuda: bool) -> SegmenterPreset:
-    from clipes.config import get_segmenter_preset
-
-    if preset is not SegPreset.auto:
-        return get_segmenter_preset(preset.value)
-    if not cuda:
-        return get_segmenter_preset("small")
-    return get_segmenter_preset("clip-es-coco" if dataset == "coco" else "clip-es-voc")
-
-
 def _changed(recipe: SegmenterPreset, **options: Any) -> SegmenterPreset:  # noqa: ANN401
     """Return a preset with the options that were given."""
     given = {name: value for name, value in options.items() if value is not None}
-    if given.get("output_stride", 8) not in (8, 16, 32):
+    if given.get("output_stride", OUTPUT_STRIDES[0]) not in OUTPUT_STRIDES:
         raise UsageError(f"an output stride of {given['output_stride']}", "choose 8, 16 or 32")
     return replace(recipe, **given)
 

@@ -10,22 +10,8 @@ from collections.abc import Iterator
 import torchvision
 from torch import Tensor, nn
 
-BACKBONES = (
-    "resnet18",
-    "resnet50",
-    "resnet101",
-    "resnet50_v1",
-    "resnet101_v1",
-    "mobilenet_v3_large",
-)
-"""Names that ``build_backbone`` knows.
-
-``_v1`` is the layout of the ResNet paper, in which the first 1 x 1 of a bottleneck strides: that of
-weights from Caffe and Keras. torchvision strides in the 3 x 3. Parameter names and shapes agree, so
-a file does not tell which of the two it is for.
-"""
-
-OUTPUT_STRIDES = (8, 16, 32)
+from clipes.choices import SegmenterBackbone
+from clipes.config import OUTPUT_STRIDES
 
 _CLASSIFIERS = ("avgpool", "fc", "classifier")
 _LOW_LEVEL = {"resnet": 4, "mobilenet": 3}  # the last step at a quarter of the input's size
@@ -78,13 +64,13 @@ def build_backbone(name: str, output_stride: int) -> Backbone:
     """Return a backbone with random weights.
 
     Args:
-        name: One of ``BACKBONES``.
+        name: One of ``clipes.choices.SegmenterBackbone``.
         output_stride: Pixels of the image per feature, one of ``OUTPUT_STRIDES``.
 
     Raises:
         ValueError: One of the two is not known.
     """
-    if name not in BACKBONES or output_stride not in OUTPUT_STRIDES:
+    if name not in SegmenterBackbone.names() or output_stride not in OUTPUT_STRIDES:
         raise ValueError(f"no backbone {name} of output stride {output_stride}")
     classifier = torchvision.models.get_model(name.removesuffix("_v1"), weights=None)
     if name.endswith("_v1"):

@@ -11,10 +11,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from clipes.choices import Arch, SegmenterBackbone
+from clipes.config import OUTPUT_STRIDES
 from clipes.errors import ArtifactError, WeightsError
 from clipes.files import atomic_write, list_files
-from clipes.seg.backbones import BACKBONES, OUTPUT_STRIDES
-from clipes.seg.deeplab import ARCHITECTURES, ModelSpec, Segmenter
+from clipes.seg.deeplab import ModelSpec, Segmenter
 from clipes.seg.weights import load_plain
 
 FORMAT = "clipes-segmenter-1"
@@ -149,8 +150,8 @@ def _spec(value: object) -> ModelSpec | None:
             "output_stride": int(stride),
             "classes": list(classes),
         } if (
-            arch in ARCHITECTURES
-            and backbone in BACKBONES
+            arch in Arch.names()
+            and backbone in SegmenterBackbone.names()
             and stride in OUTPUT_STRIDES
             and all(isinstance(name, str) for name in classes)
         ):

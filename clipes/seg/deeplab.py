@@ -13,8 +13,6 @@ from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
 from clipes.seg.backbones import build_backbone
 
-ARCHITECTURES = ("deeplabv2", "deeplabv3", "deeplabv3plus")
-
 _RATES_V2 = (6, 12, 18, 24)
 _RATES_V3 = (12, 24, 36)  # at output stride 8; halved at 16, as in the DeepLab-v3 paper
 _LOW_CHANNELS = 48  # DeepLab-v3+ paper, section 4.1
@@ -26,8 +24,8 @@ class ModelSpec:
     """What has to be known to build a segmenter for its weights.
 
     Attributes:
-        arch: One of ``ARCHITECTURES``.
-        backbone: One of ``clipes.seg.backbones.BACKBONES``.
+        arch: One of ``clipes.choices.Arch``.
+        backbone: One of ``clipes.choices.SegmenterBackbone``.
         output_stride: Pixels of the image per feature: 8, 16 or 32.
         classes: Class names in mask order, without the background.
     """

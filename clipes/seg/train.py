@@ -33,9 +33,6 @@ from clipes.seg.deeplab import MultiScale, Segmenter, freeze_norms
 from clipes.seg.loss import branch_targets, confident_labels, weighted_loss
 from clipes.seg.parallel import Processes
 
-LOSSES = ("ce", "soft")
-PRECISIONS = ("auto", "none", "bf16", "fp16")
-
 
 class TrainingError(ClipesError):
     """The training cannot go on."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipes.artifacts import Run
+from clipes.choices import Fusion
 from clipes.config import AUTO_LABELS, Preset, TagParams
 from clipes.datasets import Dataset
 from clipes.errors import WriteError
@@ -24,7 +25,7 @@ from clipes.stages.open_data import open_labelled, open_unlabelled
 from clipes.stages.tag_file import open_tagged, untagged
 from clipes.stages.templates import BEST
 from clipes.types import Failure, Sample
-from clipes.vocabulary import Fusion, Vocabulary
+from clipes.vocabulary import Vocabulary
 
 STAGE = "cam"
 

@@ -13,6 +13,7 @@ import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
+from clipes.choices import Fusion
 from clipes.clip.load import has_text, load_text
 from clipes.clip.text import encode_prompts
 from clipes.errors import VocabularyError
@@ -25,7 +26,7 @@ from clipes.text_features import (
     unit_rows,
 )
 from clipes.types import Float32Array
-from clipes.vocabulary import Fusion, Vocabulary, fill
+from clipes.vocabulary import Vocabulary, fill
 from clipes.weights import Weights
 from clipes.weights.cache import kept_if_possible
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from clipes.choices import Fusion
 from clipes.clip.classify import classifier_input, image_features
 from clipes.clip.load import has_text
 from clipes.errors import DatasetError, ImageError, VocabularyError
@@ -24,7 +25,7 @@ from clipes.stages.setup import OpenedWeights
 from clipes.stages.templates import Ranking, words_of
 from clipes.text_features import load_text_features
 from clipes.types import Failure, Float32Array, Progress, Sample, UInt8Array
-from clipes.vocabulary import Fusion, Vocabulary, fill
+from clipes.vocabulary import Vocabulary, fill
 from clipes.weights.cache import kept_if_possible
 
 _IMAGES_AT_ONCE = 32

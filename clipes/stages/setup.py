@@ -12,6 +12,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
+from clipes.choices import Fusion
 from clipes.clip.backbone import Backbone
 from clipes.clip.gemm import Precision
 from clipes.clip.load import load_visual
@@ -20,7 +21,7 @@ from clipes.stages.features import text_features as resolve_text
 from clipes.stages.templates import choose_templates
 from clipes.text_features import TextFeatures
 from clipes.types import Progress
-from clipes.vocabulary import Fusion, Vocabulary
+from clipes.vocabulary import Vocabulary
 from clipes.weights import Weights, cache_dir, read_state_dict, resolve
 
 

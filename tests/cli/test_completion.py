@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from clipes.cli.export import FormatName
-from clipes.cli.options import DatasetKind, PresetName
-from clipes.config import PRESETS
+from clipes.choices import DatasetKind, ExportFormat, PresetName, SegmenterPresetName
+from clipes.config import PRESETS, SEGMENTER_PRESETS
 from clipes.datasets import DATASETS
+from clipes.export import FORMATS
 
 Complete = Callable[..., list[str]]
 
@@ -39,9 +39,9 @@ def offered(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("cam", "--preset", ""), [name.value for name in PresetName]),
+        (("cam", "--preset", ""), list(PresetName.names())),
         (("refine", "--preset", "re"), ["reference"]),
-        (("check", "--dataset", ""), [kind.value for kind in DatasetKind]),
+        (("check", "--dataset", ""), list(DatasetKind.names())),
         (("export", "--format", "c"), ["coco", "cvat", "clip-es"]),
         (("cam", "--weights", "re"), ["registry"]),
         (("cam", "--weights", "./my"), []),  # the shell goes on with files
@@ -59,9 +59,10 @@ def test_options_are_offered() -> None:
 
 
 def test_the_lists_that_are_offered_are_complete() -> None:
-    assert [name.value for name in PresetName] == list(PRESETS)
-    assert [kind.value for kind in DatasetKind] == list(DATASETS)
-    assert {"coco", "labelme", "cvat", "mmseg", "voc", "clip-es"} == set(FormatName)
+    assert list(PresetName.names()) == list(PRESETS)
+    assert list(DatasetKind.names()) == list(DATASETS)
+    assert set(SegmenterPresetName.names()) == {"auto", *SEGMENTER_PRESETS}
+    assert list(ExportFormat.names()) == list(FORMATS)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

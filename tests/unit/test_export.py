@@ -19,7 +19,6 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
 
 from clipes.artifacts import Run
-from clipes.cli.export import FormatName
 from clipes.datasets import open_dataset
 from clipes.datasets.outlines import decode_runs, draw, fill_runs, parse_outline
 from clipes.errors import ArtifactError, RunConflictError, UsageError
@@ -134,10 +133,6 @@ def sure(masks: dict, confidence: dict) -> dict[str, np.ndarray]:
 def assert_masks(read: Callable[[str], np.ndarray], expected: dict[str, np.ndarray]) -> None:
     for name, mask in expected.items():
         np.testing.assert_array_equal(read(name), mask, err_msg=name)
-
-
-def test_the_command_line_knows_every_format() -> None:
-    assert [name.value for name in FormatName] == list(FORMATS)
 
 
 # Regions

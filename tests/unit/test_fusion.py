@@ -14,6 +14,7 @@ from open_clip.transformer import VisionTransformer
 
 from clipes.bench import literal
 from clipes.cam_maker import CamMaker
+from clipes.choices import Fusion
 from clipes.clip.backbone import Backbone, Encoding
 from clipes.config import CamParams, PatchParams
 from clipes.errors import VocabularyError
@@ -22,7 +23,7 @@ from clipes.gradcam import softmax_gradcam
 from clipes.stages.features import from_given, text_features
 from clipes.stages.setup import OpenedWeights, open_weights
 from clipes.text_features import TextFeatures, unit_rows
-from clipes.vocabulary import Fusion, Vocabulary
+from clipes.vocabulary import Vocabulary
 from tests.unit.clip_support import no_progress, quiet
 
 OUT, SCALE, BLOCKS = 32, 30.0, 4

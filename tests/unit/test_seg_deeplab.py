@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from clipes.seg.deeplab import ARCHITECTURES, ModelSpec, MultiScale, Segmenter, freeze_norms
+from clipes.choices import Arch
+from clipes.seg.deeplab import ModelSpec, MultiScale, Segmenter, freeze_norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,7 +19,7 @@ def segmenter(arch: str = "deeplabv2", stride: int = 8) -> Segmenter:
     return Segmenter(ModelSpec(arch, "resnet18", stride, CLASSES))
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", Arch.names())
 @pytest.mark.parametrize("stride", [8, 16])
 @pytest.mark.parametrize("size", [(64, 64), (65, 90), (33, 31)])
 def test_logits_have_the_size_that_is_announced(

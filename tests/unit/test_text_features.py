@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer
 
+from clipes.choices import Fusion
 from clipes.clip.load import load_text
 from clipes.clip.text import CONTEXT_LENGTH, encode_prompts, tokenize
 from clipes.errors import VocabularyError
@@ -23,7 +24,7 @@ from clipes.text_features import (
     stand_in,
     unit_rows,
 )
-from clipes.vocabulary import Fusion, Vocabulary, load_vocabulary
+from clipes.vocabulary import Vocabulary, load_vocabulary
 from clipes.weights import Weights, read_state_dict, resolve
 from tests.unit.clip_support import quiet
 

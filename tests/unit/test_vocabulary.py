@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
-from clipes.cli.options import FusionName
 from clipes.errors import VocabularyError
 from clipes.vocabulary import (
     SHIPPED,
@@ -74,10 +73,6 @@ def test_phrases_at_every_level() -> None:
     assert words.phrases() == (("cat",), ("people,human being",), ("sky",))
     for fusion in (Fusion.feature, Fusion.cam, Fusion.cam_max):
         assert words.phrases(fusion) == (("cat",), ("people", "human being"), ("sky",))
-
-
-def test_the_command_line_knows_every_level() -> None:
-    assert [name.value for name in FusionName] == [fusion.value for fusion in Fusion]
 
 
 def test_other_classes_keep_what_still_fits() -> None:
