@@ -29,8 +29,7 @@ from clipes.looks import Looks, Statistics, final_maps, image_statistics
 from clipes.metrics import ConfusionMatrix
 from clipes.patch_maps import Evidence, compare, patch_features
 from clipes.pseudo import cam_mask, pseudo_label
-from clipes.stages.learn_looks import evenly_spaced
-from clipes.types import CamMaps, Float32Array, Sample, UInt8Array
+from clipes.types import CamMaps, Float32Array, Sample, UInt8Array, evenly_spaced
 
 FOLDS = 16
 """Parts of the data whose looks are learnt from the other parts."""
@@ -350,7 +349,7 @@ class RowMaps:
         if learn in (Learn.held_out, Learn.held_out_own):
             return self._held_out(patches, own=learn is Learn.held_out_own)
         samples = [tape.sample for tape in self._tapes]
-        members = [samples.index(one) for one in evenly_spaced(samples, patches.statistics_images)]
+        members = evenly_spaced(len(samples), patches.statistics_images)
         looks = Looks.of(self._total(members, patches), patches)
 
         def of(index: int) -> tuple[Looks | None, Statistics | None]:

@@ -137,7 +137,8 @@ def load(
         weights: ``auto``, ``openai``, ``registry``, a file, or a pretrained tag of open_clip.
         classes: Class names in mask order; None for those of ``prompts``.
         text_features: An ``.npz`` with class vectors, instead of the text tower.
-        preset: ``reference``, ``default`` or ``fast``, or one of your own.
+        preset: ``reference``, ``default`` or ``fast``, with the lambda of the data set whose
+            vocabulary ``prompts`` is; or one of your own, which is taken as it is.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         model: Architecture, in open_clip's spelling.
         prompts: Vocabulary with template, synonyms and background words: ``voc``, ``coco``, or a
@@ -153,7 +154,9 @@ def load(
     """
     if isinstance(classes, str):
         raise UsageError(f"classes is the text {classes[:60]!r}", "give a list: ['cat', 'sofa']")
-    chosen = get_preset(preset) if isinstance(preset, str) else preset
+    chosen = preset
+    if isinstance(chosen, str):
+        chosen = get_preset(chosen).for_dataset(str(prompts))
     vocabulary = load_vocabulary(prompts)
     if classes is not None:
         vocabulary = vocabulary.with_classes(tuple(classes))

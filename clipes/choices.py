@@ -115,8 +115,8 @@ class SegmenterBackbone(Choice):
     """Backbones of a segmenter.
 
     ``_v1`` is the layout of the ResNet paper, in which the first 1 x 1 of a bottleneck strides:
-    that of weights from Caffe and Keras. torchvision strides in the 3 x 3. Parameter names and shapes
-    agree, so a file does not tell which of the two it is for.
+    that of weights from Caffe and Keras. torchvision strides in the 3 x 3. Names and shapes of the
+    parameters agree, so a file does not tell which of the two it is for.
     """
 
     resnet18 = "resnet18"

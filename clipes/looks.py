@@ -19,6 +19,7 @@ import torch
 from clipes.affinity import propagate
 from clipes.config import CamParams, PatchParams
 from clipes.gradcam import min_max
+from clipes.mask_values import value_of
 from clipes.patch_maps import Evidence, first_maps, strong_patches
 from clipes.types import Float32Array
 
@@ -74,7 +75,7 @@ def image_statistics(
     activations = evidence.activations.cpu().numpy()
     found = Statistics.empty(classes, activations.shape[1])
     chosen = strong_patches(first_maps(evidence, params), patches)
-    for row, here in zip((0, *(1 + label for label in labels)), chosen, strict=True):
+    for row, here in zip((0, *map(value_of, labels)), chosen, strict=True):
         count = int(here.sum())
         if count:
             part = activations[here]
@@ -139,7 +140,7 @@ def final_maps(
     Returns:
         (K, h, w) float32 in [0, 1]. The first maps, if a class was seen beyond doubt nowhere.
     """
-    rows = [0, *(1 + label for label in labels)]
+    rows = [0, *map(value_of, labels)]
     if looks is None:
         return first_maps(evidence, params)
     sums, mass = looks.sums[rows], looks.mass[rows]

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.errors import ArtifactError
+from clipes.mask_values import RULE, strange_values
 from clipes.types import IGNORE, MAX_CLASSES, Int64Array, UInt8Array, size_text
 
-MASK_VALUES = "masks hold 0 for background, 1 for the first class and so on, 255 for not labelled"
-"""What is said of masks that do not."""
+MASKS = "CRF"
+"""What the scores of pseudo-masks are called."""
+
+CONFIDENT_MASKS = f"{MASKS} >= {CONFIDENCE_THRESHOLD}"
+"""What those of their confident pixels are called."""
+
+
+def maps_name(exponent: float) -> str:
+    """Return what the scores of maps are called that are labelled with a background exponent.
+
+    >>> maps_name(0.75)
+    'CAM (alpha 0.75)'
+    """
+    return f"CAM (alpha {exponent:g})"
+
+
+def segmenter_name(split: str | None) -> str:
+    """Return what the scores of a segmenter on a list of images are called.
+
+    >>> segmenter_name(None), segmenter_name("lists/val.txt")
+    ('segmenter, train', 'segmenter, val')
+    """
+    return f"{SEGMENTER}, {'train' if split is None else Path(split).stem}"
+
+
+SEGMENTER = "segmenter"
+"""What the names of a segmenter's scores start with."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +162,9 @@ class ConfusionMatrix:
         )
 
     def _check(self, name: str, pixels: Int64Array) -> None:
-        strange = np.flatnonzero(pixels[self.n_classes : IGNORE]) + self.n_classes
-        if strange.size:
+        wrong = strange_values(np.flatnonzero(pixels).tolist(), self.n_classes - 1)
+        if wrong:
             raise ArtifactError(
-                f"the {name} holds label {', '.join(map(str, strange[:5]))}, but the classes end "
-                f"at {self.n_classes - 1}",
-                f"{MASK_VALUES}; check that the masks belong to this data set and its list of "
-                "classes",
+                f"the {name} {wrong}",
+                f"{RULE}; check that the masks belong to this data set and its list of classes",
             )

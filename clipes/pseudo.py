@@ -13,6 +13,7 @@ import numpy as np
 from clipes.config import CrfParams
 from clipes.crf import BYTES, dense_crf
 from clipes.errors import ImageError
+from clipes.mask_values import value_of
 from clipes.types import (
     CamMaps,
     Float32Array,
@@ -104,7 +105,7 @@ def label_pixels(scores: Float32Array, labels: Int64Array) -> UInt8Array:
     Returns:
         (H, W) uint8, 0 background, class k as k + 1.
     """
-    values = np.concatenate([[0], labels + 1]).astype(np.uint8)
+    values = np.array([0, *map(value_of, labels.tolist())], np.uint8)
     mask: UInt8Array = values[scores.argmax(0)]
     return mask
 
@@ -162,6 +163,6 @@ def _enlarged(probs: Float32Array, cams: CamMaps) -> PseudoLabel:
     highest = np.asarray(cv2.resize(probs[0], size), np.float32)
     for label, part in zip(cams.labels, probs[1:], strict=True):
         full = np.asarray(cv2.resize(part, size), np.float32)
-        mask[full > highest] = label + 1
+        mask[full > highest] = value_of(label)
         np.maximum(highest, full, out=highest)
     return PseudoLabel(mask, highest)

@@ -24,6 +24,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from clipes.errors import BackendError, ClipesError, UsageError, WriteError
+from clipes.processes import rank_and_count
 from clipes.types import Failure, Progress, Sample
 
 Work: TypeAlias = Callable[[Sample], "str | None"]
@@ -94,10 +95,8 @@ class Shard:
         Raises:
             UsageError: They are set, but make no shard.
         """
-        for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-            if rank in environment and size in environment:
-                return cls.parse(f"{environment[rank]}/{environment[size]}")
-        return cls()
+        place = rank_and_count(environment)
+        return cls() if place is None else cls.parse("/".join(place))
 
     def of(self, samples: Sequence[Sample]) -> tuple[Sample, ...]:
         """Return this shard's samples."""

@@ -92,6 +92,18 @@ def size_text(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Return at most ``most`` of the indices below ``count``, the first and the last among them.
+
+    >>> evenly_spaced(3, 9), evenly_spaced(9, 3)
+    ([0, 1, 2], [0, 4, 8])
+    """
+    if count <= most:
+        return list(range(count))
+    found: list[int] = np.linspace(0, count - 1, most).round().astype(int).tolist()
+    return found
+
+
 def shrunk_size(size: tuple[int, int], largest: int) -> tuple[int, int]:
     """Return a size of about the same shape whose area is at most ``largest``; itself if it fits.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -207,6 +206,7 @@ def predict(
     from clipes.config import CrfParams
     from clipes.console import progress_bar, say
     from clipes.device import choose_device
+    from clipes.processes import local_rank
     from clipes.seg.checkpoint import load_checkpoint
     from clipes.seg.predict import Predictor, TestSettings
     from clipes.stages.predict import find_images
@@ -223,7 +223,7 @@ def predict(
         say(remark)
     part = this_part(None)
     mine = dict(list(found.images.items())[part.index :: part.count])
-    model = saved.build().to(choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
+    model = saved.build().to(choose_device(device, local_rank()))
     with progress_bar("predict") as progress:
         summary = predict_stage(
             mine,

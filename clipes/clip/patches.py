@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from clipes.clip.backbone import Backbone
-from clipes.types import Float32Array, UInt8Array
+from clipes.types import Float32Array, UInt8Array, evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def patch_features(
     (encoding,) = backbone.encode(prepared[None], affinity_blocks=1)
     activations = encoding.last.activations
     count = len(activations)
-    chosen = torch.linspace(0, count - 1, min(limit, count)).round().long()
+    chosen = torch.tensor(evenly_spaced(count, limit))
     kept = activations[chosen.to(activations.device)] @ matrix
     feature = encoding.last.feature.float()
     return PatchFeatures(

@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-import numpy as np
 from PIL import Image
 
 from clipes.artifacts import Run
 from clipes.errors import ArtifactError, UsageError
 from clipes.files import atomic_write, check_id
 from clipes.images import read_confidence, read_header, read_image, read_mask
+from clipes.mask_values import require_classes
 from clipes.types import IGNORE, CamMaps, Sample, UInt8Array, size_text
 
 IGNORE_LABEL = "__ignore__"
@@ -114,12 +114,8 @@ class Item:
                 f"{path} is {size_text(mask.shape)}, the image {size_text(size)}",
                 f"delete it and run 'clipes refine {self.run.root}' again",
             )
-        strange = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE)[:IGNORE])
-        if strange.size and strange[-1] > len(self.plan.classes):
-            raise ArtifactError(
-                f"{path} holds {strange[-1]}, but the classes end at {len(self.plan.classes)}",
-                f"delete it and run 'clipes refine {self.run.root}' again",
-            )
+        remedy = f"delete it and run 'clipes refine {self.run.root}' again"
+        require_classes(mask, len(self.plan.classes), str(path), remedy)
         if threshold is None:
             return mask
         confidence = read_confidence(self.run.confidence_path(self.sample.id))

@@ -13,7 +13,8 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.errors import ArtifactError, ClipesError
 from clipes.freshness import Freshness
 from clipes.images import read_header, read_mask
-from clipes.metrics import ConfusionMatrix, Scores
+from clipes.mask_values import require_classes, value_count
+from clipes.metrics import CONFIDENT_MASKS, MASKS, ConfusionMatrix, Scores, maps_name
 from clipes.pseudo import cam_mask
 from clipes.report.review import Signs, read_signs, reasons, score
 from clipes.types import IGNORE, CamMaps, Int64Array, PseudoLabel, Sample, UInt8Array, size_text
@@ -169,7 +170,7 @@ def measure(
     Returns:
         A row per image, in order, and the sums over those that can be used.
     """
-    tally = Tally(len(classes) + 1)
+    tally = Tally(value_count(len(classes)))
     rows = []
     for sample in samples:
         try:
@@ -198,12 +199,8 @@ def load_outputs(run: Run, sample: Sample, n_classes: int) -> tuple[CamMaps, Pse
     pseudo = run.load_pseudo(sample.id) if run.has_pseudo(sample.id) else None
     if pseudo is not None:
         check_size(pseudo.mask, cams.size, "mask")
-        highest = int(pseudo.mask[pseudo.mask != IGNORE].max(initial=0))
-        if highest > n_classes:
-            raise ArtifactError(
-                f"the mask holds label {highest}, but there are {n_classes} classes",
-                "check that the run belongs to this list of classes",
-            )
+        remedy = "check that the run belongs to this list of classes"
+        require_classes(pseudo.mask, n_classes, "the mask", remedy)
     return cams, pseudo
 
 
@@ -249,13 +246,13 @@ def _measure(
     if sample.mask is not None and sample.mask.is_file():
         truth = read_mask(sample.mask)
         check_size(truth, cams.size, "ground truth")
-    masks = {f"CAM (alpha {exponent:g})": coarse}
+    masks = {maps_name(exponent): coarse}
     bins = None
     if pseudo is not None:
         bins = _BINS[np.rint(pseudo.confidence * np.float32(65535)).astype(np.uint16)]
         sure = bins >= CUTS.index(CONFIDENCE_THRESHOLD)
-        masks["CRF"] = pseudo.mask
-        masks[f"CRF >= {CONFIDENCE_THRESHOLD}"] = np.where(sure, pseudo.mask, np.uint8(IGNORE))
+        masks[MASKS] = pseudo.mask
+        masks[CONFIDENT_MASKS] = np.where(sure, pseudo.mask, np.uint8(IGNORE))
     # From here on everything was read and fits: an image counts wholly or not at all.
     miou = None if truth is None else _score(truth, masks, tally)
     if pseudo is not None and bins is not None:
@@ -280,7 +277,7 @@ def _score(truth: UInt8Array, masks: dict[str, UInt8Array], tally: Tally) -> flo
         matrices[name] = ConfusionMatrix(tally.n_labels)
         matrices[name].update(truth, mask)
     tally.add_matrices(matrices)
-    judged = matrices["CRF" if "CRF" in matrices else next(iter(matrices))]
+    judged = matrices[MASKS if MASKS in matrices else next(iter(matrices))]
     return judged.scores().miou if judged.counts.any() else None
 
 

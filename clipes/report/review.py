@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.mask_values import value_of
 from clipes.pseudo import with_background
 from clipes.types import CamMaps, PseudoLabel, UInt8Array
 
@@ -97,12 +98,13 @@ def read_signs(
     before, now, both = table.sum(1), table.sum(0), np.diag(table)
     classes = []
     for label in cams.labels.tolist():
-        union = before[label + 1] + now[label + 1] - both[label + 1]
-        disagreement = 1 - float(both[label + 1] / union) if union else 1.0
+        value = value_of(label)
+        union = before[value] + now[value] - both[value]
+        disagreement = 1 - float(both[value] / union) if union else 1.0
         classes.append(
             ClassSigns(
                 label,
-                float(now[label + 1] / mask.size),
+                float(now[value] / mask.size),
                 None if pseudo is None else disagreement,
             )
         )

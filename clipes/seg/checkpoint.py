@@ -16,7 +16,7 @@ from clipes.config import OUTPUT_STRIDES
 from clipes.errors import ArtifactError, WeightsError
 from clipes.files import atomic_write, list_files
 from clipes.seg.deeplab import ModelSpec, Segmenter
-from clipes.seg.weights import load_plain
+from clipes.weights.read import load_plain
 
 FORMAT = "clipes-segmenter-1"
 

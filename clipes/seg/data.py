@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from clipes.config import SegmenterPreset
 from clipes.errors import ArtifactError, BackendError, ClipesError
 from clipes.images import read_confidence, read_image, read_mask
+from clipes.mask_values import require_classes
 from clipes.seg.augment import Example, augment, normalise
-from clipes.types import IGNORE, Int64Array, Progress, UInt8Array
+from clipes.types import Int64Array, Progress, UInt8Array
 
 _CHECKERS = 4  # threads; decoding leaves Python's lock
 
@@ -67,13 +68,8 @@ class TrainingPair:
     def read_mask(self, labels: int) -> UInt8Array:
         """Read the mask and check its labels."""
         mask = read_mask(self.mask)
-        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-        wrong = present[(present >= labels) & (present != IGNORE)]
-        if wrong.size:
-            raise ArtifactError(
-                f"{self.mask} holds label {wrong[0]}, but there are {labels - 1} classes",
-                "give the masks of this run's classes",
-            )
+        remedy = "give the masks of this run's classes"
+        require_classes(mask, labels - 1, str(self.mask), remedy)
         return mask
 
     def _check_size(self, what: str, size: tuple[int, ...], mask: tuple[int, ...]) -> None:

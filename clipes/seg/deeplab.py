@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
+from clipes.mask_values import value_count
 from clipes.seg.backbones import build_backbone
 
 _RATES_V2 = (6, 12, 18, 24)
@@ -52,7 +53,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = build_backbone(spec.backbone, spec.output_stride)
-        channels, labels = self.backbone.channels, len(spec.classes) + 1
+        channels, labels = self.backbone.channels, value_count(len(spec.classes))
         self.stride = spec.output_stride
         self.head: nn.Module
         if spec.arch == "deeplabv2":

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipes.device import choose_device
+from clipes.processes import local_rank
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ def join_processes(device: str) -> Iterator[Processes]:
         UsageError: The device is unknown or not here.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    place = choose_device(device, local_rank())
     if count == 1:
         yield Processes(0, 1, place)
         return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipes.mask_values import value_count
 from clipes.seg.augment import normalise
 from clipes.seg.deeplab import Segmenter, resize
 from clipes.types import Float32Array, UInt8Array
@@ -55,7 +56,7 @@ class Predictor:
     @property
     def labels(self) -> int:
         """Number of labels, background included."""
-        return len(self._model.spec.classes) + 1
+        return value_count(len(self._model.spec.classes))
 
     @torch.inference_mode()
     def __call__(self, image: UInt8Array) -> Float32Array:
@@ -66,7 +67,9 @@ class Predictor:
         """
         size = (image.shape[0], image.shape[1])
         pixels = torch.from_numpy(normalise(image))[None].to(self._device)
-        total = torch.zeros(1, len(self._model.spec.classes) + 1, *size, device=self._device)
+        total = torch.zeros(
+            1, value_count(len(self._model.spec.classes)), *size, device=self._device
+        )
         count = 0
         for scale in self._settings.scales:
             scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
@@ -85,7 +88,7 @@ class Predictor:
         side = self._settings.window
         if height <= side and width <= side:
             return self._network(view)
-        labels = len(self._model.spec.classes) + 1
+        labels = value_count(len(self._model.spec.classes))
         total = view.new_zeros(1, labels, height, width)
         weight = view.new_zeros(1, 1, height, width)
         for rows in windows(height, side):

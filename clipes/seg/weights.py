@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import pickle
 import urllib.error
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from clipes.errors import WeightsError
 from clipes.seg.backbones import Backbone
-from clipes.weights.torchscript import MALFORMED
+from clipes.weights.read import load_plain
 
 _REMEDY = "give a state dict with torchvision's names for this backbone, or another --backbone"
 _UNUSED = ("fc.", "classifier.", "aux_classifier.")
@@ -111,26 +109,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path} holds no tensors", _REMEDY)
     return tensors
-
-
-def load_plain(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    """Return what torch.save wrote, if it is tensors and plain data; code is never run.
-
-    Raises:
-        WeightsError: It is damaged or holds something else.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old formats: what matters is the content
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's message goes on with how to switch the check off: not advice to pass on.
-        raise WeightsError(
-            f"{path} holds something other than tensors and plain data", "take another file"
-        ) from error
-    except (*MALFORMED, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"cannot read {path}: {reason}", "take another file") from error
 
 
 def _from_torchvision(name: str, say: Callable[[str], None]) -> dict[str, Tensor] | None:

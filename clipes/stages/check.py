@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from joblib import Parallel, delayed
 
 from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.problems import Kind, Problem
 from clipes.errors import ImageError
 from clipes.images import read_image, read_mask
-from clipes.types import IGNORE, Progress, Sample, UInt8Array, size_text
+from clipes.mask_values import classes_in, strange_values, values_in
+from clipes.types import Progress, Sample, UInt8Array, size_text
 from clipes.vocabulary import load_vocabulary
 
 RARE = 5
@@ -204,14 +204,11 @@ def _compare(
     mask: UInt8Array, sample: Sample, classes: Sequence[str], note: Callable[[Kind, str], None]
 ) -> None:
     """Compare the values of a mask with the classes and, if there are any, with the labels."""
-    values = set(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()) - {0, IGNORE}
-    strange = sorted(value for value in values if value > len(classes))
-    if strange:
-        wrong = ", ".join(map(str, strange[:5]))
-        note(Kind.mask_value, f"{sample.mask} holds {wrong}, the classes end at {len(classes)}")
+    if wrong := strange_values(values_in(mask), len(classes)):
+        note(Kind.mask_value, f"{sample.mask} {wrong}")
     if not sample.labels:
         return
-    shown = {value - 1 for value in values if value <= len(classes)}
+    shown = classes_in(mask, len(classes))
     for kind, missing in (
         (Kind.not_in_labels, shown - set(sample.labels)),
         (Kind.not_in_mask, set(sample.labels) - shown),

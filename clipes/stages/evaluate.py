@@ -16,7 +16,15 @@ from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError
 from clipes.files import list_files
 from clipes.freshness import Freshness
 from clipes.images import read_mask
-from clipes.metrics import MASK_VALUES, ConfusionMatrix, Scores
+from clipes.mask_values import RULE, value_count, value_of
+from clipes.metrics import (
+    CONFIDENT_MASKS,
+    MASKS,
+    ConfusionMatrix,
+    Scores,
+    maps_name,
+    segmenter_name,
+)
 from clipes.pseudo import in_mask_order, label_pixels, upsample, with_background
 from clipes.stages.reopen import reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
@@ -184,7 +192,7 @@ def _segmenter(
     # Of the run's own images it was said already.
     truths = _truths(asked, gt, say if asked is not data else lambda _: None)
     some = _made(run, "predictions", truths, say)
-    name = "segmenter, train" if val is None else f"segmenter, {Path(val).stem}"
+    name = segmenter_name(val)
     folder = run.root / "predictions"
 
     def path(id_: str) -> Path:
@@ -229,14 +237,14 @@ def confident(pseudo: PseudoLabel, threshold: float = CONFIDENCE_THRESHOLD) -> U
 
 
 def _pseudo_masks(pseudo: PseudoLabel) -> dict[str, UInt8Array]:
-    return {"CRF": pseudo.mask, f"CRF >= {CONFIDENCE_THRESHOLD}": confident(pseudo)}
+    return {MASKS: pseudo.mask, CONFIDENT_MASKS: confident(pseudo)}
 
 
 def _cam_masks(cams: CamMaps, exponents: Sequence[float]) -> dict[str, UInt8Array]:
     cams = in_mask_order(cams)
     full = upsample(cams.maps, cams.size)
     return {
-        f"CAM (alpha {exponent:g})": label_pixels(with_background(full, exponent), cams.labels)
+        maps_name(exponent): label_pixels(with_background(full, exponent), cams.labels)
         for exponent in exponents
     }
 
@@ -259,7 +267,7 @@ def _score(
         truth = read_mask(path)
         found.update(np.flatnonzero(np.bincount(truth.ravel())).tolist())
         for name, mask in output.masks(id_).items():
-            matrix = matrices.setdefault(name, ConfusionMatrix(n_classes + 1))
+            matrix = matrices.setdefault(name, ConfusionMatrix(value_count(n_classes)))
             try:
                 matrix.update(truth, mask)
             except ClipesError as error:
@@ -271,7 +279,7 @@ def _score(
         raise ArtifactError(
             f"the ground truth shows no class: {len(truths)} masks such as "
             f"{next(iter(truths.values()))} hold only {values}",
-            f"{MASK_VALUES}: a single class is 1, not 255",
+            f"{RULE}: a single class is 1, not 255",
         )
     return {name: matrix.scores() for name, matrix in matrices.items()}, found
 
@@ -287,7 +295,7 @@ def _say_absent(
     It may be right, but it is also what masks look like that count classes otherwise.
     """
     labelled = {label for sample in samples for label in sample.labels}
-    absent = [classes[label] for label in sorted(labelled) if label + 1 not in found]
+    absent = [classes[label] for label in sorted(labelled) if value_of(label) not in found]
     if absent:
         names = ", ".join(absent[:_NAMES_SHOWN]) + (", ..." if len(absent) > _NAMES_SHOWN else "")
-        say(f"labelled, but nowhere in the ground truth of these images: {names}; {MASK_VALUES}")
+        say(f"labelled, but nowhere in the ground truth of these images: {names}; {RULE}")

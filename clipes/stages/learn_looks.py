@@ -34,7 +34,7 @@ from clipes.stages.looks_sources import (
     write_sources,
 )
 from clipes.stages.make_cams import KeptSights
-from clipes.types import Progress, Sample
+from clipes.types import Progress, Sample, evenly_spaced
 
 _SECONDS_BETWEEN_WRITES = 30.0
 
@@ -111,7 +111,8 @@ def learn_looks(
             )
             found = None
         if found is None or found.tried < found.total:
-            chosen = evenly_spaced(samples, patches.statistics_images)
+            spaced = evenly_spaced(len(samples), patches.statistics_images)
+            chosen = [samples[index] for index in spaced]
             found = _begun(found, samples, len(chosen), path, maker)
             _go_on(
                 found, chosen, maker, path, patches, kept or KeptSights(), batch, workers, progress
@@ -131,13 +132,6 @@ def load_looks(run: Run, maker: CamMaker, patches: PatchParams) -> Looks | None:
         ArtifactError: There is no such file, or it is damaged or of another vocabulary or model.
     """
     return Looks.of(_load(run.looks_path, maker).statistics, patches)
-
-
-def evenly_spaced(samples: Sequence[Sample], most: int) -> tuple[Sample, ...]:
-    """Return at most ``most`` of the samples, the first and the last among them."""
-    if len(samples) <= most:
-        return tuple(samples)
-    return tuple(samples[int(k)] for k in np.linspace(0, len(samples) - 1, most).round())
 
 
 def _begun(

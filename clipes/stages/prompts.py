@@ -24,7 +24,7 @@ from clipes.stages.features import PromptEncoder, from_given
 from clipes.stages.setup import OpenedWeights
 from clipes.stages.templates import Ranking, words_of
 from clipes.text_features import load_text_features
-from clipes.types import Failure, Float32Array, Progress, Sample, UInt8Array
+from clipes.types import Failure, Float32Array, Progress, Sample, UInt8Array, evenly_spaced
 from clipes.vocabulary import Vocabulary, fill
 from clipes.weights.cache import kept_if_possible
 
@@ -131,10 +131,9 @@ class ImageFeatures:
 
 def spread(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
     """Return at most ``limit`` samples, evenly spaced over all."""
-    count = len(samples)
-    if limit is None or limit >= count:
+    if limit is None:
         return samples
-    return [samples[index * count // limit] for index in range(limit)]
+    return [samples[index] for index in evenly_spaced(len(samples), limit)]
 
 
 def rank_templates(

@@ -18,14 +18,15 @@ from clipes.datasets import Dataset
 from clipes.errors import ArtifactError, ClipesError
 from clipes.files import list_files
 from clipes.freshness import Freshness
-from clipes.metrics import Scores
+from clipes.mask_values import value_count
+from clipes.metrics import SEGMENTER, Scores
 from clipes.report.measure import Row, Tally, measure
 from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Pictures, draw
 from clipes.runner import in_groups
 from clipes.stages.evaluate import evaluate_run
 from clipes.stages.reopen import preset_of, reopen
-from clipes.types import Failure, Progress, Sample
+from clipes.types import Failure, Progress, Sample, evenly_spaced
 
 LARGE, THUMBNAILS = 200, 2000
 """How many images have large pictures, and how many at least a thumbnail: some 30 MB together."""
@@ -123,7 +124,7 @@ def measure_run(
     work = partial(measure, run=run, classes=classes, exponent=exponent, current=current)
     chunks = in_groups(samples, _CHUNK)
     rows: list[Row] = []
-    tally = Tally(len(classes) + 1)
+    tally = Tally(value_count(len(classes)))
     progress(0, len(samples))
     with closing(_spread(work, chunks, workers)) as measured:
         for some, sums in measured:
@@ -165,18 +166,14 @@ def _choose(rows: Sequence[Row], queue: Sequence[int], most: int) -> list[int]:
     for index in sorted(set(queue).difference(taken), key=lambda index: -rows[index].urgency):
         others[rows[index].labels[0] if rows[index].labels else -1].append(index)
     each = -(-spread // len(others))
-    samples = [_evenly(members, each) for members in others.values()]
+    samples = [
+        [members[index] for index in evenly_spaced(len(members), each)]
+        for members in others.values()
+    ]
     # Round after round, so that a class does not go without because others came first.
     rounds = [some[number] for number in range(each) for some in samples if number < len(some)]
     # What overlaps, or small classes, leave room for the next of the queue.
     return list(dict.fromkeys([*taken, *rounds[:spread], *queue]))[:most]
-
-
-def _evenly(members: Sequence[int], count: int) -> list[int]:
-    """Return ``count`` members from the first to the last, or all if there are no more."""
-    if count >= len(members):
-        return list(members)
-    return [members[number * (len(members) - 1) // max(1, count - 1)] for number in range(count)]
 
 
 def _draw(
@@ -222,7 +219,7 @@ def _segmenter(run: Run, root: Path | None, say: Callable[[str], None]) -> dict[
     except ClipesError as error:
         say(f"no scores of the segmenter: {error}")
         return {}
-    return {name: scores for name, scores in found.items() if name.startswith("segmenter")}
+    return {name: scores for name, scores in found.items() if name.startswith(SEGMENTER)}
 
 
 def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, bool]) -> Head:

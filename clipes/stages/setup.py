@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from clipes.clip.backbone import Backbone
 from clipes.clip.gemm import Precision
 from clipes.clip.load import load_visual
 from clipes.device import choose_device
+from clipes.processes import local_rank
 from clipes.stages.features import text_features as resolve_text
 from clipes.stages.templates import choose_templates
 from clipes.text_features import TextFeatures
@@ -87,7 +87,7 @@ def open_weights(
     progress: Callable[..., AbstractContextManager[Progress]],
 ) -> OpenedWeights:
     """Get weights and read them; arguments as for ``load_clip``."""
-    place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    place = choose_device(device, local_rank())
     with progress("weights", show_count=False) as bar:
         weights = resolve(source, model, say=say, progress=bar)
     return OpenedWeights(weights, read_state_dict(weights.path), place)

@@ -17,7 +17,7 @@ from clipes.datasets import Dataset
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
 from clipes.files import list_files, sha256_of, write_json
 from clipes.freshness import Freshness
-from clipes.metrics import MASK_VALUES
+from clipes.mask_values import RULE, value_count
 from clipes.origin import digest
 from clipes.runner import Shard, Summary
 from clipes.seg.checkpoint import FINAL, fill_model, load_checkpoint, saved_iterations
@@ -179,7 +179,7 @@ def train_segmenter(
             if latest is not None:
                 trainer.restore(latest)
                 talk.say(f"going on after iteration {trainer.iteration}: {latest.path}")
-            labels = len(data.classes) + 1
+            labels = value_count(len(data.classes))
             stream = TrainingSet(pairs, labels, preset, options.seed)
             _train(trainer, stream, sources.out, talk, log=processes.first)
         fill_model(model, load_checkpoint(final))
@@ -293,7 +293,7 @@ def _check_examples(
     with talk.progress("check") as progress:
         tally = check_pairs(
             pairs,
-            len(classes) + 1,
+            value_count(len(classes)),
             progress,
             threshold=options.threshold,
             soft=options.loss == "soft",
@@ -318,7 +318,7 @@ def check_enough(
     if not tally.labelled:
         raise TrainingError(
             f"nothing to learn from: 0 % of {tally.pixels} pixels have a label, all masks are 255",
-            MASK_VALUES,
+            RULE,
         )
     used = int(tally.used.sum())
     if used <= _LEAST_USED * tally.labelled:

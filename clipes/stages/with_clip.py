@@ -12,6 +12,7 @@ from clipes.datasets import Dataset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
 from clipes.freshness import Freshness, looks_digest
 from clipes.listener import Listener
+from clipes.processes import local_rank
 from clipes.stages.cam import (
     STAGE,
     CamOutcome,
@@ -50,7 +51,7 @@ def make_maps(
         resources: What the work is shared among.
         listener: Who is told how it goes.
     """
-    place = choose_device(request.clip.device)
+    place = choose_device(request.clip.device, local_rank())
     # Before CLIP is loaded, which chooses its kernels by the number of threads.
     workers, batch = share_processor(place, resources.workers), batch_size(place, resources.batch)
     clip = _load(request, vocabulary, listener)

@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -92,21 +93,34 @@ def _refuse_text(path: Path) -> None:
         )
 
 
-def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file that torch.save wrote."""
+def load_plain(path: Path, holding: str = "tensors and plain data") -> Any:  # noqa: ANN401
+    """Return what torch.save wrote, if it is tensors and plain data; code is never run.
+
+    Args:
+        path: The file.
+        holding: What it should hold, for the message.
+
+    Raises:
+        WeightsError: It is damaged or holds something else.
+    """
     try:
         with warnings.catch_warnings():
-            # About pickle protocols: what matters is whether the content can be used.
+            # About old formats and pickle protocols: what matters is the content.
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's message goes on with how to switch the check off: not advice to pass on.
         raise WeightsError(
-            f"{path} holds something other than tensors (damage, or code that loading would run)",
+            f"{path} holds something other than {holding} (damage, or code that loading would run)",
             "convert it to safetensors where it comes from, or take another file",
         ) from error
-    except MALFORMED as error:
-        raise WeightsError(f"{path} cannot be read as weights: {_first(error)}", _REMEDY) from error
+    except (*MALFORMED, OSError) as error:
+        raise WeightsError(f"cannot read {path}: {_first(error)}", _REMEDY) from error
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file that torch.save wrote."""
+    content = load_plain(path, "tensors")
     # open_clip's and others' training checkpoints keep the weights one level down.
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -19,8 +19,8 @@ LAYERS = (
     | {"pseudo", "fit", "seg", "cam_maker"}
     | {"fusion", "looks", "patch_maps", "prompts_check", "sharpness", "tagging", "device"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"}
-    | {"origin", "freshness"},
-    {"claim", "files", "config", "types", "errors", "listener"},
+    | {"origin", "freshness", "mask_values"},
+    {"claim", "files", "config", "types", "errors", "listener", "choices", "processes"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CONSOLE_LIBRARIES = {"typer", "rich", "click"}

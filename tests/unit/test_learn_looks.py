@@ -14,9 +14,9 @@ from clipes.errors import ArtifactError, BackendError, ImageError
 from clipes.looks import Statistics
 from clipes.origin import Picture
 from clipes.stages import learn_looks as stage
-from clipes.stages.learn_looks import evenly_spaced, learn_looks, load_looks
+from clipes.stages.learn_looks import learn_looks, load_looks
 from clipes.stages.make_cams import KeptSights
-from clipes.types import Sample
+from clipes.types import Sample, evenly_spaced
 from tests.unit.clip_support import quiet
 
 PATCHES = PatchParams(statistics_images=40)
@@ -150,7 +150,7 @@ def test_an_unfinished_pass_over_other_images_begins_again(tmp_path, monkeypatch
         learn(run, Maker(5), workers=1)
     _, ids = learn(run, Maker(), count=100)
     assert len(ids) == PATCHES.statistics_images - sum(
-        sample.id in ("007", "017") for sample in evenly_spaced(samples(100), 40)
+        index in (7, 17) for index in evenly_spaced(100, 40)
     )
 
 
@@ -191,7 +191,7 @@ def test_a_damaged_file_is_refused(damage, tmp_path):
 
 @pytest.mark.parametrize(("count", "most"), [(5, 40), (40, 40), (1000, 40), (41, 40)])
 def test_the_images_chosen_are_spread_evenly(count, most):
-    chosen = [int(sample.id) for sample in evenly_spaced(samples(count), most)]
+    chosen = evenly_spaced(count, most)
     assert len(chosen) == len(set(chosen)) == min(count, most)
     assert chosen[0] == 0
     assert chosen[-1] == count - 1
