@@ -63,7 +63,6 @@ class CrfBackend(str, Enum):
     """Implementations of the dense CRF."""
 
     numba = "numba"
-    torch = "torch"
     pydensecrf = "pydensecrf"
 
 
