@@ -1,12 +1,10 @@
-"""How much faster the dense CRF is than pydensecrf2, and how closely they agree; and on a GPU.
+"""How much faster the dense CRF is than pydensecrf2, and how closely they agree.
 
-    python benchmarks/crf.py [IMAGE ...] [--labels 3 21] [--runs 7] [--device auto] [--json]
+    python benchmarks/crf.py [IMAGE ...] [--labels 3 21] [--runs 7] [--json]
 
 Runs of numba and pydensecrf2 alternate on one core, with the default parameters; medians are
-compared. Then the torch backend runs on a device: a GPU if there is one, else the same core. All
-are timed twice: on images of a size seen before, whose smoothness kernel is kept, and of a size
-that is new in each run. Without images, one is made up: 375 x 500 pixels with the spectrum of a
-photo.
+compared, on images of a size seen before, whose smoothness kernel is kept, and of a size that is
+new in each run. Without images, one is made up: 375 x 500 pixels with the spectrum of a photo.
 """
 
 from __future__ import annotations
@@ -17,11 +15,8 @@ import os
 import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import torch
-
-from clipes.bench.crf import compare_crf, synthetic_image, time_torch
+from clipes.bench.crf import compare_crf, synthetic_image
 from clipes.errors import BackendError
 from clipes.images import read_image
 
@@ -32,53 +27,38 @@ def main() -> int:
     parser.add_argument("images", nargs="*", type=Path, help="photos; default: a synthetic one")
     parser.add_argument("--labels", nargs="+", type=int, default=[3, 21])
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--device", default="auto", help="of the torch backend: cpu, cuda, ...")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)
     images = {str(path): read_image(path) for path in options.images}
     compared: dict[str, dict[str, dict[str, float]]] = {}
-    on_torch: dict[str, dict[str, dict[str, Any]]] = {}
     failed = False
     for name, image in (images or {"synthetic": synthetic_image()}).items():
-        compared[name], on_torch[name] = {}, {}
+        compared[name] = {}
         for labels in options.labels:
             try:
                 compared[name][str(labels)] = result = compare_crf(image, labels, options.runs)
             except BackendError as error:
                 print(error, file=sys.stderr)
                 failed = True
-            timed = time_torch(image, labels, options.runs, options.device)
-            on_torch[name][str(labels)] = timed
-            if options.json:
                 continue
-            what = f"{name}, {image.shape[1]} x {image.shape[0]}, {labels} labels"
-            if str(labels) in compared[name]:
+            if not options.json:
                 print(
-                    f"{what}: "
+                    f"{name}, {image.shape[1]} x {image.shape[0]}, {labels} labels: "
                     f"{result['speedup']:.1f} times as fast ({result['speedup_new_size']:.1f} for "
                     f"a new size), {1e3 * result['seconds']:.0f} ms against "
                     f"{1e3 * result['seconds_pydensecrf2']:.0f} ms; labels agree for "
                     f"{result['label_agreement']:.4%}, probabilities to "
                     f"{result['max_difference']:.0e}"
                 )
-            memory = f", {timed['bytes'] / 1e6:.0f} MB" if "bytes" in timed else ""
-            print(
-                f"{what}, torch on {timed['device']}: {1e3 * timed['seconds']:.1f} ms "
-                f"({1e3 * timed['seconds_new_size']:.1f} for a new size, "
-                f"{1e3 * timed['seconds_on_device']:.1f} without transfers){memory}; labels agree "
-                f"with numba for {timed['label_agreement']:.4%}, probabilities to "
-                f"{timed['max_difference']:.0e}"
-            )
     if options.json:
         speedup = {
             str(labels): median(results[str(labels)]["speedup"] for results in compared.values())
             for labels in options.labels
             if not failed
         }
-        print(json.dumps({"speedup": speedup, "images": compared, "torch": on_torch}, indent=2))
+        print(json.dumps({"speedup": speedup, "images": compared}, indent=2))
     return int(failed)
 
 

@@ -74,7 +74,6 @@ class CrfBackend(Choice):
     """Implementations of the dense CRF."""
 
     numba = "numba"
-    torch = "torch"
     pydensecrf = "pydensecrf"
 
 

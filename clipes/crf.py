@@ -1,9 +1,8 @@
 """Dense CRF: mean-field inference in a fully connected CRF with Gaussian pairwise terms.
 
 Kraehenbuehl and Koltun 2011, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-Potentials". There are three implementations with the same result: ``numba``, in here; ``torch``,
-in ``clipes.crf_torch``, for GPUs; and ``pydensecrf``, the authors' own, which needs a compiler to
-install and is optional.
+Potentials". There are two implementations with the same result: ``numba``, in here, and
+``pydensecrf``, the authors' own, which needs a compiler to install and is optional.
 """
 
 from __future__ import annotations
@@ -13,23 +12,19 @@ from functools import lru_cache
 
 import numpy as np
 
+from clipes.choices import CrfBackend
 from clipes.config import CrfParams
 from clipes.errors import BackendError, ImageError, UsageError
 from clipes.lattice import Lattice, build_lattice
 from clipes.simd import Width, exp, fill, jit, load, maximum, store, width
 from clipes.types import Float32Array, FloatArray, UInt8Array
 
-BACKENDS = ("numba", "torch", "pydensecrf")
-"""``torch`` runs on a GPU where there is one, else on the processor; the others always on that."""
+# Lower probabilities are taken for this one; the default of pydensecrf's unary_from_softmax.
+_MIN_PROBABILITY = 1e-5
+_CACHED_PIXELS = 2**20  # the smoothness kernels of larger images are not kept
 
-MIN_PROBABILITY = 1e-5
-"""Lower probabilities are taken for this one; the default of pydensecrf's unary_from_softmax."""
-
-BYTES = {"numba": (450, 14), "torch": (750, 150), "pydensecrf": (450, 14)}
-"""Memory that each backend needs at most, as on pure noise: for a pixel, for a pixel and label."""
-
-CACHED_PIXELS = 2**20
-"""The smoothness kernels of larger images are not kept."""
+BYTES_PER_PIXEL, BYTES_PER_LABEL = 450, 14
+"""Memory the CRF needs at most, as on pure noise: for a pixel, and for a pixel and label."""
 
 _TOLERANCE = 1e-3  # how far resampling may push scores out of [0, 1]
 _BLOCK = 8  # labels filtered at a time: more are no faster and need more memory
@@ -53,15 +48,14 @@ def dense_crf(
 
     Gives the same result every time, ``numba`` on one core. Beside its arguments, that takes about
     200 bytes per pixel (450 for pure noise, where no two pixels share a vertex of the lattice) and
-    14 more per pixel and label: 1.7 GB for a photo of 12 megapixels and 3 labels. ``torch`` takes
-    up to ``BYTES``, on the GPU where there is one. The smoothness kernels of the last four image
-    sizes below a megapixel are kept, 42 bytes per pixel (``torch``: 94).
+    14 more per pixel and label: 1.7 GB for a photo of 12 megapixels and 3 labels. The smoothness
+    kernels of the last four image sizes below a megapixel are kept, 42 bytes per pixel.
 
     Args:
         probs: (L, H, W) scores of L labels, in [0, 1].
         image: (H, W, 3) RGB uint8.
         params: Iterations, and the kernels' widths and weights.
-        backend: One of ``BACKENDS``.
+        backend: One of ``clipes.choices.CrfBackend``.
 
     Returns:
         (L, H, W) float32 in [0, 1] that sum to 1 over labels.
@@ -70,17 +64,19 @@ def dense_crf(
         ImageError: The image is empty or not RGB uint8.
         UsageError: The scores are no probabilities or do not fit the image, a parameter is out of
             range, or there is no such backend.
-        BackendError: ``pydensecrf`` is asked for and not installed, or the GPU's memory is full.
+        BackendError: ``pydensecrf`` is asked for and not installed.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown CRF backend '{backend}'", f"choose one of {', '.join(BACKENDS)}")
+    if backend not in CrfBackend.names():
+        raise UsageError(
+            f"unknown CRF backend '{backend}'", f"choose one of {', '.join(CrfBackend.names())}"
+        )
     _check_image(image)
     _check_scores(probs, image)
     _check_params(params)
     if len(probs) == 1:
         return np.ones(probs.shape, np.float32)
     scores = np.ascontiguousarray(probs, np.float32)
-    infer = {"numba": _mean_field, "torch": _torch, "pydensecrf": _pydensecrf}[backend]
+    infer = {"numba": _mean_field, "pydensecrf": _pydensecrf}[backend]
     return infer(scores, np.ascontiguousarray(image), params)
 
 
@@ -121,12 +117,6 @@ def _check_params(params: CrfParams) -> None:
             raise UsageError(f"{name} = {getattr(params, name)}", "give 0 or a positive number")
 
 
-def _torch(scores: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
-    from clipes.crf_torch import dense_crf_torch  # torch takes seconds to import
-
-    return dense_crf_torch(scores, image, params)
-
-
 def _pydensecrf(scores: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
     try:
         from pydensecrf.densecrf import DenseCRF2D
@@ -138,7 +128,7 @@ def _pydensecrf(scores: Float32Array, image: UInt8Array, params: CrfParams) -> F
         ) from error
     labels, height, columns = scores.shape
     crf = DenseCRF2D(columns, height, labels)
-    crf.setUnaryEnergy(unary_from_softmax(scores, clip=MIN_PROBABILITY))
+    crf.setUnaryEnergy(unary_from_softmax(scores, clip=_MIN_PROBABILITY))
     crf.addPairwiseGaussian(sxy=params.gaussian_sxy, compat=params.gaussian_compat)
     crf.addPairwiseBilateral(
         sxy=params.bilateral_sxy,
@@ -205,7 +195,7 @@ def _blocks(labels: int) -> list[int]:
 def _mean_field(scores: Float32Array, image: UInt8Array, params: CrfParams) -> Float32Array:
     labels, height, columns = scores.shape
     points = height * columns
-    smoothness = _smoothness if points <= CACHED_PIXELS else _smoothness.__wrapped__
+    smoothness = _smoothness if points <= _CACHED_PIXELS else _smoothness.__wrapped__
     kernels = (
         _appearance(image, params.bilateral_sxy, params.bilateral_srgb, params.bilateral_compat),
         smoothness(height, columns, params.gaussian_sxy, params.gaussian_compat),
@@ -219,9 +209,9 @@ def _mean_field(scores: Float32Array, image: UInt8Array, params: CrfParams) -> F
     blocks = _blocks(others)
     size = len(kernels[0].corners)
     logits = np.zeros((others, size), np.float32)
-    reference = np.log(np.clip(scores[0], MIN_PROBABILITY, 1)).ravel()
+    reference = np.log(np.clip(scores[0], _MIN_PROBABILITY, 1)).ravel()
     for row, score in zip(logits[:, :points], scores[1:], strict=True):
-        np.log(np.clip(score.ravel(), MIN_PROBABILITY, 1), out=row)
+        np.log(np.clip(score.ravel(), _MIN_PROBABILITY, 1), out=row)
         row -= reference
     q = np.zeros((1 + sum(blocks), size), np.float32)
     tables = [np.empty(kernel.rows * max(blocks), np.float32) for kernel in kernels]

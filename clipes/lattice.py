@@ -124,9 +124,9 @@ def build_lattice(features: Float32Array, points: int) -> Lattice:
         UsageError: The points spread over too many standard deviations to number the vertices.
     """
     d, size = features.shape
-    scale = scaling(d)
+    scale = _scaling(d)
     inside = features[:, :points]
-    origin, strides = numbering(inside.min(1), inside.max(1), scale)
+    origin, strides = _numbering(inside.min(1), inside.max(1), scale)
     corners = np.full((size, d + 1), _MISSING, np.uint32)
     weights = np.zeros((size, d + 1), np.float32)
     table = _rehash(np.empty(0, np.int64), 0, max(1024, _SLOTS_PER_POINT * points))
@@ -142,14 +142,14 @@ def build_lattice(features: Float32Array, points: int) -> Lattice:
     return Lattice(corners, weights, chains, ends, vertices + _FIRST)
 
 
-def scaling(d: int) -> tuple[np.float32, ...]:
+def _scaling(d: int) -> tuple[np.float32, ...]:
     """Return the factors of d features before they are elevated to the hyperplane."""
     # Scaled like this, E turns the blur's standard deviation into that of the filter (p. 6).
     deviation = float(np.float32(np.sqrt(2 / 3) * (d + 1)))
     return tuple(np.float32(deviation / np.sqrt((i + 1) * (i + 2))) for i in range(d))
 
 
-def numbering(
+def _numbering(
     low: Float32Array, high: Float32Array, scale: tuple[np.float32, ...]
 ) -> tuple[Int64Array, Int64Array]:
     """Return origin and strides that give every vertex near features a number of its own.
@@ -159,7 +159,7 @@ def numbering(
     Args:
         low: (d,), the least of each feature.
         high: (d,), the greatest of each feature.
-        scale: ``scaling(d)``.
+        scale: ``_scaling(d)``.
 
     Raises:
         UsageError: Numbers of 62 bits are too few.

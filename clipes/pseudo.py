@@ -1,6 +1,6 @@
 """From refined maps to a pseudo-mask and a confidence map (paper sections 3.3 and 3.4).
 
-No torch in here, unless its CRF is asked for: the workers of ``clipes refine`` import this module.
+No torch in here: the workers of ``clipes refine`` import this module.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 
 from clipes.config import CrfParams
-from clipes.crf import BYTES, dense_crf
+from clipes.crf import BYTES_PER_LABEL, BYTES_PER_PIXEL, dense_crf
 from clipes.errors import ImageError
-from clipes.mask_values import value_of
+from clipes.mask_values import value_count, value_of
 from clipes.types import (
     CamMaps,
     Float32Array,
@@ -35,26 +35,22 @@ def workable_size(
     labels: int,
     *,
     crf: bool = True,
-    backend: str = "numba",
     bytes_per_label: int = 0,
 ) -> tuple[int, int]:
     """Return the size at which an image is worked on: its own, if that fits into memory.
 
     What takes memory by the pixel and by the label is held to 2 GB, so that neither a photo of 100
-    megapixels nor 250 labels end a run: with the CRF 4.5 megapixels for two labels, 2.9 for 21 (in
-    torch 2.0 and 0.5).
+    megapixels nor 250 labels end a run: with the CRF 4.5 megapixels for two labels, 2.9 for 21.
 
     Args:
         size: (H, W) of the image.
         labels: Labels, background included.
         crf: Whether the dense CRF is part of the work.
-        backend: Implementation of the CRF, see ``clipes.crf``.
         bytes_per_label: What else is needed for each pixel and label.
     """
     per_pixel = labels * bytes_per_label
     if crf:
-        fixed, per_label = BYTES[backend]
-        per_pixel += fixed + labels * per_label
+        per_pixel += BYTES_PER_PIXEL + labels * BYTES_PER_LABEL
     return shrunk_size(size, _MEMORY // per_pixel)
 
 
@@ -148,7 +144,7 @@ def pseudo_label(
             "run 'clipes cam' again for it",
         )
     cams = in_mask_order(cams)
-    size = workable_size(cams.size, 1 + len(cams.labels), backend=backend)
+    size = workable_size(cams.size, value_count(len(cams.labels)))
     scores = with_background(upsample(cams.maps, size), background_exponent)
     probs = dense_crf(scores, shrunk(image, size), crf, backend=backend)
     if size == cams.size:

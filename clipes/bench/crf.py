@@ -1,4 +1,4 @@
-"""Time of the dense CRF against pydensecrf2, the authors' own code, and on torch devices."""
+"""Time of the dense CRF against pydensecrf2, the authors' own code."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from statistics import median
 
 import cv2
 import numpy as np
-import torch
 
-from clipes.config import CrfParams
 from clipes.crf import dense_crf
-from clipes.crf_torch import dense_crf_torch, mean_field
-from clipes.device import choose_device
 from clipes.types import Float32Array, UInt8Array
 
 
@@ -83,55 +79,3 @@ def compare_crf(image: UInt8Array, labels: int, runs: int) -> dict[str, float]:
         "label_agreement": float((ours.argmax(0) == theirs.argmax(0)).mean()),
         "max_difference": float(np.abs(ours - theirs).max()),
     }
-
-
-def time_torch(image: UInt8Array, labels: int, runs: int, device: str) -> dict[str, float | str]:
-    """Time the CRF on a torch device.
-
-    Args:
-        image: (H, W, 3) RGB.
-        labels: Number of labels.
-        runs: Measurements of each; medians are returned.
-        device: A torch device, or auto.
-
-    Returns:
-        Its name (device), seconds for arrays that come from the processor and go back there
-        (seconds; seconds_new_size without a kept smoothness kernel) and for tensors that stay on
-        the device (seconds_on_device), and agreement with ``numba``, by name; on a GPU also the
-        most memory that was taken there (bytes).
-    """
-    place, params = choose_device(device), CrfParams()
-    scores = synthetic_scores(labels, *image.shape[:2])
-    on_place = torch.tensor(scores, device=place), torch.tensor(image, device=place)
-    ours = dense_crf_torch(scores, image, params, place)  # starts the device, warms its caches
-    expected = dense_crf(scores, image)
-
-    def wait() -> float:
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        return time.perf_counter()
-
-    times = []
-    for run in range(runs):
-        rows = len(image) - 1 - run
-        start = wait()
-        dense_crf_torch(scores, image, params, place)
-        seen = wait()
-        with torch.inference_mode():
-            mean_field(*on_place, params)
-        stayed = wait()
-        dense_crf_torch(np.ascontiguousarray(scores[:, :rows]), image[:rows], params, place)
-        new = (wait() - stayed) * len(image) / rows
-        times.append((seen - start, new, stayed - seen))
-    seen, new, stayed = (median(column) for column in zip(*times, strict=True))
-    result: dict[str, float | str] = {
-        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),
-        "seconds": seen,
-        "seconds_new_size": new,
-        "seconds_on_device": stayed,
-        "label_agreement": float((ours.argmax(0) == expected.argmax(0)).mean()),
-        "max_difference": float(np.abs(ours - expected).max()),
-    }
-    if place.type == "cuda":
-        result["bytes"] = torch.cuda.max_memory_allocated(place)
-    return result

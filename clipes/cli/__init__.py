@@ -187,19 +187,18 @@ def refine(
     ] = None,
     crf: Annotated[
         CrfBackend,
-        typer.Option(help="CRF implementation: torch is for GPUs, numba fastest without one."),
+        typer.Option(help="CRF implementation; pydensecrf, the authors' own, is an extra."),
     ] = CrfBackend.numba,
     backend: Annotated[
-        RefineBackend | None,
+        RefineBackend,
         typer.Option(
             help="What to run on: loky (processes of this machine), threading (this process), or a "
-            "ray or dask cluster: that of RAY_ADDRESS or DASK_SCHEDULER_ADDRESS, else a local one. "
-            "(default: loky; --crf torch: threading)"
+            "ray or dask cluster: that of RAY_ADDRESS or DASK_SCHEDULER_ADDRESS, else a local one."
         ),
-    ] = None,
+    ] = RefineBackend.loky,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Images at once. (default: one per core, for a GPU up to 16)"),
+        typer.Option(min=1, help="Images at once. (default: one per core)"),
     ] = None,
     shard: ShardOption = None,
 ) -> None:
@@ -228,12 +227,6 @@ def refine(
     summary = Summary(0, len(mine), ())
     if todo:  # else nothing is written: a finished run may be read-only
         folder.begin("refine", settings=settings.to_dict(), command=command_line())
-        if backend is None:
-            backend = RefineBackend.threading if crf is CrfBackend.torch else RefineBackend.loky
-        if crf is CrfBackend.torch and backend is RefineBackend.threading:
-            from clipes.device import choose_device, share_processor
-
-            workers = share_processor(choose_device("auto"), workers)
         with folder.claim("refine", shared=part.count > 1), progress_bar("refine") as progress:
             summary = refine_stage(
                 todo,

@@ -204,7 +204,7 @@ def _machine() -> Iterator[Check]:
         for index in range(torch.cuda.device_count())
     ]
     yield Check("devices", State.ok, ", ".join([*names, f"cpu {platform.machine()}"]))
-    backends = ["numba", "torch", *(["pydensecrf"] if find_spec("pydensecrf") else [])]
+    backends = ["numba", *(["pydensecrf"] if find_spec("pydensecrf") else [])]
     yield Check("CRF backends", State.ok, ", ".join(backends))
 
 

@@ -115,5 +115,5 @@ def _refine_one(
     )
     origin = MaskOrigin.of(maps, settings.to_dict()).text() if maps else ""
     run.save_pseudo(sample.id, pseudo, origin=origin)
-    size = workable_size(cams.size, 1 + len(cams.labels), backend=settings.backend)
+    size = workable_size(cams.size, 1 + len(cams.labels))
     return None if size == cams.size else SHRUNK

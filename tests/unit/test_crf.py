@@ -6,11 +6,8 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -20,18 +17,8 @@ from PIL import Image
 from clipes.config import CrfParams
 from clipes.crf import dense_crf
 from clipes.errors import BackendError, ImageError, UsageError
-from tests.torch_threads import torch_threads
-
-Crf: TypeAlias = Callable[..., np.ndarray]
 
 IMAGES = ("2007_000032", "2007_000063", "2007_000170", "2007_000250", "2007_001225")
-
-
-@pytest.fixture(params=["numba", "torch"])
-def crf(request: pytest.FixtureRequest) -> Iterator[Crf]:
-    """Each of our own implementations."""
-    with torch_threads(1):
-        yield partial(dense_crf, backend=request.param)
 
 
 def _scene(height: int, width: int, labels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +75,7 @@ def _assert_probabilities(q: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_agrees_with_pydensecrf_on_photos(shared, name, crf):
+def test_agrees_with_pydensecrf_on_photos(shared, name):
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
     sample = shared / "data" / "voc_sample"
     image = np.array(Image.open(sample / "JPEGImages" / f"{name}.jpg").convert("RGB"))
@@ -96,7 +83,7 @@ def test_agrees_with_pydensecrf_on_photos(shared, name, crf):
     present = [0, *(k for k in np.unique(mask) if k not in (0, 255))]
     truth = np.searchsorted(present, np.where(mask == 255, 0, mask))
     probs = _scores(truth, len(present), np.random.default_rng(0))
-    ours, theirs = crf(probs, image), dense_crf(probs, image, backend="pydensecrf")
+    ours, theirs = dense_crf(probs, image), dense_crf(probs, image, backend="pydensecrf")
     assert (ours.argmax(0) != probs.argmax(0)).mean() > 0.01, "the CRF has nothing to do here"
     assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.9999
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
@@ -104,11 +91,11 @@ def test_agrees_with_pydensecrf_on_photos(shared, name, crf):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (3, 5), (16, 16), (61, 47)])
 @pytest.mark.parametrize("labels", [2, 3, 5, 12])
-def test_agrees_with_pydensecrf_at_any_size(size, labels, crf):
+def test_agrees_with_pydensecrf_at_any_size(size, labels):
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
     probs, image = _scene(*size, labels)
     theirs = dense_crf(probs, image, backend="pydensecrf")
-    np.testing.assert_allclose(crf(probs, image), theirs, atol=1e-3)
+    np.testing.assert_allclose(dense_crf(probs, image), theirs, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +108,11 @@ def test_agrees_with_pydensecrf_at_any_size(size, labels, crf):
         CrfParams(bilateral_compat=0),
     ],
 )
-def test_agrees_with_pydensecrf_for_other_parameters(params, crf):
+def test_agrees_with_pydensecrf_for_other_parameters(params):
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
     probs, image = _scene(60, 80, 4)
     theirs = dense_crf(probs, image, params, backend="pydensecrf")
-    np.testing.assert_allclose(crf(probs, image, params), theirs, atol=5e-3)
+    np.testing.assert_allclose(dense_crf(probs, image, params), theirs, atol=5e-3)
 
 
 def test_missing_pydensecrf_is_named(monkeypatch):
@@ -139,30 +126,30 @@ def test_missing_pydensecrf_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_the_sum_over_all_pairs(seed, crf):
+def test_agrees_with_the_sum_over_all_pairs(seed):
     # Narrower kernels than the default, so that they end inside of an image this small. The
     # lattice only approximates a Gaussian, but what the CRF makes of it is close.
     params = CrfParams(gaussian_sxy=1, bilateral_sxy=8, bilateral_srgb=10)
     probs, image = _scene(28, 36, 3, seed)
-    exact, ours = _exact(probs, image, params), crf(probs, image, params)
+    exact, ours = _exact(probs, image, params), dense_crf(probs, image, params)
     assert (ours.argmax(0) != probs.argmax(0)).mean() > 0.03, "the CRF has nothing to do here"
     assert (ours.argmax(0) == exact.argmax(0)).mean() >= 0.99
     assert np.abs(ours - exact).mean() < 2e-3
 
 
-def test_without_iterations_it_is_the_normalised_scores(crf):
+def test_without_iterations_it_is_the_normalised_scores():
     probs, image = _scene(20, 30, 5)
     probs[0, 0, :5] = 0
-    result = crf(probs * np.float32(0.5), image, CrfParams(iterations=0))
+    result = dense_crf(probs * np.float32(0.5), image, CrfParams(iterations=0))
     expected = np.maximum(probs * 0.5, 1e-5)
     np.testing.assert_allclose(result, expected / expected.sum(0), atol=1e-6)
 
 
-def test_smoothing_removes_noise(crf):
+def test_smoothing_removes_noise():
     probs, image = _scene(60, 80, 3)
     clean = cv2.medianBlur(probs.argmax(0).astype(np.uint8), 9)
     before = (probs.argmax(0) == clean).mean()
-    after = (crf(probs, image).argmax(0) == clean).mean()
+    after = (dense_crf(probs, image).argmax(0) == clean).mean()
     assert after > before + 0.02
 
 
@@ -170,89 +157,89 @@ def test_smoothing_removes_noise(crf):
 
 
 @pytest.mark.parametrize("labels", [2, 3, 6, 11])
-def test_permuting_labels_permutes_the_result(labels, crf):
+def test_permuting_labels_permutes_the_result(labels):
     probs, image = _scene(40, 50, labels)
     order = np.random.default_rng(1).permutation(labels)
-    result = crf(probs, image)
+    result = dense_crf(probs, image)
     _assert_probabilities(result)
-    np.testing.assert_allclose(crf(probs[order], image), result[order], atol=1e-4)
+    np.testing.assert_allclose(dense_crf(probs[order], image), result[order], atol=1e-4)
 
 
-def test_undecided_pixels_stay_undecided(crf):
+def test_undecided_pixels_stay_undecided():
     _, image = _scene(40, 50, 2)
-    result = crf(np.full((4, 40, 50), 0.25, np.float32), image)
+    result = dense_crf(np.full((4, 40, 50), 0.25, np.float32), image)
     np.testing.assert_allclose(result, 0.25, atol=1e-5)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_flipping_nearly_commutes(axis, crf):
+def test_flipping_nearly_commutes(axis):
     # Only nearly: the vertices of the lattice do not move along.
     probs, image = _scene(60, 80, 3)
-    flipped = crf(np.flip(probs, axis + 1), np.flip(image, axis))
-    result = np.flip(crf(probs, image), axis + 1)
+    flipped = dense_crf(np.flip(probs, axis + 1), np.flip(image, axis))
+    result = np.flip(dense_crf(probs, image), axis + 1)
     assert (flipped.argmax(0) == result.argmax(0)).mean() >= 0.99
     assert np.abs(flipped - result).mean() < 2e-3
 
 
-def test_labels_that_nobody_has_change_nothing(crf):
+def test_labels_that_nobody_has_change_nothing():
     # 3, 6 and 13 labels are filtered in different blocks.
     probs, image = _scene(40, 50, 3)
-    result = crf(probs, image, CrfParams(iterations=5))
+    result = dense_crf(probs, image, CrfParams(iterations=5))
     for extra in (3, 10):
         more = np.concatenate([probs, np.zeros((extra, 40, 50), np.float32)])
-        padded = crf(more, image, CrfParams(iterations=5))
+        padded = dense_crf(more, image, CrfParams(iterations=5))
         np.testing.assert_allclose(padded[:3], result, atol=1e-3)
         assert padded[3:].max() < 1e-3
 
 
-def test_certain_scores_are_fine(crf):
+def test_certain_scores_are_fine():
     probs, image = _scene(30, 40, 3)
     certain = (probs == probs.max(0)).astype(np.float32)
-    result = crf(certain, image)
+    result = dense_crf(certain, image)
     _assert_probabilities(result)
     assert (result.argmax(0) == certain.argmax(0)).mean() > 0.9
 
 
-def test_layout_and_precision_of_the_scores_do_not_matter(crf):
+def test_layout_and_precision_of_the_scores_do_not_matter():
     probs, image = _scene(30, 40, 3)
-    expected = crf(probs, image)
+    expected = dense_crf(probs, image)
     swapped = np.ascontiguousarray(probs.transpose(2, 1, 0)).transpose(2, 1, 0)
-    np.testing.assert_array_equal(crf(swapped, image), expected)
-    np.testing.assert_array_equal(crf(probs.astype(np.float64), image), expected)
+    np.testing.assert_array_equal(dense_crf(swapped, image), expected)
+    np.testing.assert_array_equal(dense_crf(probs.astype(np.float64), image), expected)
     columns = np.asfortranarray(image)
-    np.testing.assert_array_equal(crf(probs, columns), expected)
+    np.testing.assert_array_equal(dense_crf(probs, columns), expected)
 
 
-def test_arguments_are_left_alone(crf):
+def test_arguments_are_left_alone():
     probs, image = _scene(30, 40, 3)
     probs.flags.writeable = image.flags.writeable = False
-    np.testing.assert_array_equal(crf(probs, image), crf(probs, image))
+    np.testing.assert_array_equal(dense_crf(probs, image), dense_crf(probs, image))
 
 
-def test_threads_get_the_same_result(crf):
+def test_threads_get_the_same_result():
     scenes = [_scene(30 + k, 40, 3, k) for k in range(4)] * 2
-    alone = [crf(*scene) for scene in scenes]
+    alone = [dense_crf(*scene) for scene in scenes]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda scene: crf(*scene), scenes))
+        together = list(pool.map(lambda scene: dense_crf(*scene), scenes))
     np.testing.assert_array_equal(np.concatenate(together, 1), np.concatenate(alone, 1))
 
 
-def test_one_label_is_certain(crf):
+def test_one_label_is_certain():
     _, image = _scene(5, 7, 2)
-    result = crf(np.zeros((1, 5, 7), np.float32), image)
+    result = dense_crf(np.zeros((1, 5, 7), np.float32), image)
     np.testing.assert_array_equal(result, np.ones((1, 5, 7), np.float32))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20), (20, 1), (2, 3)])
-def test_tiny_images(size, crf):
+def test_tiny_images(size):
     probs, image = _scene(*size, 3)
-    _assert_probabilities(crf(probs, image))
+    _assert_probabilities(dense_crf(probs, image))
 
 
-def test_noise_has_more_vertices_than_pixels(crf):
+def test_noise_has_more_vertices_than_pixels():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)
-    _assert_probabilities(crf(rng.random((3, 200, 300), dtype=np.float32), image))
+    _assert_probabilities(dense_crf(rng.random((3, 200, 300), dtype=np.float32), image))
 
 
 # --- errors
@@ -302,14 +289,14 @@ def test_unusable_arrays_are_errors(probs, image, error, message):
         {"bilateral_srgb": 1e-9},
     ],
 )
-def test_unusable_parameters_are_errors(params, crf):
+def test_unusable_parameters_are_errors(params):
     image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     with pytest.raises(UsageError):
-        crf(HALF, image, CrfParams(**params))
+        dense_crf(HALF, image, CrfParams(**params))
 
 
 def test_unknown_backend_is_an_error():
-    with pytest.raises(UsageError, match=r"'cuda'.*numba, torch, pydensecrf"):
+    with pytest.raises(UsageError, match=r"'cuda'.*numba, pydensecrf"):
         dense_crf(HALF, RGB, backend="cuda")
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "clipes"
 LAYERS = (
     {"cli", "console", "__main__", "__init__"},
     {"stages", "runner", "report", "overlays", "bench", "export", "api"},
-    {"clip", "gradcam", "affinity", "crf", "crf_torch", "lattice", "lattice_torch", "simd"}
+    {"clip", "gradcam", "affinity", "crf", "lattice", "simd"}
     | {"pseudo", "fit", "seg", "cam_maker"}
     | {"fusion", "looks", "patch_maps", "prompts_check", "sharpness", "tagging", "device"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"}

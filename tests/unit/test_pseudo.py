@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from clipes.choices import CrfBackend
 from clipes.config import CrfParams
-from clipes.crf import BACKENDS
 from clipes.errors import ImageError
 from clipes.pseudo import cam_mask, label_pixels, pseudo_label, upsample, with_background
 from clipes.types import CamMaps
@@ -58,7 +58,7 @@ def _noisy_image(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return cv2.GaussianBlur(noise, (0, 0), 3)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CrfBackend.names())
 @pytest.mark.parametrize("classes", [2, 3, 5, 11])
 @pytest.mark.parametrize("seed", range(3))
 def test_of_equal_maps_the_first_class_wins(backend: str, classes: int, seed: int) -> None:
