@@ -5,6 +5,7 @@ From Python::
     labeler = clipes.load(classes=["cat", "sofa"])
     pseudo = labeler.segment("photo.jpg", ["cat"])
     clipes.write_mask("mask.png", pseudo.mask)
+    labeler.run("my-photos", "runs/mine")           # a whole folder, resumable
 
 What is named here is imported when it is first used: ``import clipes`` takes no time.
 """
@@ -15,18 +16,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipes.api import PseudoLabeler, load
+    from clipes.api import FolderResult, PseudoLabeler, load
+    from clipes.artifacts import Run
+    from clipes.config import get_preset
+    from clipes.datasets import open_dataset
     from clipes.errors import ClipesError
     from clipes.images import read_image, read_mask, write_confidence, write_mask
+    from clipes.metrics import ConfusionMatrix
+    from clipes.pseudo import pseudo_label
     from clipes.types import CamMaps, PseudoLabel
 
 __all__ = [
     "CamMaps",
     "ClipesError",
+    "ConfusionMatrix",
+    "FolderResult",
     "PseudoLabel",
     "PseudoLabeler",
+    "Run",
     "__version__",
+    "get_preset",
     "load",
+    "open_dataset",
+    "pseudo_label",
     "read_image",
     "read_mask",
     "write_confidence",
@@ -38,9 +50,15 @@ __version__ = "0.1.0"
 _MODULES = {
     "CamMaps": "clipes.types",
     "ClipesError": "clipes.errors",
+    "ConfusionMatrix": "clipes.metrics",
+    "FolderResult": "clipes.api",
     "PseudoLabel": "clipes.types",
     "PseudoLabeler": "clipes.api",
+    "Run": "clipes.artifacts",
+    "get_preset": "clipes.config",
     "load": "clipes.api",
+    "open_dataset": "clipes.datasets",
+    "pseudo_label": "clipes.pseudo",
     "read_image": "clipes.images",
     "read_mask": "clipes.images",
     "write_confidence": "clipes.images",

@@ -1,11 +1,13 @@
-"""clipes from Python: what ``clipes cam`` and ``clipes refine`` do to one image, in memory."""
+"""clipes from Python: what ``clipes cam`` and ``clipes refine`` do, to one image or a folder."""
 
 from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,15 +18,22 @@ from PIL import Image
 from clipes.artifacts import Run
 from clipes.cam_maker import CamMaker
 from clipes.config import Preset, get_preset
+from clipes.datasets import open_dataset
 from clipes.datasets.base import class_index
 from clipes.datasets.problems import ProblemError
+from clipes.device import batch_size, share_processor
 from clipes.errors import ImageError, UsageError, VocabularyError
 from clipes.images import read_image, to_pixels
+from clipes.listener import Listener, no_progress
 from clipes.pseudo import pseudo_label
+from clipes.runner import Summary
+from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
 from clipes.stages.learn_looks import load_looks
+from clipes.stages.refine import RefineRequest, RefineResources, refine
 from clipes.stages.setup import Clip, load_clip
-from clipes.types import CamMaps, Progress, PseudoLabel, UInt8Array
-from clipes.vocabulary import load_vocabulary
+from clipes.stages.with_clip import maps_with
+from clipes.types import CamMaps, Failure, Progress, PseudoLabel, UInt8Array
+from clipes.vocabulary import Vocabulary, load_vocabulary
 
 Picture: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
 """A file, a picture that Pillow opened, or (H, W, 3) RGB uint8."""
@@ -35,16 +44,48 @@ Label: TypeAlias = str | int | np.integer[Any]
 _log = logging.getLogger("clipes")
 
 
+Follow: TypeAlias = Callable[[str, int, int], None]
+"""Called as ``follow(stage, done, total)`` while a folder is worked on."""
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """What was made of a folder of images.
+
+    Attributes:
+        run: The run folder: ``cams/``, ``pseudo/``, ``confidence/``; ``run.load_pseudo(id)`` reads.
+        maps: How the maps went.
+        masks: How the masks went.
+        failures: Images that could not be used or worked on, each with the reason.
+    """
+
+    run: Run
+    maps: Summary
+    masks: Summary
+    failures: tuple[Failure, ...]
+
+
 class PseudoLabeler:
-    """Makes maps and masks of one image after another; ``load`` makes one.
+    """Makes maps and masks of one image after another, or of a folder; ``load`` makes one.
 
     Args:
         clip: The image tower, and the vectors of the classes.
         preset: What is done to an image.
+        vocabulary: The words that the vectors are of.
+        asked: How weights and vectors were asked for.
         looks: Run folder that says what the classes look like; None for each image on its own.
     """
 
-    def __init__(self, clip: Clip, preset: Preset, looks: Path | None = None) -> None:
+    def __init__(
+        self,
+        clip: Clip,
+        preset: Preset,
+        vocabulary: Vocabulary,
+        asked: ClipRequest,
+        looks: Path | None = None,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._asked = asked
         self._maker = CamMaker(clip.backbone, clip.text, preset.cam)
         if looks is not None:
             if preset.cam.patches is None:
@@ -108,6 +149,56 @@ class PseudoLabeler:
         exponent = self._preset.background_exponent
         return pseudo_label(_pixels(image), maps, self._preset.crf, background_exponent=exponent)
 
+    def run(
+        self,
+        images: str | Path,
+        out: str | Path,
+        *,
+        dataset: str = "folder",
+        labels: str | Path | None = None,
+        split: str | None = None,
+        workers: int | None = None,
+        follow: Follow | None = None,
+    ) -> FolderResult:
+        """Make maps, masks and confidence maps of all images of a data set.
+
+        It is what ``clipes cam`` and ``clipes refine`` do, in the same run folder: what is there
+        and was made from what there is now stays, so a call that was stopped is simply repeated.
+        With preset ``default`` what the classes look like is learnt from these images.
+
+        Args:
+            images: Folder of the data set.
+            out: Run folder.
+            dataset: Kind of data set: ``folder``, ``voc``, ``coco``, ``examples``.
+            labels: Label file instead of the one, or the annotations, of the data set.
+            split: List of images; None for all, of ``voc`` and ``coco`` those of ``train``.
+            workers: Images at once; None for as many as suit the machine.
+            follow: Told how far each step is.
+
+        Raises:
+            DatasetError: The data set or its labels cannot be used.
+            RunConflictError: ``out`` was made with other settings.
+            WriteError: ``out`` cannot be written.
+        """
+        chosen = None if labels is None else Path(labels)
+        source = DataRequest(dataset, root=Path(images), split=split, labels=chosen)
+        data = open_dataset(
+            dataset, root=source.root, split=split, labels=chosen, classes=self.classes
+        )
+        run = Run(Path(out))
+        failures: list[Failure] = list(data.failures)
+        listener = Listener(_log.info, failures.append, partial(_followed, follow))
+        place = self._clip.backbone.device
+        how = Resources(workers=share_processor(place, workers), batch=batch_size(place, None))
+        request = CamRequest(source, self._asked, self._preset, command="clipes.PseudoLabeler.run")
+        maps = maps_with(self._clip, request, self._vocabulary, data, run, how, listener)
+        masks = refine(
+            RefineRequest(command=request.command), run, RefineResources(workers=workers), listener
+        )
+        # An image without maps cannot have a mask: the first reason is the one that helps.
+        first = {failure.id: failure for failure in reversed(failures)}
+        return FolderResult(run, maps, masks.summary, tuple(reversed(first.values())))
+
     def _indices(self, labels: Label | Sequence[Label]) -> list[int]:
         """Return 0-based indices, each once, in the order given."""
         given = [labels] if isinstance(labels, str | int | np.integer) else labels
@@ -160,19 +251,22 @@ def load(
     vocabulary = load_vocabulary(prompts)
     if classes is not None:
         vocabulary = vocabulary.with_classes(tuple(classes))
+    features = None if text_features is None else Path(text_features)
     clip = load_clip(
         str(weights),
         model,
         vocabulary,
-        text_features=None if text_features is None else Path(text_features),
+        text_features=features,
         fp16_positions=chosen.cam.fp16_positions,
         device=device,
         say=_log.info,
-        progress=_no_progress,
+        progress=no_progress,
     )
     if clip.text.note:
         _log.warning("class vectors: %s", clip.text.note)
-    return PseudoLabeler(clip, chosen, None if looks is None else Path(looks))
+    asked = ClipRequest(str(weights), model, text_features=features, device=device)
+    place = None if looks is None else Path(looks)
+    return PseudoLabeler(clip, chosen, vocabulary, asked, place)
 
 
 def _pixels(image: Picture) -> UInt8Array:
@@ -209,5 +303,7 @@ def _index(label: Label, classes: tuple[str, ...]) -> int:
 
 
 @contextmanager
-def _no_progress(_: str, *, show_count: bool = True) -> Iterator[Progress]:
-    yield lambda done, total: None
+def _followed(
+    follow: Follow | None, what: str, /, *, show_count: bool = True
+) -> Iterator[Progress]:
+    yield lambda done, total: None if follow is None else follow(what, done, total)

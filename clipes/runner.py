@@ -59,6 +59,19 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How a stage went over a data set.
+
+    Attributes:
+        summary: Of the images that could be worked on.
+        unusable: Images that the data set lacks something of.
+    """
+
+    summary: Summary
+    unusable: Sequence[Failure]
+
+
+@dataclass(frozen=True)
 class Shard:
     """Every ``count``-th image from the ``index``-th (0-based) on.
 

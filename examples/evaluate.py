@@ -8,20 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from clipes.artifacts import Run
-from clipes.datasets import open_dataset
-from clipes.images import read_mask
-from clipes.metrics import ConfusionMatrix
+import clipes
 
 
 def main(out: str) -> None:
     """Print the mIoU of ``out/pseudo``, and the IoU of each class."""
-    run = Run(Path(out))
-    data = open_dataset("examples")
-    matrix = ConfusionMatrix(1 + len(data.classes))
+    run = clipes.Run(Path(out))
+    data = clipes.open_dataset("examples")
+    matrix = clipes.ConfusionMatrix(1 + len(data.classes))
     for sample in data.samples:
         if sample.mask is not None:
-            matrix.update(read_mask(sample.mask), run.load_pseudo(sample.id).mask)
+            matrix.update(clipes.read_mask(sample.mask), run.load_pseudo(sample.id).mask)
     scores = matrix.scores()
     print(f"mIoU {scores.miou:.1%}, pixel accuracy {scores.pixel_accuracy:.1%}")
     for name, iou in zip(("background", *data.classes), scores.iou, strict=True):

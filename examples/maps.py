@@ -11,15 +11,13 @@ import sys
 from pathlib import Path
 
 import clipes
-from clipes.artifacts import Run
-from clipes.datasets import open_dataset
 
 
 def main(out: str, weights: str = "auto") -> None:
     """Write ``out/cams/<id>.npz`` for every example."""
-    data = open_dataset("examples")
+    data = clipes.open_dataset("examples")
     labeler = clipes.load(weights, data.classes)
-    run = Run(Path(out))
+    run = clipes.Run(Path(out))
     for sample in data.samples:
         maps = labeler.maps(sample.image, sample.labels)
         run.save_cams(sample.id, maps)

@@ -1,8 +1,8 @@
 """Masks for a folder of your own photos with a ``labels.csv`` (``image,labels``).
 
-    python examples/own_photos.py my-photos masks
+    python examples/own_photos.py my-photos runs/mine
 
-``clipes cam --dataset folder`` does the same and continues where it stopped.
+It is what ``clipes cam --dataset folder`` and ``clipes refine`` do, and continues where it stopped.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import sys
 from pathlib import Path
 
 import clipes
-from clipes.datasets import open_dataset
 
 
-def main(photos: str, masks: str, weights: str = "auto") -> None:
-    """Write ``masks/<name>.png`` for every photo that can be used, and name the others."""
-    data = open_dataset("folder", root=Path(photos))
-    labeler = clipes.load(weights, data.classes)
-    for failure in data.failures:
+def main(photos: str, out: str, weights: str = "auto") -> None:
+    """Write ``out/pseudo/<id>.png`` for every photo that can be used, and name the others."""
+    classes = clipes.open_dataset("folder", root=Path(photos)).classes
+    labeler = clipes.load(weights, classes)
+    result = labeler.run(photos, out, follow=show)
+    for failure in result.failures:
         print(f"skipping {failure.id}: {failure.reason}")
-    for sample in data.samples:
-        try:
-            pseudo = labeler.segment(sample.image, sample.labels)
-        except clipes.ClipesError as error:
-            print(f"skipping {sample.id}: {error}")
-            continue
-        clipes.write_mask(Path(masks) / f"{sample.id}.png", pseudo.mask)
-        shown = ", ".join(data.classes[label] for label in sample.labels)
-        print(f"{sample.id}: {shown}; sure of {(pseudo.confidence >= 0.95).mean():.0%} of it")
+    print(f"{result.masks.done} masks made, {result.masks.skipped} there before")
+    for id_ in result.run.ids("pseudo"):
+        pseudo = result.run.load_pseudo(id_)
+        print(f"{id_}: sure of {(pseudo.confidence >= 0.95).mean():.0%} of it")
+
+
+def show(stage: str, done: int, total: int) -> None:
+    """Say how far a stage is, on one line."""
+    print(f"{stage}: {done}/{total}", end="\n" if done == total else "\r", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,19 +8,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from clipes.artifacts import Run
-from clipes.config import get_preset
-from clipes.datasets import open_dataset
-from clipes.images import read_image
-from clipes.pseudo import pseudo_label
+import clipes
 
 
 def main(out: str) -> None:
     """Write ``out/pseudo/<id>.png`` and ``out/confidence/<id>.png`` for every example."""
-    run = Run(Path(out))
-    crf = get_preset("default").crf
-    for sample in open_dataset("examples").samples:
-        pseudo = pseudo_label(read_image(sample.image), run.load_cams(sample.id), crf)
+    run = clipes.Run(Path(out))
+    crf = clipes.get_preset("default").crf
+    for sample in clipes.open_dataset("examples").samples:
+        pseudo = clipes.pseudo_label(clipes.read_image(sample.image), run.load_cams(sample.id), crf)
         run.save_pseudo(sample.id, pseudo)
         print(f"{sample.id}: {(pseudo.mask > 0).mean():.0%} of the pixels are labelled")
 

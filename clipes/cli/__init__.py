@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -206,40 +205,14 @@ def refine(
 
     Example: clipes refine runs/voc --workers 8
     """
-    from clipes.config import get_preset
-    from clipes.console import progress_bar
-    from clipes.freshness import Freshness
-    from clipes.runner import Summary
-    from clipes.stages.refine import RefineSettings, waiting
+    from clipes.stages.refine import RefineRequest, RefineResources
     from clipes.stages.refine import refine as refine_stage
-    from clipes.stages.reopen import preset_of, reopen
 
-    part = this_part(shard)
     folder = open_run(run)
-    data = reopen(folder, root)
-    chosen = preset_of(folder) if preset is None else get_preset(preset.value)
-    settings = RefineSettings(chosen.crf, chosen.background_exponent, crf.value)
-    folder.check_settings("refine", settings.to_dict())
-    current = Freshness.of(folder, data.classes, refine=settings.to_dict())
-    mine = part.of(data.samples)
-    with progress_bar("look") as progress:
-        todo = waiting(mine, current, progress)
-    summary = Summary(0, len(mine), ())
-    if todo:  # else nothing is written: a finished run may be read-only
-        folder.begin("refine", settings=settings.to_dict(), command=command_line())
-        with folder.claim("refine", shared=part.count > 1), progress_bar("refine") as progress:
-            summary = refine_stage(
-                todo,
-                folder,
-                settings,
-                current,
-                backend=backend.value,
-                workers=workers,
-                progress=progress,
-                report=say_failure,
-            )
-        summary = replace(summary, skipped=len(mine) - len(todo))
-    finish("masks", folder, summary, data.failures)
+    request = RefineRequest(root, preset and preset.value, crf.value, command_line())
+    how = RefineResources(this_part(shard), workers, backend.value)
+    outcome = refine_stage(request, folder, how, listener())
+    finish("masks", folder, outcome.summary, outcome.unusable)
 
 
 @app.command(name="eval")

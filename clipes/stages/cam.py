@@ -19,12 +19,12 @@ from clipes.errors import WriteError
 from clipes.freshness import Freshness
 from clipes.listener import Listener
 from clipes.origin import digest
-from clipes.runner import Shard, Summary
+from clipes.runner import Outcome, Shard, Summary
 from clipes.stages.looks_sources import looks_are_current
 from clipes.stages.open_data import open_labelled, open_unlabelled
 from clipes.stages.tag_file import open_tagged, untagged
 from clipes.stages.templates import BEST
-from clipes.types import Failure, Sample
+from clipes.types import Sample
 from clipes.vocabulary import Vocabulary
 
 STAGE = "cam"
@@ -125,20 +125,7 @@ class CamRequest:
     command: str = ""
 
 
-@dataclass(frozen=True)
-class CamOutcome:
-    """How it went.
-
-    Attributes:
-        summary: Of the images that can be worked on.
-        unusable: Images that cannot.
-    """
-
-    summary: Summary
-    unusable: Sequence[Failure]
-
-
-def cam(request: CamRequest, run: Run, resources: Resources, listener: Listener) -> CamOutcome:
+def cam(request: CamRequest, run: Run, resources: Resources, listener: Listener) -> Outcome:
     """Make the maps of all images of a data set that have none, or whose maps are out of date.
 
     Args:
@@ -157,7 +144,7 @@ def cam(request: CamRequest, run: Run, resources: Resources, listener: Listener)
     labelled, part = _labelled(request, data, run), resources.part
     if labelled and (done := _nothing_to_do(request, vocabulary, labelled, run, part, listener)):
         say_orphans(run, labelled, listener)
-        return CamOutcome(done, labelled.failures)
+        return Outcome(done, labelled.failures)
     # Not at the top: they bring torch.
     from clipes.stages.with_clip import make_maps
 

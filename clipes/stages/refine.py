@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from clipes.artifacts import Run
-from clipes.config import CrfParams
+from clipes.choices import CrfBackend, RefineBackend
+from clipes.config import CrfParams, get_preset
 from clipes.errors import ArtifactError
 from clipes.freshness import Freshness
 from clipes.images import read_image
+from clipes.listener import Listener
+from clipes.mask_values import value_count
 from clipes.origin import MaskOrigin
 from clipes.pseudo import SHRUNK, pseudo_label, workable_size
-from clipes.runner import Summary, for_each
-from clipes.types import Failure, Progress, Sample
+from clipes.runner import Outcome, Shard, Summary, for_each
+from clipes.stages.reopen import preset_of, reopen
+from clipes.types import Sample
+
+STAGE = "refine"
+
+
+@dataclass(frozen=True)
+class RefineRequest:
+    """All that ``clipes refine`` is told.
+
+    Attributes:
+        root: Where the data set is, if not where run.json says.
+        preset: Name of the preset whose CRF is used; None for that of the maps.
+        crf: Implementation of the CRF, of ``CrfBackend``.
+        command: The command line, for the record.
+    """
+
+    root: Path | None = None
+    preset: str | None = None
+    crf: str = CrfBackend.numba.value
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class RefineResources:
+    """What the work is shared among.
+
+    Attributes:
+        part: The images that this process does.
+        workers: Images at once; None for as many as there are cores.
+        backend: What they are spread over, of ``RefineBackend``.
+    """
+
+    part: Shard = field(default_factory=Shard)
+    workers: int | None = None
+    backend: str = RefineBackend.loky.value
 
 
 @dataclass(frozen=True)
@@ -37,34 +76,45 @@ class RefineSettings:
         return asdict(self)
 
 
-def waiting(
-    samples: Sequence[Sample], current: Freshness, progress: Progress
-) -> tuple[Sample, ...]:
-    """Return the samples whose masks are missing or out of date.
+def refine(
+    request: RefineRequest, run: Run, resources: RefineResources, listener: Listener
+) -> Outcome:
+    """Make the masks and confidence maps of a run's images that have none, or old ones.
+
+    If there is nothing to do, nothing is written: a finished run may be read-only.
 
     Args:
-        samples: Images.
-        current: Tells which masks are.
-        progress: Called after each image.
+        request: What is asked for.
+        run: The run folder; only images with maps in it can be refined.
+        resources: What the work is shared among.
+        listener: Who is told how it goes.
+
+    Raises:
+        RunConflictError: The masks there are were made with other settings.
+        ClipesError: Run folder or data set cannot be used.
     """
-    found = []
-    for index, sample in enumerate(samples):
-        if not current.has_pseudo(sample):
-            found.append(sample)
-        progress(index + 1, len(samples))
-    return tuple(found)
+    data = reopen(run, request.root)
+    preset = preset_of(run) if request.preset is None else get_preset(request.preset)
+    settings = RefineSettings(preset.crf, preset.background_exponent, request.crf)
+    run.check_settings(STAGE, settings.to_dict())
+    current = Freshness.of(run, data.classes, refine=settings.to_dict())
+    mine = resources.part.of(data.samples)
+    todo = _waiting(mine, current, listener)
+    if not todo:
+        return Outcome(Summary(0, len(mine), ()), data.failures)
+    run.begin(STAGE, settings=settings.to_dict(), command=request.command)
+    with run.claim(STAGE, shared=resources.part.count > 1):
+        summary = make_masks(todo, run, settings, current, resources, listener)
+    return Outcome(replace(summary, skipped=len(mine) - len(todo)), data.failures)
 
 
-def refine(
+def make_masks(
     samples: Sequence[Sample],
     run: Run,
     settings: RefineSettings,
     current: Freshness,
-    *,
-    backend: str,
-    workers: int | None,
-    progress: Progress,
-    report: Callable[[Failure], None],
+    resources: RefineResources,
+    listener: Listener,
 ) -> Summary:
     """Make and save the mask and confidence map of every sample that has none up to date.
 
@@ -72,27 +122,39 @@ def refine(
     reported.
 
     Args:
-        samples: Images; only those with maps in ``run`` can be refined.
+        samples: Images with maps.
         run: The run folder.
         settings: Of the CRF.
         current: Tells which masks are out of date.
-        backend: What the images are spread over, see ``clipes.runner``.
-        workers: How many images at once; None for as many as there are cores.
-        progress: Called after each image.
-        report: Called with each image that cannot be processed; the others go on.
+        resources: What the work is shared among; all samples are done, whatever the part.
+        listener: Who is told how it goes.
     """
     # Workers on other machines, or started before a change of folder, have another idea of ".".
     run = Run(run.root.absolute())
     samples = [replace(sample, image=sample.image.absolute()) for sample in samples]
-    return for_each(
-        partial(_refine_one, run=run, settings=settings, current=current.at(run)),
-        samples,
-        is_done=current.at(run).has_pseudo,
-        backend=backend,
-        workers=workers,
-        progress=progress,
-        report=report,
-    )
+    with listener.progress(STAGE) as progress:
+        return for_each(
+            partial(_refine_one, run=run, settings=settings, current=current.at(run)),
+            samples,
+            is_done=current.at(run).has_pseudo,
+            backend=resources.backend,
+            workers=resources.workers,
+            progress=progress,
+            report=listener.report,
+        )
+
+
+def _waiting(
+    samples: Sequence[Sample], current: Freshness, listener: Listener
+) -> tuple[Sample, ...]:
+    """Return the samples whose masks are missing or out of date."""
+    found = []
+    with listener.progress("look") as progress:
+        for index, sample in enumerate(samples):
+            if not current.has_pseudo(sample):
+                found.append(sample)
+            progress(index + 1, len(samples))
+    return tuple(found)
 
 
 def _refine_one(
@@ -115,5 +177,5 @@ def _refine_one(
     )
     origin = MaskOrigin.of(maps, settings.to_dict()).text() if maps else ""
     run.save_pseudo(sample.id, pseudo, origin=origin)
-    size = workable_size(cams.size, 1 + len(cams.labels))
+    size = workable_size(cams.size, value_count(len(cams.labels)))
     return None if size == cams.size else SHRUNK

@@ -13,9 +13,9 @@ from clipes.device import batch_size, choose_device, keep_freed_memory, share_pr
 from clipes.freshness import Freshness, looks_digest
 from clipes.listener import Listener
 from clipes.processes import local_rank
+from clipes.runner import Outcome, Summary
 from clipes.stages.cam import (
     STAGE,
-    CamOutcome,
     CamRequest,
     Resources,
     asked_of_clip,
@@ -40,7 +40,7 @@ def make_maps(
     run: Run,
     resources: Resources,
     listener: Listener,
-) -> CamOutcome:
+) -> Outcome:
     """Make maps; arguments and errors as for ``clipes.stages.cam.cam``.
 
     Args:
@@ -58,6 +58,32 @@ def make_maps(
     unusable: Sequence[Failure] = data.failures
     if request.data.automatic:
         data, unusable = _tagged(request, data, clip, run, resources, listener)
+    how = replace(resources, workers=workers, batch=batch)
+    summary = maps_with(clip, request, vocabulary, data, run, how, listener)
+    return Outcome(summary, unusable)
+
+
+def maps_with(
+    clip: Clip,
+    request: CamRequest,
+    vocabulary: Vocabulary,
+    data: Dataset,
+    run: Run,
+    resources: Resources,
+    listener: Listener,
+) -> Summary:
+    """Make maps with a CLIP that is loaded; other arguments as for ``make_maps``.
+
+    Args:
+        clip: The image tower and the class vectors, which are what ``request`` asks for.
+        request: What is asked for.
+        vocabulary: The words.
+        data: The images with their labels.
+        run: The run folder.
+        resources: What the work is shared among; workers and batch are numbers.
+        listener: Who is told how it goes.
+    """
+    workers, batch = resources.workers or 1, resources.batch or 1
     _begin(request, vocabulary, data, clip, run)
     maker = CamMaker(clip.backbone, clip.text, request.preset.cam)
     keep_freed_memory()
@@ -101,7 +127,7 @@ def make_maps(
             report=listener.report,
         )
     say_orphans(run, data, listener)
-    return CamOutcome(replace(summary, skipped=len(samples) - len(todo)), unusable)
+    return replace(summary, skipped=len(samples) - len(todo))
 
 
 def _load(request: CamRequest, vocabulary: Vocabulary, listener: Listener) -> Clip:

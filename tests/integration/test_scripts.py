@@ -68,8 +68,8 @@ def test_the_stages_one_after_the_other(script: Scripts, tiny_weights: Path) -> 
     (own / "a.png").write_bytes(photo.read_bytes())
     (own / "b.png").write_bytes(b"no picture")
     (own / "labels.csv").write_text("image,labels\na.png,cat;sofa\nb.png,cat\n")
-    told = script("own_photos.py", own, "masks", tiny_weights)
-    assert "a: cat, sofa; sure of" in told
-    assert "skipping b: " in told
-    assert [path.name for path in Path("masks").iterdir()] == ["a.png"]
+    told = script("own_photos.py", own, "runs/own", tiny_weights)
+    assert "1 masks made, 0 there before\na: sure of" in told
+    assert "skipping b: cannot read own/b.png" in told
+    assert Run(Path("runs/own")).ids("pseudo") == ["a"]
     assert script.ran == {path.name for path in SCRIPTS.glob("*.py")}

@@ -222,6 +222,68 @@ def test_what_the_classes_look_like_in_a_run_is_used(
         clipes.load(tiny_weights, CLASSES, device="cpu", looks=run.root, preset="reference")
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four photos with labels, one of them broken."""
+    root = tmp_path / "my-photos"
+    (root / "images").mkdir(parents=True)
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((72, 64)).save(root / "images" / f"{seed}.png")
+    (root / "images" / "3.png").write_bytes(b"no picture")
+    (root / "labels.csv").write_text(
+        "image,labels\n0.png,cat\n1.png,dog;cat\n2.png,sofa\n3.png,cat\n"
+    )
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    return root
+
+
+def test_a_folder_is_done_as_the_command_line_does_it_and_only_once(
+    labeler: clipes.PseudoLabeler, folder: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    result = labeler.run(folder, tmp_path / "run", workers=1, follow=lambda *how: told.append(how))
+    assert (result.maps.done, result.masks.done) == (3, 3)
+    assert {failure.id for failure in result.failures} == {"3"}
+    assert {stage for stage, _, _ in told} == {"look", "looks", "cam", "refine"}
+    assert told[-1] == ("refine", 4, 4)  # the broken one is tried, too
+    assert "3.png" in result.failures[0].reason
+
+    again = labeler.run(folder, tmp_path / "run", workers=1)
+    assert (again.maps.done, again.maps.skipped) == (0, 3)
+    assert (again.masks.done, again.masks.skipped) == (0, 3)
+    (folder / "labels.csv").write_text("image,labels\n0.png,dog\n1.png,dog;cat\n2.png,sofa\n")
+    assert labeler.run(folder, tmp_path / "run", workers=1).maps.done == 3  # looks learnt anew
+
+    command = ["cam", "--dataset", "folder", "--root", folder, "--weights", tiny_weights]
+    for arguments in (
+        [*command, "--workers", 1, "--out", "cli"],
+        ["refine", "cli", "--workers", 1],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "clipes", *map(str, arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    for name in ("0", "1", "2"):
+        for where in (f"cams/{name}.npz", f"pseudo/{name}.png", f"confidence/{name}.png"):
+            same = (tmp_path / "cli" / where).read_bytes()
+            assert (tmp_path / "run" / where).read_bytes() == same, where
+
+
+def test_the_lambda_is_that_of_the_data_set(tiny_weights: Path) -> None:
+    """``cam --dataset coco`` and Python agree."""
+    for prompts, expected in (("coco", 0.7), ("voc", 0.4)):
+        made = clipes.load(tiny_weights, prompts=prompts, device="cpu")
+        assert made.preset.cam.box_threshold == expected
+    own = get_preset("fast").with_box_threshold(0.5)
+    made = clipes.load(tiny_weights, prompts="coco", preset=own, device="cpu")
+    assert made.preset.cam.box_threshold == 0.5
+
+
 @pytest.mark.parametrize(
     ("size", "shrinks"),
     [
