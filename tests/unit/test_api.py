@@ -252,6 +252,7 @@ def test_a_folder_is_done_as_the_command_line_does_it_and_only_once(
     again = labeler.run(folder, tmp_path / "run", workers=1)
     assert (again.maps.done, again.maps.skipped) == (0, 3)
     assert (again.masks.done, again.masks.skipped) == (0, 3)
+    (folder / "images" / "3.png").unlink()
     (folder / "labels.csv").write_text("image,labels\n0.png,dog\n1.png,dog;cat\n2.png,sofa\n")
     assert labeler.run(folder, tmp_path / "run", workers=1).maps.done == 3  # looks learnt anew
 
