@@ -121,7 +121,7 @@ def train_seg(
     from clipes.console import progress_bar, say
     from clipes.seg.parallel import join_processes
     from clipes.seg.train import TrainOptions, choose_precision
-    from clipes.stages.train_seg import Sources, Talk, train_segmenter
+    from clipes.stages.train_seg import Sources, TrainingListener, train_segmenter
 
     if run is not None and run_folder is not None and run != run_folder:
         raise UsageError(f"two run folders, {run} and --run {run_folder}", "give one")
@@ -169,9 +169,9 @@ def train_seg(
             processes,
             resume=resume,
             command=command_line(),
-            talk=Talk(say, say_failure, progress_bar, _step_bar)
+            listener=TrainingListener(say, say_failure, progress_bar, _step_bar)
             if processes.first
-            else Talk(_nothing, say_failure, _no_bar, _no_bar),
+            else TrainingListener(report=say_failure),
         )
         first = processes.first
     if first:
@@ -309,12 +309,3 @@ class _StepLines:
 
 def _state(step: Step) -> str:
     return f"loss {step.loss:.3f}, lr {step.lr:.2g}, {100 * step.kept:.0f} % of pixels"
-
-
-@contextmanager
-def _no_bar(*_: object) -> Iterator[Callable[..., None]]:
-    yield _nothing
-
-
-def _nothing(*_: object) -> None:
-    """What processes other than the first say."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from clipes.datasets import Dataset
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
 from clipes.files import list_files, sha256_of, write_json
 from clipes.freshness import Freshness
+from clipes.listener import Listener, ignore
 from clipes.mask_values import RULE, value_count
 from clipes.origin import digest
 from clipes.runner import Shard, Summary
-from clipes.seg.checkpoint import FINAL, fill_model, load_checkpoint, saved_iterations
+from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import (
     Tally,
     TrainingPair,
@@ -36,7 +37,7 @@ from clipes.seg.train import Step, Trainer, TrainingError, TrainOptions, part_si
 from clipes.seg.weights import load_backbone
 from clipes.stages.predict import predict
 from clipes.stages.reopen import reopen
-from clipes.types import Failure, Progress
+from clipes.types import Progress
 
 STAGE = "train-seg"
 
@@ -71,21 +72,60 @@ class Sources:
     backbone_weights: str = "auto"
 
 
+@contextmanager
+def no_steps() -> Iterator[Callable[[Step], None]]:
+    """Follow no training step."""
+    yield ignore
+
+
 @dataclass(frozen=True)
-class Talk:
-    """How a stage that takes long is followed.
+class TrainingListener(Listener):
+    """Who is told how a training goes.
 
     Attributes:
-        say: Takes remarks.
-        report: Takes images that could not be processed.
-        progress: Opens a progress bar of images.
-        steps: Opens one of training steps.
+        steps: Opens a progress bar of training steps.
     """
 
-    say: Callable[[str], None]
-    report: Callable[[Failure], None]
-    progress: Callable[[str], AbstractContextManager[Progress]]
-    steps: Callable[[], AbstractContextManager[Callable[[Step], None]]]
+    steps: Callable[[], AbstractContextManager[Callable[[Step], None]]] = no_steps
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A training, with everything that is known before a model is made.
+
+    Attributes:
+        sources: Where it learns from, and where its output goes.
+        preset: Model and recipe.
+        options: Seed, loss, precision and so on.
+        processes: Who trains together.
+        classes: Class names in mask order.
+        pairs: What is learnt from.
+        val: The images to predict at the end.
+        settings: For run.json: what changes the output.
+        learnt_from: Digest of the files of ``pairs``.
+        listener: Who is told how it goes.
+    """
+
+    sources: Sources
+    preset: SegmenterPreset
+    options: TrainOptions
+    processes: Processes
+    classes: tuple[str, ...]
+    pairs: Sequence[TrainingPair]
+    val: Dataset
+    settings: Mapping[str, Any]
+    learnt_from: str
+    listener: TrainingListener
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.sources.out.root / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        """The file of the finished training."""
+        return self.folder / FINAL
 
 
 def train_segmenter(
@@ -96,7 +136,7 @@ def train_segmenter(
     *,
     resume: bool,
     command: str,
-    talk: Talk,
+    listener: TrainingListener,
 ) -> Summary:
     """Train a segmenter on a run's masks and predict the validation images.
 
@@ -107,7 +147,7 @@ def train_segmenter(
         processes: Who trains together.
         resume: Go on from the latest checkpoint, if there is one; else start over.
         command: The command line, for run.json.
-        talk: How to follow it.
+        listener: Who is told how it goes.
 
     Returns:
         How the predictions of all processes went.
@@ -115,20 +155,49 @@ def train_segmenter(
     Raises:
         ArtifactError: Masks or confidence maps are missing or do not fit, a checkpoint is of
             another model, or the disk is full.
-        RunConflictError: The folder was trained with other settings.
-        TrainingError: There is next to nothing to learn from, or the loss is not finite.
-        BackendError: A loader process died.
+        RunConflictError: The folder was trained with other settings, or on other examples.
+        TrainingError: The loss is not finite, or there is next to nothing to learn from.
         UsageError: The batch cannot be divided among the processes.
     """
+    job = _prepare(sources, preset, options, processes, listener)
+    saved = saved_iterations(job.folder)
+    fresh = not resume or not (saved or job.final.exists())
+    if not fresh:
+        _check_same_training(sources.out, job.settings, job.learnt_from)
+    if fresh or not job.final.exists():
+        _check_examples(job.pairs, job.classes, options, listener)
+    torch.manual_seed(options.seed)
+    spec = ModelSpec(preset.arch, preset.backbone, preset.output_stride, job.classes)
+    model = Segmenter(spec).to(processes.device)
+    freeze = preset.freeze_norms
+    if fresh:
+        wanted = sources.backbone_weights
+        origin = load_backbone(model.backbone, preset.backbone, wanted, say=listener.say)
+        freeze = preset.freeze_norms and origin != "none"  # nothing to keep in random weights
+    with sources.out.claim(STAGE, shared=processes.count > 1):
+        _begin(job, command, fresh=fresh)
+        if not fresh and job.final.exists():
+            listener.say(f"trained before: {job.final}")
+        else:
+            _fit(job, model, None if fresh else load_checkpoint(saved[-1]), freeze=freeze)
+        fill_model(model, load_checkpoint(job.final))
+        return _predict(job, model)
+
+
+def _prepare(
+    sources: Sources,
+    preset: SegmenterPreset,
+    options: TrainOptions,
+    processes: Processes,
+    listener: TrainingListener,
+) -> _Job:
+    """Find what is learnt from and what is predicted; errors as for ``train_segmenter``."""
     _check_target(sources)
+    part_size(preset, processes.count)
     data = reopen(sources.run, sources.root, sources.split)
     guided = options.threshold is not None or options.loss == "soft"
-    pairs = training_pairs(sources, data, guided=guided, say=talk.say)
-    val_name, val = _validation(sources, data, talk.say)
-    spec = ModelSpec(preset.arch, preset.backbone, preset.output_stride, data.classes)
-    torch.manual_seed(options.seed)
-    model = Segmenter(spec).to(processes.device)
-    part_size(preset, processes.count)
+    pairs = training_pairs(sources, data, guided=guided, say=listener.say)
+    val_name, val = _validation(sources, data, listener.say)
     settings = {
         "preset": preset.to_dict(),
         "seed": options.seed,
@@ -142,66 +211,81 @@ def train_segmenter(
         "backbone_weights": sources.backbone_weights,
         "val": val_name,
     }
-    with talk.progress("look") as progress:
+    with listener.progress("look") as progress:
         learnt_from = pairs_digest(pairs, progress)
-    facts = {
-        "processes": processes.count,
-        "device": str(processes.device),
-        "learnt_from": learnt_from,
-    }
-    folder = sources.out.root / "checkpoints"
-    final, saved = folder / FINAL, saved_iterations(folder)
-    freeze = preset.freeze_norms
-    fresh = not resume or not (saved or final.exists())
-    if not fresh:
-        _check_same_training(sources.out, settings, learnt_from)
-    if fresh or not final.exists():
-        _check_examples(pairs, data.classes, options, talk)
-    if fresh:
-        origin = load_backbone(
-            model.backbone, preset.backbone, sources.backbone_weights, say=talk.say
+    return _Job(
+        sources,
+        preset,
+        options,
+        processes,
+        data.classes,
+        pairs,
+        val,
+        settings,
+        learnt_from,
+        listener,
+    )
+
+
+def _begin(job: _Job, command: str, *, fresh: bool) -> None:
+    """Record the training, once every process has seen what is there."""
+    processes = job.processes
+    processes.wait()
+    if processes.first:
+        if fresh:
+            _forget(job.sources)
+        facts = {
+            "processes": processes.count,
+            "device": str(processes.device),
+            "learnt_from": job.learnt_from,
+        }
+        job.sources.out.begin(STAGE, job.settings, command, facts)
+    processes.wait()
+
+
+def _fit(job: _Job, model: Segmenter, latest: Checkpoint | None, *, freeze: bool) -> None:
+    """Train from the start, or on from a checkpoint.
+
+    Args:
+        job: The training.
+        model: The segmenter.
+        latest: Where to go on; None for the start.
+        freeze: Whether the backbone's normalisation stays, at the start; a checkpoint knows.
+    """
+    if latest is not None:
+        freeze = bool(latest.training.get("freeze_norms"))
+    preset = replace(job.preset, freeze_norms=freeze)
+    trainer = Trainer(model, preset, job.options, job.processes)
+    if latest is not None:
+        trainer.restore(latest)
+        job.listener.say(f"going on after iteration {trainer.iteration}: {latest.path}")
+    labels = value_count(len(job.classes))
+    stream = TrainingSet(job.pairs, labels, job.preset, job.options.seed)
+    _train(trainer, stream, job.sources.out, job.listener, log=job.processes.first)
+
+
+def _predict(job: _Job, model: Segmenter) -> Summary:
+    """Predict this process' share of the validation images; return how all shares went."""
+    preset, processes, listener = job.preset, job.processes, job.listener
+    predictor = Predictor(model, TestSettings(preset.test_scales, preset.flip))
+    mine = Shard(processes.rank, processes.count).of(job.val.samples)
+    with listener.progress("predict") as progress:
+        mine_done = predict(
+            {sample.id: sample.image for sample in mine},
+            predictor,
+            job.sources.out.root / "predictions",
+            crf=CrfParams() if preset.crf else None,
+            made_with=digest([sha256_of(job.final), preset.test_scales, preset.flip, preset.crf]),
+            progress=progress,
+            report=listener.report,
         )
-        freeze = preset.freeze_norms and origin != "none"  # nothing to keep in random weights
-    with sources.out.claim(STAGE, shared=processes.count > 1):
-        processes.wait()  # every process has seen what is there before the first changes it
-        if processes.first:
-            if fresh:
-                _forget(sources)
-            sources.out.begin(STAGE, settings, command, facts)
-        processes.wait()
-        if not fresh and final.exists():
-            talk.say(f"trained before: {final}")
-        else:
-            latest = None if fresh else load_checkpoint(saved[-1])
-            if latest is not None:
-                freeze = bool(latest.training.get("freeze_norms"))
-            trainer = Trainer(model, replace(preset, freeze_norms=freeze), options, processes)
-            if latest is not None:
-                trainer.restore(latest)
-                talk.say(f"going on after iteration {trainer.iteration}: {latest.path}")
-            labels = value_count(len(data.classes))
-            stream = TrainingSet(pairs, labels, preset, options.seed)
-            _train(trainer, stream, sources.out, talk, log=processes.first)
-        fill_model(model, load_checkpoint(final))
-        predictor = Predictor(model, TestSettings(preset.test_scales, preset.flip))
-        mine = Shard(processes.rank, processes.count).of(val.samples)
-        with talk.progress("predict") as progress:
-            mine_done = predict(
-                {sample.id: sample.image for sample in mine},
-                predictor,
-                sources.out.root / "predictions",
-                crf=CrfParams() if preset.crf else None,
-                made_with=digest([sha256_of(final), preset.test_scales, preset.flip, preset.crf]),
-                progress=progress,
-                report=talk.report,
-            )
-        summaries = processes.gather(mine_done)
-        return Summary(
-            sum(summary.done for summary in summaries),
-            sum(summary.skipped for summary in summaries),
-            tuple(failure for summary in summaries for failure in summary.failures),
-            sum((Counter(summary.remarks) for summary in summaries), Counter()),
-        )
+    summaries = processes.gather(mine_done)
+    return Summary(
+        sum(summary.done for summary in summaries),
+        sum(summary.skipped for summary in summaries),
+        tuple(failure for summary in summaries for failure in summary.failures),
+        sum((Counter(summary.remarks) for summary in summaries), Counter()),
+    )
 
 
 def training_pairs(
@@ -288,9 +372,12 @@ def _check_same_training(out: Run, settings: Mapping[str, Any], learnt_from: str
 
 
 def _check_examples(
-    pairs: Sequence[TrainingPair], classes: Sequence[str], options: TrainOptions, talk: Talk
+    pairs: Sequence[TrainingPair],
+    classes: Sequence[str],
+    options: TrainOptions,
+    listener: TrainingListener,
 ) -> None:
-    with talk.progress("check") as progress:
+    with listener.progress("check") as progress:
         tally = check_pairs(
             pairs,
             value_count(len(classes)),
@@ -298,7 +385,7 @@ def _check_examples(
             threshold=options.threshold,
             soft=options.loss == "soft",
         )
-    check_enough(tally, classes, options.threshold, say=talk.say)
+    check_enough(tally, classes, options.threshold, say=listener.say)
 
 
 def check_enough(
@@ -339,9 +426,11 @@ def check_enough(
         say(f"no pixel to learn {len(absent)} of {len(classes)} classes from: {names}")
 
 
-def _train(trainer: Trainer, stream: TrainingSet, out: Run, talk: Talk, *, log: bool) -> None:
-    board = TensorBoard(out.root / "tensorboard", talk.say) if log else None
-    with talk.steps() as show:
+def _train(
+    trainer: Trainer, stream: TrainingSet, out: Run, listener: TrainingListener, *, log: bool
+) -> None:
+    board = TensorBoard(out.root / "tensorboard", listener.say) if log else None
+    with listener.steps() as show:
 
         def on_step(step: Step) -> None:
             show(step)

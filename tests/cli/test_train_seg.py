@@ -296,7 +296,8 @@ def test_a_training_does_not_go_on_with_nothing_to_learn_from(
     assert len(list((run.root / "checkpoints").iterdir())) == 1
     for id_ in run.ids("pseudo"):
         write_mask(run.pseudo_path(id_), np.full_like(read_mask(run.pseudo_path(id_)), 255))
-    assert "nothing to learn from: 0 %" in fails(capfd, *train)
+    assert "learnt from have changed since; train anew with --no-resume" in fails(capfd, *train)
+    assert "nothing to learn from: 0 %" in fails(capfd, *train, "--no-resume")
     assert not (run.root / "checkpoints" / "final.pt").exists()
 
 

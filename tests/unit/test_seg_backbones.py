@@ -10,8 +10,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from clipes.choices import SegmenterBackbone
 from clipes.errors import WeightsError
-from clipes.seg.backbones import BACKBONES, build_backbone
+from clipes.seg.backbones import build_backbone
 from clipes.seg.weights import fill, load_backbone, read_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,7 +59,7 @@ def test_resnet50_is_torchvisions_dilated_one() -> None:
     torch.testing.assert_close(found, features)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", SegmenterBackbone.names())
 def test_names_shapes_and_sizes(name: str) -> None:
     classifier = torchvision.models.get_model(name.removesuffix("_v1"))
     backbone = build_backbone(name, 8).eval()
