@@ -34,6 +34,7 @@ _REQUIRED = {
     "safetensors": "safetensors",
     "joblib": "joblib",
     "ijson": "ijson",
+    "pycocotools": "pycocotools",
     "defusedxml": "defusedxml",
 }
 _OPTIONAL = {

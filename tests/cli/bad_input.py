@@ -429,6 +429,30 @@ case("COCO: a file name that leads out of the folder")(
 )
 
 
+def outline(segmentation: object) -> Make:
+    def make(root: Path) -> Command:
+        (root / "coco" / "train2014").mkdir(parents=True)
+        picture().save(root / "coco" / "train2014" / "a.jpg")
+        content = {
+            "images": [{"id": 1, "file_name": "a.jpg", "height": 48, "width": 64}],
+            "annotations": [{"image_id": 1, "category_id": 1, "segmentation": segmentation}],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (root / "coco" / "annotations").mkdir()
+        path = root / "coco" / "annotations" / "instances_train2014.json"
+        path.write_text(json.dumps(content))
+        return ["masks", "--root", "coco"]
+
+    return make
+
+
+case("COCO: run lengths that do not add up, in `masks`")(outline({"counts": "a3"}))
+case("COCO: a negative run length")(outline({"counts": [3073, -1]}))
+case("COCO: a polygon of two corners")(outline([[1, 1, 9, 9]]))
+case("COCO: a polygon that leads far away")(outline([[1, 1, 9, 1, 1e9, 9]]))
+case("COCO: a polygon that goes to and fro")(outline([[-9e5, 0, 9e5, 9] * 1000]))
+
+
 # --- weights, vectors, words
 
 
