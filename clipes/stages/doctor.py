@@ -35,6 +35,7 @@ _REQUIRED = {
     "joblib": "joblib",
     "ijson": "ijson",
     "pycocotools": "pycocotools",
+    "jinja2": "jinja2",
     "defusedxml": "defusedxml",
 }
 _OPTIONAL = {
