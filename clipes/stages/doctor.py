@@ -36,6 +36,7 @@ _REQUIRED = {
     "ijson": "ijson",
     "pycocotools": "pycocotools",
     "jinja2": "jinja2",
+    "msgspec": "msgspec",
     "defusedxml": "defusedxml",
 }
 _OPTIONAL = {

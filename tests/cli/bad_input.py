@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from clipes.artifacts import Run
 from clipes.config import get_preset
 from clipes.images import write_mask
+from clipes.seg.checkpoint import FORMAT
 from clipes.types import CamMaps
 from tests.cli.small_data import CLASSES, cam, train
 
@@ -659,3 +660,30 @@ def torch_saved(value: object) -> bytes:
 case("a checkpoint that runs code")(checkpoint(lambda: torch_saved(Evil())))
 case("a checkpoint of another program")(checkpoint(lambda: torch_saved({"w": torch.zeros(2)})))
 case("a checkpoint that breaks off")(checkpoint(lambda: torch_saved({"w": torch.zeros(99)})[:300]))
+case("a checkpoint whose model is not described")(
+    checkpoint(lambda: torch_saved({"format": FORMAT, "model": {"arch": "deeplabv2"}}))
+)
+
+
+def exported(record: str) -> Make:
+    def make(root: Path) -> Command:
+        maps(lambda run: write_mask(run.pseudo_path("a"), np.zeros((48, 64), np.uint8)))(root)
+        (root / "out").mkdir()
+        (root / "out" / "export.json").write_text(record)
+        return ["export", "run", "--format", "voc", "--out", "out"]
+
+    return make
+
+
+case("an `export.json` of something else")(exported('{"settings": []}'))
+case("an `export.json` nested a million deep")(exported("[" * 1_000_000))
+
+
+@case("a ranking of templates with a text for a number")
+def _(root: Path) -> Command:
+    folder(root)
+    command = [*cam("run"), "--template", "best"]
+    ranking = {"kind": "templates", "ranking": [["a {}.", "high"]]}
+    (root / "run").mkdir()
+    (root / "run" / "prompts.json").write_text(json.dumps(ranking))
+    return command

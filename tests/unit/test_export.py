@@ -613,11 +613,15 @@ def test_where_links_cannot_be_made_images_are_copied(
     assert image.read_bytes() == source.read_bytes()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"settings": 3}', "[" * 10**6, '{"settings": {}}' + " " * 2**24],
+    ids=["empty", "list", "nothing", "number", "deep", "large"],
+)
 def test_a_damaged_record_is_named(do: Exporter, text: str) -> None:
     folder = do("voc")
     (folder / "export.json").write_text(text)
-    with pytest.raises(ArtifactError, match=r"export\.json"):
+    with pytest.raises(ArtifactError, match=r"cannot read the record of an export .*export\.json"):
         do("voc")
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     | {"fusion", "looks", "patch_maps", "prompts_check", "sharpness", "tagging", "device"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"}
     | {"origin", "freshness"},
-    {"claim", "files", "config", "types", "errors", "listener"},
+    {"claim", "files", "records", "config", "types", "errors", "listener"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CONSOLE_LIBRARIES = {"typer", "rich", "click"}
