@@ -33,6 +33,7 @@ from clipes.files import (
     check_id,
     list_files,
     read_arrays,
+    read_json,
     read_text_array,
     write_arrays,
     write_json,
@@ -219,14 +220,12 @@ class Run:
         """
         path = self.manifest_path
         try:
-            if path.stat().st_size > _LARGEST_MANIFEST:
-                raise ArtifactError(f"{path} is larger than {_LARGEST_MANIFEST} bytes")
-            manifest = json.loads(path.read_text("utf-8"))
+            manifest = read_json(path, _LARGEST_MANIFEST)
         except FileNotFoundError as error:
             raise ArtifactError(
                 f"{self.root} is not a run folder: it has no run.json", "run 'clipes cam' first"
             ) from error
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise ArtifactError(f"cannot read {path}: {error}") from error
         known = isinstance(manifest, dict) and manifest.get("schema") == SCHEMA
         if not known or not isinstance(manifest.get("stages"), dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import tokenize
 import zipfile
@@ -95,6 +96,34 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON 
 
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, largest: int) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    """Read a JSON file that is not trusted.
+
+    Args:
+        path: The file.
+        largest: Bytes that it may have.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is no JSON in UTF-8, is larger than ``largest``, nests deeper than Python
+            can follow, or holds a number that is not finite.
+    """
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"it is larger than {largest} bytes")
+    try:
+        return json.loads(content.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compress: bool) -> None:

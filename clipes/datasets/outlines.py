@@ -1,7 +1,6 @@
-"""From the outlines in an instances file to masks: polygons and run lengths.
+"""From the outlines in an instances file to masks: polygons by pycocotools, and run lengths.
 
-Coordinates of polygons count pixels from the upper left corner of the image, so that the first
-pixel covers 0 to 1 and its centre lies at 0.5. A pixel is inside if its centre is.
+Run lengths alternate, outside first, and count pixels down one column after the other.
 """
 
 from __future__ import annotations
@@ -12,11 +11,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask as coco_mask
 
 from clipes.errors import DatasetError
-from clipes.types import IGNORE, UInt8Array
+from clipes.types import IGNORE, Int64Array, UInt8Array
+
+MOST_PIXELS = (5 << 24) - 1
+"""Of a picture that pycocotools may compress. It takes six characters for each run length and none
+for the end of the text; in larger pictures, four long runs fill the last byte of its memory."""
 
 _FARTHEST = 1e6  # pixels; beyond it coordinates are damage
+_LONGEST = 2e6  # pixels around a polygon, a corner being one at least; drawing takes 80 bytes each
+_LONGEST_NUMBER = 6  # characters of a run length: 30 bits
 
 
 @dataclass(frozen=True)
@@ -26,49 +32,35 @@ class Outline:
     Attributes:
         value: Its value in the mask.
         area: Its size in pixels, as the file says; larger objects lie below smaller ones.
-        polygons: Each (n, 2) float32, x and y; the object is their union.
-        runs: Lengths of its run-length code, or None if polygons say where it is.
+        runs: Where it is: run lengths, int32, that add up to the picture.
     """
 
     value: int
     area: float
-    polygons: tuple[npt.NDArray[np.float32], ...]
-    runs: npt.NDArray[np.int64] | None
-
-    def inside(self, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-        """Return (H, W) bool, True where the object is.
-
-        Raises:
-            DatasetError: The run lengths do not fit ``size``.
-        """
-        if self.runs is not None:
-            return fill_runs(self.runs, size)
-        inside = np.zeros(size, np.bool_)
-        for polygon in self.polygons:
-            inside |= fill_polygon(polygon, size)
-        return inside
+    runs: npt.NDArray[np.int32]
 
 
-def parse_outline(annotation: dict[str, Any], value: int) -> Outline:
+def parse_outline(annotation: dict[str, Any], value: int, size: tuple[int, int]) -> Outline:
     """Read the outline of an annotation.
 
     Args:
         annotation: An entry of an instances file.
         value: Mask value of its category; of a crowd it is ``IGNORE``.
+        size: (H, W) of its image, ``MAX_PIXELS`` at most.
 
     Raises:
-        DatasetError: It has none, or a malformed one.
+        DatasetError: It has none, or one that is malformed, of another size, or too large to draw.
     """
     outline, area = annotation.get("segmentation"), annotation.get("area")
-    value = IGNORE if annotation.get("iscrowd") == 1 else value
-    size = float(area) if isinstance(area, int | float) else 0.0
     if isinstance(outline, dict):
-        counts = outline.get("counts")
-        runs = decode_runs(counts) if isinstance(counts, str) else _whole_numbers(counts)
-        return Outline(value, size, (), runs)
-    if not isinstance(outline, list) or not outline:
+        runs = _check_runs(outline.get("counts"), size)
+    elif isinstance(outline, list) and outline:
+        runs = _polygon_runs(outline, size)
+    else:
         raise _malformed("it is neither a list of polygons nor run lengths")
-    return Outline(value, size, tuple(map(_polygon, outline)), None)
+    value = IGNORE if annotation.get("iscrowd") == 1 else value
+    known = float(area) if isinstance(area, int | float) else 0.0
+    return Outline(value, known, runs.astype(np.int32))
 
 
 def draw(outlines: Iterable[Outline], size: tuple[int, int]) -> UInt8Array:
@@ -79,113 +71,105 @@ def draw(outlines: Iterable[Outline], size: tuple[int, int]) -> UInt8Array:
 
     Args:
         outlines: The objects of one image.
-        size: (H, W) of the image.
+        size: (H, W) of the image, the one they were read with.
 
     Returns:
         (H, W) uint8; 0 where no object is, 255 where only a crowd is.
-
-    Raises:
-        DatasetError: The run lengths of one do not fit ``size``.
     """
     mask: UInt8Array = np.zeros(size, np.uint8)
     for outline in sorted(outlines, key=lambda item: (item.value != IGNORE, -item.area)):
-        mask[outline.inside(size)] = outline.value
+        inside = np.repeat(np.arange(len(outline.runs)) % 2 == 1, outline.runs)
+        mask[inside.reshape(size[::-1]).T] = outline.value
     return mask
 
 
-def fill_polygon(points: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Tell which pixels have their centre inside a polygon, by the even-odd rule.
-
-    Args:
-        points: (n, 2) corners, x and y in pixels.
-        size: (H, W).
-
-    Returns:
-        (H, W) bool.
-    """
-    height, width = size
-    x0, y0 = points.astype(np.float64).T
-    x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
-    # Each side crosses the rows whose centre line lies between its ends, upper end included.
-    first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
-    last = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64)
-    counts = last - first
-    side = np.repeat(np.arange(len(points)), counts)
-    row = np.arange(len(side)) - np.repeat(np.cumsum(counts) - counts, counts) + first[side]
-    slope = (row + 0.5 - y0[side]) / (y1[side] - y0[side])
-    crossing = x0[side] + slope * (x1[side] - x0[side])
-    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
-    inside: npt.NDArray[np.bool_] = np.zeros(size, np.bool_)
-    if len(side):
-        top, left = row.min(), column.min()
-        flips = np.zeros((row.max() - top + 1, column.max() - left + 1), np.bool_)
-        np.logical_xor.at(flips, (row - top, column - left), True)
-        filled = np.logical_xor.accumulate(flips, axis=1)[:, : width - left]
-        inside[top : top + len(filled), left : left + filled.shape[1]] = filled
-    return inside
-
-
-def fill_runs(runs: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return the (H, W) mask of alternating run lengths: outside first, column after column.
-
-    Raises:
-        DatasetError: They do not add up to the pixels of ``size``.
-    """
-    if int(runs.sum()) != size[0] * size[1]:
-        raise _malformed(f"run lengths of {runs.sum()} pixels for {size[0]} x {size[1]}")
-    pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return pixels.reshape(size[::-1]).T
-
-
-def decode_runs(text: str) -> npt.NDArray[np.int64]:
+def decode_runs(text: str) -> Int64Array:
     """Return the run lengths in COCO's compressed text.
 
-    Each number is written in groups of 5 bits, lowest first, as characters from "0" on; bit 5 says
-    that another group follows, and the highest bit of the last group is the sign. From the fourth
-    on, numbers are differences to the one two places before.
+    pycocotools only makes masks of it, which hold whatever was in memory if the lengths do not add
+    up. Each number is written in groups of 5 bits, lowest first, as characters from "0" on; bit 5
+    says that another group follows, and the highest bit of the last group is the sign. From the
+    fourth on, numbers are differences to the one two places before.
 
     Raises:
-        DatasetError: The text is no such code.
+        DatasetError: The text is no such code, or holds a number of more than 30 bits.
     """
-    runs: list[int] = []
-    number, shift = 0, 0
-    for character in text:
-        group = ord(character) - 48
-        if not 0 <= group < 64 or shift > 40:
-            raise _malformed("damaged run lengths")
-        number |= (group & 31) << shift
-        shift += 5
-        if not group & 32:
-            if group & 16:
-                number -= 1 << shift
-            runs.append(number + runs[-2] if len(runs) > 2 else number)
-            number, shift = 0, 0
-    if shift:
-        raise _malformed("run lengths that break off")
-    return _whole_numbers(runs)
+    groups = np.array(bytearray(text, "ascii", "replace"), np.int64) - 48
+    last = np.flatnonzero(groups < 32)
+    lengths = np.diff(last, prepend=-1)
+    good = text.isascii() and len(last) and last[-1] == len(groups) - 1
+    if not good or groups.min() < 0 or groups.max() > 63 or lengths.max() > _LONGEST_NUMBER:
+        raise _malformed("damaged run lengths")
+    first = last - lengths + 1
+    shifts = 5 * (np.arange(len(groups)) - np.repeat(first, lengths))
+    numbers = np.add.reduceat((groups & 31) << shifts, first)
+    numbers -= ((groups[last] & 16) << 1) << shifts[last]
+    for start in (1, 2):
+        numbers[start::2] = np.cumsum(numbers[start::2])
+    return numbers
 
 
-def _whole_numbers(values: object) -> npt.NDArray[np.int64]:
-    """Return a list of run lengths as an array.
+def encode_runs(runs: Int64Array, size: tuple[int, int]) -> str:
+    """Return run lengths as COCO's compressed text.
+
+    Args:
+        runs: Run lengths that add up to ``size``.
+        size: (H, W), of ``MOST_PIXELS`` at most.
+    """
+    text: bytes = coco_mask.frPyObjects({"size": size, "counts": runs}, *size)["counts"]
+    return text.decode("ascii")
+
+
+def _check_runs(counts: object, size: tuple[int, int]) -> Int64Array:
+    """Return run lengths that are a list or a text.
 
     Raises:
-        DatasetError: It is something else.
+        DatasetError: They are neither, or do not add up to ``size``.
     """
-    if isinstance(values, list) and all(type(v) is int and 0 <= v < 2**31 for v in values):
-        return np.array(values, np.int64)
-    raise _malformed("damaged run lengths")
+    height, width = size
+    if isinstance(counts, str | list) and len(counts) > _LONGEST_NUMBER * (height * width + 1):
+        raise _malformed("more run lengths than pixels")
+    if isinstance(counts, str):
+        runs = decode_runs(counts)
+    elif isinstance(counts, list) and all(type(v) is int and abs(v) < 2**31 for v in counts):
+        runs = np.array(counts, np.int64)
+    else:
+        raise _malformed("damaged run lengths")
+    if (runs < 0).any():
+        raise _malformed("negative run lengths")
+    if runs.sum() != height * width:
+        raise _malformed(f"run lengths of {runs.sum()} pixels for {height} x {width}")
+    return runs
 
 
-def _polygon(values: object) -> npt.NDArray[np.float32]:
-    good = (
+def _polygon_runs(polygons: list[object], size: tuple[int, int]) -> Int64Array:
+    """Return the run lengths of the union of polygons.
+
+    Raises:
+        DatasetError: They are none, or drawing them would take more memory than there may be.
+    """
+    height, width = size
+    if height * width > MOST_PIXELS:
+        raise _malformed(f"{height} x {width} pixels are more than {MOST_PIXELS}")
+    for polygon in polygons:
+        _check_polygon(polygon)
+    text: bytes = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))["counts"]
+    return decode_runs(text.decode("ascii"))
+
+
+def _check_polygon(values: object) -> None:
+    """Refuse what is no polygon, or so far away or so long that drawing takes all memory."""
+    if not (
         isinstance(values, list)
         and len(values) >= 6
         and len(values) % 2 == 0
         and all(type(v) in (int, float) and abs(v) < _FARTHEST for v in values)
-    )
-    if not good:
+    ):
         raise _malformed("a polygon is no list of x, y, x, y, ... of at least three corners")
-    return np.array(values, np.float32).reshape(-1, 2)
+    corners = np.array(values, np.float64).reshape(-1, 2)
+    sides = np.abs(corners - np.roll(corners, 1, axis=0)).max(1)
+    if (length := np.maximum(sides, 1).sum()) > _LONGEST:
+        raise _malformed(f"a polygon is {length:.0f} pixels long")
 
 
 def _malformed(what: str) -> DatasetError:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from clipes.datasets.outlines import MOST_PIXELS, encode_runs
 from clipes.export.base import Item, Plan
-from clipes.export.regions import Region, compress, regions
+from clipes.export.regions import Region, regions
 from clipes.files import atomic_write
 from clipes.types import IGNORE, Sample
 
@@ -88,10 +89,16 @@ def _annotation(
     region: Region, category: int, image: int, size: tuple[int, int], *, crowd: bool
 ) -> dict[str, Any]:
     height, width = region.inside.shape
+    runs = region.runs(size)
+    # COCO knows lists, too, for what is too large to be compressed.
+    small = size[0] * size[1] <= MOST_PIXELS
     return {
         "image_id": image,
         "category_id": category,
-        "segmentation": {"size": list(size), "counts": compress(region.runs(size))},
+        "segmentation": {
+            "size": list(size),
+            "counts": encode_runs(runs, size) if small else runs.tolist(),
+        },
         "area": region.area,
         "bbox": [region.left, region.top, width, height],
         "iscrowd": int(crowd),

@@ -78,22 +78,6 @@ def regions(mask: UInt8Array, values: Iterable[int], *, components: bool) -> Ite
             yield Region(value, left, top, part)
 
 
-def compress(runs: Int64Array) -> str:
-    """Return run lengths as COCO's text; ``clipes.datasets.outlines.decode_runs`` reads it."""
-    text = bytearray()
-    values = runs.tolist()
-    for index, value in enumerate(values):
-        rest = value - values[index - 2] if index > 2 else value
-        while True:
-            group = rest & 31
-            rest >>= 5
-            if rest == (-1 if group & 16 else 0):
-                text.append(group + 48)
-                break
-            text.append((group | 32) + 48)
-    return text.decode("ascii")
-
-
 def paint_order(mask: UInt8Array) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
     """Yield polygons that give a mask when they are painted one over the other on zeros.
 

@@ -101,19 +101,6 @@ def coverage_curve(points: Sequence[CurvePoint]) -> str:
     return _svg("Accuracy of the pixels kept, by confidence", drawn)
 
 
-def curve_table(points: Iterable[CurvePoint]) -> str:
-    """Return the numbers of the curve as an HTML table."""
-    rows = "".join(
-        f"<tr><td>{point.cut:g}</td><td>{100 * point.coverage:.1f}</td>"
-        f"<td>{100 * point.accuracy:.2f}</td><td>{100 * point.miou:.2f}</td></tr>"
-        for point in points
-    )
-    return (
-        "<table><thead><tr><th>confidence ≥</th><th>coverage, %</th><th>pixel accuracy, %</th>"
-        f"<th>mIoU, %</th></tr></thead><tbody>{rows}</tbody></table>"
-    )
-
-
 def _y_axis(low: float, high: float, name: str) -> str:
     step = next(s for s in (0.02, 0.05, 0.1, 0.2) if (high - low) / s <= 7 or s == 0.2)
     drawn = []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from clipes.choices import Arch, SegmenterBackbone
 from clipes.config import OUTPUT_STRIDES
 from clipes.errors import ArtifactError, WeightsError
 from clipes.files import atomic_write, list_files
+from clipes.records import parse_record
 from clipes.seg.deeplab import ModelSpec, Segmenter
 from clipes.weights.read import load_plain
 
@@ -57,6 +58,25 @@ class Checkpoint:
         model = Segmenter(self.spec)
         fill_model(model, self)
         return model
+
+
+@dataclass(frozen=True)
+class _Test:
+    """How to predict unless asked otherwise."""
+
+    scales: list[float]
+    flip: bool
+    crf: bool
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is stored, beside the format."""
+
+    model: ModelSpec
+    weights: dict[str, Any]
+    training: dict[str, Any]
+    test: _Test
 
 
 def fill_model(model: Segmenter, checkpoint: Checkpoint) -> None:
@@ -123,13 +143,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(
             f"{path} is no checkpoint of clipes", "give one that 'clipes train-seg' wrote"
         )
-    spec = _spec(content.get("model"))
-    weights, training, test = (content.get(key) for key in ("weights", "training", "test"))
-    if not (spec and isinstance(weights, dict) and isinstance(training, dict)) or not _is_test(
-        test
+    remedy = "take another checkpoint"
+    stored = parse_record(content, _Content, f"{path} is damaged", remedy)
+    spec = stored.model
+    if (
+        spec.arch not in Arch.names()
+        or spec.backbone not in SegmenterBackbone.names()
+        or spec.output_stride not in OUTPUT_STRIDES
     ):
-        raise ArtifactError(f"{path} is damaged", "take another checkpoint")
-    return Checkpoint(path, spec, weights, training, test)
+        raise ArtifactError(
+            f"{path} is damaged: there is no {spec.arch} on {spec.backbone} with output stride "
+            f"{spec.output_stride}",
+            remedy,
+        )
+    if not stored.test.scales:
+        raise ArtifactError(f"{path} is damaged: it has no scales to predict at", remedy)
+    return Checkpoint(path, spec, stored.weights, stored.training, asdict(stored.test))
 
 
 def iteration_path(folder: Path, iteration: int) -> Path:
@@ -140,30 +169,6 @@ def iteration_path(folder: Path, iteration: int) -> Path:
 def saved_iterations(folder: Path) -> list[Path]:
     """Return the checkpoints of a training, oldest first."""
     return [p for p in list_files(folder, ".pt") if p.name.startswith("iteration-")]
-
-
-def _spec(value: object) -> ModelSpec | None:
-    match value:
-        case {
-            "arch": str(arch),
-            "backbone": str(backbone),
-            "output_stride": int(stride),
-            "classes": list(classes),
-        } if (
-            arch in Arch.names()
-            and backbone in SegmenterBackbone.names()
-            and stride in OUTPUT_STRIDES
-            and all(isinstance(name, str) for name in classes)
-        ):
-            return ModelSpec(arch, backbone, stride, tuple(classes))
-    return None
-
-
-def _is_test(value: object) -> TypeGuard[dict[str, Any]]:
-    match value:
-        case {"scales": [*scales], "flip": bool(), "crf": bool()}:
-            return bool(scales) and all(isinstance(scale, float) for scale in scales)
-    return False
 
 
 def _short(value: object) -> str:

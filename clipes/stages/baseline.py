@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from clipes.errors import ArtifactError, ClipesError
+from clipes.records import read_record
 from clipes.stages.evaluate import Scored
-
-_LARGEST = 1 << 24  # bytes
 
 
 class RegressionError(ClipesError):
     """A score fell below its baseline."""
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a baseline says of a stage; mIoU in [0, 1]."""
+
+    miou: float
+    images: int
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """What ``compare`` needs of the scores that ``scores_to_json`` writes."""
+
+    classes: tuple[str, ...]
+    stages: dict[str, _Before]
 
 
 @dataclass(frozen=True)
@@ -62,16 +75,19 @@ def compare(scored: Scored, path: Path) -> list[Change]:
     Raises:
         ArtifactError: The file is no such thing, or other classes or images were scored.
     """
-    stages = _stages(path, scored.classes)
+    remedy = "make it again with 'clipes eval RUN --json FILE'"
+    baseline = read_record(path, _Baseline, "the baseline", remedy)
+    if baseline.classes != scored.classes:
+        raise ArtifactError(f"{path} is of other classes than this run", "give this run's baseline")
     changes = []
-    for name, (miou, images) in stages.items():
+    for name, before in baseline.stages.items():
         now = scored.stages.get(name)
-        if now is not None and now.images != images:
+        if now is not None and now.images != before.images:
             raise ArtifactError(
-                f"{path}: '{name}' was scored on {images} images, now on {now.images}",
+                f"{path}: '{name}' was scored on {before.images} images, now on {now.images}",
                 "compare runs on the same images",
             )
-        changes.append(Change(name, 100 * miou, None if now is None else 100 * now.miou))
+        changes.append(Change(name, 100 * before.miou, None if now is None else 100 * now.miou))
     return changes
 
 
@@ -97,22 +113,3 @@ def require(changes: list[Change], tolerance: float) -> None:
             f"mIoU below the baseline by more than {tolerance:g} points: {', '.join(told)}",
             "find the cause, or commit a new baseline with its reason",
         )
-
-
-def _stages(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[float, int]]:
-    """Return mIoU and number of images by stage."""
-    remedy = "make it again with 'clipes eval RUN --json FILE'"
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise ArtifactError(f"{path} is larger than {_LARGEST} bytes", remedy)
-        content: Any = json.loads(path.read_text("utf-8"))
-        stages = {
-            str(name): (float(scores["miou"]), int(scores["images"]))
-            for name, scores in content["stages"].items()
-        }
-        theirs = tuple(content["classes"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is no baseline: {error!r}", remedy) from error
-    if theirs != classes:
-        raise ArtifactError(f"{path} is of other classes than this run", "give this run's baseline")
-    return stages

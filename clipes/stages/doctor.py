@@ -34,6 +34,9 @@ _REQUIRED = {
     "safetensors": "safetensors",
     "joblib": "joblib",
     "ijson": "ijson",
+    "pycocotools": "pycocotools",
+    "jinja2": "jinja2",
+    "msgspec": "msgspec",
     "defusedxml": "defusedxml",
 }
 _OPTIONAL = {

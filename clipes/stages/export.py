@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from clipes.artifacts import Run, check_same
 from clipes.datasets import Dataset
@@ -14,12 +15,20 @@ from clipes.errors import ArtifactError, ClipesError, UsageError, WriteError
 from clipes.export import FORMATS, Format, Item, Options, Plan, Writer
 from clipes.files import write_json
 from clipes.freshness import Freshness
+from clipes.records import read_record
 from clipes.runner import Summary
 from clipes.stages.reopen import reopen
 from clipes.types import Failure, Progress, Sample
 
 SETTINGS = "export.json"
 """What says how a folder was written, so that nothing else is mixed into it."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What has to be known of how a folder was written."""
+
+    settings: dict[str, Any]
 
 
 def export(
@@ -141,13 +150,9 @@ def _begin(folder: Path, settings: dict[str, object], command: str) -> None:
     path = folder / SETTINGS
     plain = json.loads(json.dumps(settings))
     if path.exists():
-        try:
-            before = json.loads(path.read_text("utf-8"))["settings"]
-            check_same(folder, "export", before, plain)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(
-                f"cannot read {path}: {error}", "delete the folder, or choose another --out"
-            ) from error
+        remedy = "delete the folder, or choose another --out"
+        before = read_record(path, _Record, "the record of an export", remedy)
+        check_same(folder, "export", before.settings, plain)
     elif folder.is_dir() and any(folder.iterdir()):
         # A data set has the same folders as some formats: its masks must not be written over.
         raise ArtifactError(

@@ -126,17 +126,19 @@ def _read_outlines(
     found: dict[ImageKey, list[Outline | DatasetError]] = {}
     for entry in read_annotations(header.path):
         key = entry.get("image_id")
-        if is_key(key) and key in images:
-            found.setdefault(key, []).append(_outline(entry, values))
+        if is_key(key) and key in images and (size := _size(header, key)):
+            found.setdefault(key, []).append(_outline(entry, values, size))
     return found
 
 
-def _outline(entry: dict[str, Any], values: dict[int, int]) -> Outline | DatasetError:
+def _outline(
+    entry: dict[str, Any], values: dict[int, int], size: tuple[int, int]
+) -> Outline | DatasetError:
     category = entry.get("category_id")
     if not isinstance(category, int) or category not in values:
         return DatasetError(f"category {printable(str(category))} is none of the classes")
     try:
-        return parse_outline(entry, values[category])
+        return parse_outline(entry, values[category], size)
     except DatasetError as error:
         return error
 
@@ -144,13 +146,16 @@ def _outline(entry: dict[str, Any], values: dict[int, int]) -> Outline | Dataset
 def _mask(
     header: Header, key: ImageKey, outlines: Sequence[Outline | DatasetError]
 ) -> UInt8Array | DatasetError:
-    size = header.pictures[key].size
-    if size is None or size[0] * size[1] > MAX_PIXELS:
+    size = _size(header, key)
+    if size is None:
         return DatasetError(f"{header.path} does not say how large it is")
     for outline in outlines:
         if isinstance(outline, DatasetError):
             return outline
-    try:
-        return draw([item for item in outlines if isinstance(item, Outline)], size)
-    except DatasetError as error:
-        return error
+    return draw([item for item in outlines if isinstance(item, Outline)], size)
+
+
+def _size(header: Header, key: ImageKey) -> tuple[int, int] | None:
+    """Return (H, W) of an image, None if the file does not say, or says what none can be."""
+    size = header.pictures[key].size
+    return size if size is not None and size[0] * size[1] <= MAX_PIXELS else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from clipes.errors import ArtifactError, VocabularyError
 from clipes.files import write_json
+from clipes.records import read_record
 from clipes.vocabulary import Vocabulary, check_template, load_templates
 
 RANKING = "prompts.json"
@@ -17,8 +16,6 @@ RANKING = "prompts.json"
 
 BEST = "best"
 """What asks for the best template of a ranking."""
-
-_LARGEST_FILE = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -58,24 +55,8 @@ def load_ranking(path: Path) -> Ranking:
     Raises:
         ArtifactError: The file is missing or is not one of ours.
     """
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise ArtifactError(f"{path} is larger than {_LARGEST_FILE} bytes")
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return Ranking(
-            kind=str(values["kind"]),
-            ranking=tuple((str(name), float(score)) for name, score in values["ranking"]),
-            images=int(values["images"]),
-            several=int(values["several"]),
-            words=tuple(map(str, values["words"])),
-            weights=str(values["weights"]),
-            sha256=str(values["sha256"]),
-            dataset=str(values["dataset"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(
-            f"cannot read the ranking {path}: {error}", "make it again with 'clipes prompts rank'"
-        ) from error
+    again = "make it again with 'clipes prompts rank'"
+    return read_record(path, Ranking, "the ranking", again)
 
 
 def words_of(vocabulary: Vocabulary) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from clipes.claim import claim, temporary_sibling
-from clipes.errors import WeightsError, WriteError
+from clipes.errors import ArtifactError, WeightsError, WriteError
+from clipes.records import parse_record
 
 _METADATA = "clipes"
 
@@ -106,21 +107,8 @@ def describe(path: Path) -> Weights | None:
             return None
         with safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})[_METADATA])
-        recipe = values["recipe"]
-        return Weights(
-            name=str(values["name"]),
-            model=str(values["model"]),
-            path=path,
-            sha256=str(values["sha256"]),
-            has_text=bool(values["has_text"]),
-            recipe=Recipe(
-                quick_gelu=bool(recipe["quick_gelu"]),
-                head_width=int(recipe["head_width"]),
-                mean=_rgb(recipe["mean"]),
-                std=_rgb(recipe["std"]),
-            ),
-        )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return parse_record({**values, "path": path}, Weights, f"cannot read {path}", "")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, ArtifactError):
         return None
 
 
@@ -207,8 +195,3 @@ def _patiently() -> None:
 
 def _folder(cache: Path | None) -> Path:
     return (cache or cache_dir()) / "weights"
-
-
-def _rgb(values: list[float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)

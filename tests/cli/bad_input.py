@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from clipes.artifacts import Run
 from clipes.config import get_preset
 from clipes.images import write_confidence, write_mask
+from clipes.seg.checkpoint import FORMAT
 from clipes.types import CamMaps
 from tests.cli.small_data import CLASSES, cam, train
 
@@ -495,6 +496,30 @@ case("COCO: a file name that leads out of the folder")(
 )
 
 
+def outline(segmentation: object) -> Make:
+    def make(root: Path) -> Command:
+        (root / "coco" / "train2014").mkdir(parents=True)
+        picture().save(root / "coco" / "train2014" / "a.jpg")
+        content = {
+            "images": [{"id": 1, "file_name": "a.jpg", "height": 48, "width": 64}],
+            "annotations": [{"image_id": 1, "category_id": 1, "segmentation": segmentation}],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (root / "coco" / "annotations").mkdir()
+        path = root / "coco" / "annotations" / "instances_train2014.json"
+        path.write_text(json.dumps(content))
+        return ["masks", "--root", "coco"]
+
+    return make
+
+
+case("COCO: run lengths that do not add up, in `masks`")(outline({"counts": "a3"}))
+case("COCO: a negative run length")(outline({"counts": [3073, -1]}))
+case("COCO: a polygon of two corners")(outline([[1, 1, 9, 9]]))
+case("COCO: a polygon that leads far away")(outline([[1, 1, 9, 1, 1e9, 9]]))
+case("COCO: a polygon that goes to and fro")(outline([[-9e5, 0, 9e5, 9] * 1000]))
+
+
 # --- weights, vectors, words
 
 
@@ -737,3 +762,30 @@ def torch_saved(value: object) -> bytes:
 case("a checkpoint that runs code")(checkpoint(lambda: torch_saved(Evil())))
 case("a checkpoint of another program")(checkpoint(lambda: torch_saved({"w": torch.zeros(2)})))
 case("a checkpoint that breaks off")(checkpoint(lambda: torch_saved({"w": torch.zeros(99)})[:300]))
+case("a checkpoint whose model is not described")(
+    checkpoint(lambda: torch_saved({"format": FORMAT, "model": {"arch": "deeplabv2"}}))
+)
+
+
+def exported(record: str) -> Make:
+    def make(root: Path) -> Command:
+        maps(lambda run: write_mask(run.pseudo_path("a"), np.zeros((48, 64), np.uint8)))(root)
+        (root / "out").mkdir()
+        (root / "out" / "export.json").write_text(record)
+        return ["export", "run", "--format", "voc", "--out", "out"]
+
+    return make
+
+
+case("an `export.json` of something else")(exported('{"settings": []}'))
+case("an `export.json` nested a million deep")(exported("[" * 1_000_000))
+
+
+@case("a ranking of templates with a text for a number")
+def _(root: Path) -> Command:
+    folder(root)
+    command = [*cam("run"), "--template", "best"]
+    ranking = {"kind": "templates", "ranking": [["a {}.", "high"]]}
+    (root / "run").mkdir()
+    (root / "run" / "prompts.json").write_text(json.dumps(ranking))
+    return command

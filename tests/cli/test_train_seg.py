@@ -444,7 +444,7 @@ def test_a_drop_below_the_baseline_fails(
     baseline.write_text(json.dumps(scores))
     assert "scored on 5 images, now on 6" in fails(capfd, "eval", "--baseline", baseline)
     baseline.write_text("{}")
-    assert "is no baseline" in fails(capfd, "eval", "--baseline", baseline)
+    assert "cannot read the baseline" in fails(capfd, "eval", "--baseline", baseline)
     assert "there is no baseline absent" in fails(capfd, "eval", "--baseline", "absent")
 
 

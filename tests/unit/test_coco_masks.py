@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as tools
 
 from clipes.datasets import COCO_CLASSES, open_dataset
-from clipes.datasets.outlines import (
-    decode_runs,
-    draw,
-    fill_polygon,
-    fill_runs,
-    parse_outline,
-)
+from clipes.datasets.outlines import MOST_PIXELS, decode_runs, draw, encode_runs, parse_outline
 from clipes.errors import ClipesError, DatasetError
 from clipes.images import read_mask
 from clipes.stages import masks
@@ -31,6 +26,25 @@ from tests.unit.coco_support import (
 some = settings(max_examples=80, deadline=None)
 
 
+def drawn(outline: object, size: tuple[int, int]) -> np.ndarray:
+    """Where one object is."""
+    return draw([parse_outline({"segmentation": outline}, 1, size)], size) == 1
+
+
+def distance_to_sides(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """For each pixel's centre, how far the nearest side of a polygon is."""
+    nearest = np.full(size, np.inf)
+    for row, column in np.ndindex(size):
+        centre = np.array([column + 0.5, row + 0.5])
+        for start, end in zip(points, np.roll(points, -1, 0), strict=True):
+            way = end - start
+            part = np.clip((centre - start) @ way / max(way @ way, 1e-9), 0, 1)
+            nearest[row, column] = min(
+                nearest[row, column], np.linalg.norm(start + part * way - centre)
+            )
+    return nearest
+
+
 def inside_literally(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Count, for each pixel's centre, the sides that a ray to its left crosses."""
     mask = np.zeros(size, bool)
@@ -42,26 +56,48 @@ def inside_literally(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+corners = st.lists(st.tuples(st.integers(-20, 90), st.integers(-20, 70)), min_size=3, max_size=12)
+
+
 @some
-@given(
-    st.lists(st.tuples(st.integers(-20, 90), st.integers(-20, 70)), min_size=3, max_size=12).map(
-        lambda corners: np.array(corners, np.float64) / 8
-    ),
-)
-def test_polygons_are_filled_by_pixel_centres(points):
+@given(corners.map(lambda corners: np.array(corners, np.float64) / 8))
+def test_polygons_are_filled_by_pixel_centres_but_for_those_on_the_outline(points):
+    # pycocotools moves corners to fifths of a pixel and rounds where sides cross a column.
     size = (7, 9)
-    expected = inside_literally(points, size)
-    assert np.array_equal(fill_polygon(points.astype(np.float32), size), expected)
+    differs = drawn([points.ravel().tolist()], size) != inside_literally(points, size)
+    assert (distance_to_sides(points, size)[differs] < 1).all()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # its own
+@some
+@given(st.lists(corners, min_size=1, max_size=3), st.floats(-2, 2))
+def test_polygons_are_those_of_pycocotools(shapes, shift):
+    size = (7, 9)
+    polygons = [(np.array(shape) / 8 + shift).ravel().tolist() for shape in shapes]
+    encoded = tools.merge(tools.frPyObjects(polygons, *size))
+    expected = tools.decode(encoded) == 1
+    assert np.array_equal(drawn(polygons, size), expected)
+    assert np.array_equal(drawn({"counts": encoded["counts"].decode()}, size), expected)
 
 
 def test_a_square_covers_its_pixels_and_no_more():
-    mask = fill_polygon(np.array([[2, 1], [6, 1], [6, 4], [2, 4]], np.float32), (6, 9))
     expected = np.zeros((6, 9), bool)
     expected[1:4, 2:6] = True
-    assert np.array_equal(mask, expected)
+    assert np.array_equal(drawn([[2, 1, 6, 1, 6, 4, 2, 4]], (6, 9)), expected)
+    both = drawn([[2, 1, 6, 1, 6, 4, 2, 4], [3.0, 2, 8, 2, 8, 3, 3, 3]], (6, 9))
+    expected[2, 3:8] = True
+    assert np.array_equal(both, expected), "an object of several polygons is their union"
 
 
-def encode_runs(mask: np.ndarray) -> tuple[list[int], str]:
+@pytest.mark.parametrize("far", [-(10**5), 10**5])
+def test_what_lies_outside_the_picture_is_cut_off(far):
+    assert not drawn([[far, far, far + 9, far, far + 9, far + 9]], (6, 9)).any()
+    wide = drawn([[-3.0, 2.0, far, 2, far, 4, -3.0, 4]], (6, 9))
+    assert wide[2:4].all() == (far > 0)
+    assert wide.sum() in (0, 18)
+
+
+def runs_literally(mask: np.ndarray) -> tuple[list[int], str]:
     """COCO's run lengths of a mask, as a list and as text; the reverse of what is tested."""
     pixels = mask.T.ravel().astype(int)
     starts = [0, *(np.flatnonzero(np.diff(pixels)) + 1), len(pixels)]
@@ -84,49 +120,79 @@ def encode_runs(mask: np.ndarray) -> tuple[list[int], str]:
 def test_run_lengths_come_back(height, width, data):
     bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
     mask = np.array(bits).reshape(height, width)
-    runs, text = encode_runs(mask)
+    runs, text = runs_literally(mask)
     assert decode_runs(text).tolist() == runs
-    assert np.array_equal(fill_runs(np.array(runs), mask.shape), mask)
+    assert encode_runs(np.array(runs), mask.shape) == text
+    for counts in (runs, text, [0, 0, *runs]):
+        assert np.array_equal(drawn({"size": [9, 9], "counts": counts}, mask.shape), mask)
 
 
-def test_run_lengths_as_pycocotools_writes_them():
-    # Written by pycocotools 2.0.11: encode(asfortranarray(mask)), counts as text.
-    mask = np.zeros((30, 50), np.uint8)
-    mask[3:25, 5:45] = 1
-    mask[10:12, 20:22] = 0
-    assert np.array_equal(fill_runs(decode_runs(PYCOCOTOOLS), mask.shape), mask.astype(bool))
-
-
-PYCOCOTOOLS = (
-    "i4f080000000000000000000000000000AJ66JJ66900000000000000000000000000000000000000000000c4"
-)
+def test_run_lengths_of_a_large_picture_come_back():
+    mask = np.zeros((4000, 5000), bool)
+    mask[:, 4000:4900] = True
+    mask[7, 4100] = False
+    runs, text = runs_literally(mask)
+    assert decode_runs(text).tolist() == runs
+    for counts in (runs, text):
+        assert np.array_equal(drawn({"counts": counts}, mask.shape), mask)
 
 
 @pytest.mark.parametrize(
-    "outline",
+    ("outline", "reason"),
     [
-        None,
-        "text",
-        [],
-        [[1, 2, 3, 4]],
-        [[1, 2, 3, 4, 5, 6, 7]],
-        [[1, 2, 3, 4, 5, float("nan")]],
-        [[1, 2, 3, 4, 5, 1e9]],
-        [3],
-        {"counts": None},
-        {"counts": [1, -1]},
-        {"counts": [1.5]},
-        {"counts": "\x00"},
-        {"counts": "PPPPPPPPPPPPPPPPPP"},
-        {"counts": "P"},
-        {"counts": "O"},
+        (None, "neither a list of polygons nor run lengths"),
+        ("text", "neither a list of polygons nor run lengths"),
+        ([], "neither a list of polygons nor run lengths"),
+        ([[1, 2, 3, 4]], "at least three corners"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "at least three corners"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "at least three corners"),
+        ([[1, 2, 3, 4, 5, float("inf")]], "at least three corners"),
+        ([[1, 2, 3, 4, 5, 1e9]], "at least three corners"),
+        ([[1, 2, 3, 4, 5, 10**400]], "at least three corners"),
+        ([[1, 2, 3, 4, 5, True]], "at least three corners"),
+        ([[1, 2, 9, 4, 5, 8], [1, 2]], "at least three corners"),
+        ([3], "at least three corners"),
+        ([{"counts": [6]}], "at least three corners"),
+        ([[-9e5, -9e5, 9e5, 9e5] * 2], "a polygon is 7200000 pixels long"),
+        ([[1, 1] * 2_000_001], "a polygon is 2000001 pixels long"),
+        ({}, "damaged run lengths"),
+        ({"counts": None}, "damaged run lengths"),
+        ({"counts": [1.5, 4.5]}, "damaged run lengths"),
+        ({"counts": [True, 5]}, "damaged run lengths"),
+        ({"counts": [2**64, 6 - 2**64]}, "damaged run lengths"),
+        ({"counts": ""}, "damaged run lengths"),
+        ({"counts": "\x00"}, "damaged run lengths"),
+        ({"counts": "6\n"}, "damaged run lengths"),
+        ({"counts": "6é"}, "damaged run lengths"),
+        ({"counts": "\udc80"}, "damaged run lengths"),
+        ({"counts": "PPPPPPPPPPPPPPPPPP"}, "damaged run lengths"),
+        ({"counts": "PPPPPP0"}, "damaged run lengths"),
+        ({"counts": "6P"}, "damaged run lengths"),
+        ({"counts": [7, -1]}, "negative run lengths"),
+        ({"counts": "7O"}, "negative run lengths"),
+        ({"counts": [2, 3]}, "run lengths of 5 pixels for 2 x 3"),
+        ({"counts": [2, 5]}, "run lengths of 7 pixels for 2 x 3"),
+        ({"counts": []}, "run lengths of 0 pixels for 2 x 3"),
+        ({"counts": "5"}, "run lengths of 5 pixels for 2 x 3"),
+        ({"counts": "7"}, "run lengths of 7 pixels for 2 x 3"),
+        ({"counts": "PPPPP?"}, "run lengths of 503316480 pixels for 2 x 3"),
+        ({"counts": [0] * 50}, "more run lengths than pixels"),
+        ({"counts": "0" * 50}, "more run lengths than pixels"),
     ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )
-def test_malformed_outlines_are_named(outline):
-    with pytest.raises(DatasetError, match="cannot be drawn"):
-        parse_outline({"segmentation": outline}, 1)
-    with pytest.raises(DatasetError, match="run lengths of 5 pixels for 2 x 3"):
-        draw([parse_outline({"segmentation": {"counts": [2, 3]}}, 1)], (2, 3))
+def test_malformed_outlines_are_named_before_they_are_drawn(outline, reason):
+    with pytest.raises(DatasetError, match=f"an outline cannot be drawn: .*{reason}"):
+        parse_outline({"segmentation": outline}, 1, (2, 3))
+
+
+def test_polygons_in_a_picture_too_large_for_pycocotools_are_refused():
+    size = (MOST_PIXELS + 1, 1)
+    with pytest.raises(DatasetError, match="83886080 x 1 pixels are more than 83886079"):
+        parse_outline({"segmentation": [[1, 1, 9, 1, 9, 9]]}, 1, size)
+    assert parse_outline({"segmentation": {"counts": [size[0]]}}, 1, size).runs.tolist() == [
+        size[0]
+    ]
 
 
 JSONS = st.recursive(
@@ -141,7 +207,7 @@ JSONS = st.recursive(
 def test_no_outline_raises_anything_else(outline, area, crowd):
     entry = {"segmentation": outline, "area": area, "iscrowd": crowd}
     with suppress(ClipesError):
-        assert draw([parse_outline(entry, 7)], (5, 6)).shape == (5, 6)
+        assert draw([parse_outline(entry, 7, (5, 6))], (5, 6)).shape == (5, 6)
 
 
 def test_small_objects_lie_above_and_crowds_below():
@@ -150,7 +216,8 @@ def test_small_objects_lie_above_and_crowds_below():
     crowd = {"segmentation": {"counts": [0, 200]}, "area": 1, "iscrowd": 1}
     for order in ((table, book, crowd), (crowd, book, table)):
         values = {id(table): 3, id(book): 2, id(crowd): 1}
-        mask = draw([parse_outline(entry, values[id(entry)]) for entry in order], (10, 20))
+        size = (10, 20)
+        mask = draw([parse_outline(entry, values[id(entry)], size) for entry in order], size)
         assert (mask[2:5, 2:5] == 2).all()
         assert (mask[:, 10:] == 255).all()
         assert (mask == 3).sum() == 91

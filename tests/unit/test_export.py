@@ -17,14 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
+from pycocotools import mask as tools
 
 from clipes.artifacts import Run
 from clipes.datasets import open_dataset
-from clipes.datasets.outlines import decode_runs, draw, fill_runs, parse_outline
+from clipes.datasets.outlines import decode_runs, draw, encode_runs, parse_outline
 from clipes.errors import ArtifactError, RunConflictError, UsageError
 from clipes.export import FORMATS, Options
 from clipes.export.base import IGNORE_LABEL
-from clipes.export.regions import compress, paint_order, regions, simplify
+from clipes.export.regions import paint_order, regions, simplify
 from clipes.images import read_image, read_mask, voc_palette
 from clipes.pseudo import upsample
 from clipes.stages.export import export
@@ -154,13 +155,7 @@ def test_run_lengths_are_those_of_counting(mask: np.ndarray) -> None:
     for region in regions(mask, [1], components=False):
         runs = region.runs(mask.shape)
         assert runs.tolist() == runs_literally(mask)
-        assert decode_runs(compress(runs)).tolist() == runs.tolist()
-        np.testing.assert_array_equal(fill_runs(runs, mask.shape), mask == 1)
-
-
-@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8))
-def test_compressed_runs_are_read_back(runs: list[int]) -> None:
-    assert decode_runs(compress(np.array(runs))).tolist() == runs
+        assert decode_runs(encode_runs(runs, mask.shape)).tolist() == runs.tolist()
 
 
 @some
@@ -322,7 +317,7 @@ def coco_masks(path: Path) -> dict[str, np.ndarray]:
     found = {}
     for image in content["images"]:
         outlines = [
-            parse_outline(entry, entry["category_id"])
+            parse_outline(entry, entry["category_id"], (image["height"], image["width"]))
             for entry in content["annotations"]
             if entry["image_id"] == image["id"]
         ]
@@ -362,9 +357,7 @@ def test_coco_as_pycocotools_reads_it(
     components: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("pycocotools", reason="it is part of the extra dev")
-    from pycocotools import mask as tools
-    from pycocotools.coco import COCO
+    from pycocotools.coco import COCO  # it imports matplotlib
 
     coco = COCO(str(do("coco", confidence=mu, components=components) / "instances.json"))
     assert [entry["name"] for entry in coco.loadCats(coco.getCatIds())] == list(CLASSES)
@@ -382,12 +375,24 @@ def test_coco_as_pycocotools_reads_it(
     capsys.readouterr()
 
 
+def test_a_picture_too_large_for_compression_has_a_list(
+    do: Exporter, masks: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipes.export.coco.MOST_PIXELS", 40)
+    path = do("coco") / "instances.json"
+    assert_masks(coco_masks(path).__getitem__, masks)
+    kinds = {
+        (entry["segmentation"]["size"] == [23, 31], type(entry["segmentation"]["counts"]))
+        for entry in json.loads(path.read_text("utf-8"))["annotations"]
+    }
+    assert kinds == {(True, list), (False, str)}
+
+
 @some
 @given(binary_masks)
 def test_the_text_is_the_one_pycocotools_writes(mask: np.ndarray) -> None:
-    tools = pytest.importorskip("pycocotools.mask", reason="it is part of the extra dev")
     for region in regions(mask, [1], components=False):
-        text = compress(region.runs(mask.shape))
+        text = encode_runs(region.runs(mask.shape), mask.shape)
         assert text.encode() == tools.encode(np.asfortranarray(mask))["counts"]
 
 
@@ -604,11 +609,15 @@ def test_where_links_cannot_be_made_images_are_copied(
     assert image.read_bytes() == source.read_bytes()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"settings": 3}', "[" * 10**6, '{"settings": {}}' + " " * 2**24],
+    ids=["empty", "list", "nothing", "number", "deep", "large"],
+)
 def test_a_damaged_record_is_named(do: Exporter, text: str) -> None:
     folder = do("voc")
     (folder / "export.json").write_text(text)
-    with pytest.raises(ArtifactError, match=r"export\.json"):
+    with pytest.raises(ArtifactError, match=r"cannot read the record of an export .*export\.json"):
         do("voc")
 
 

@@ -20,7 +20,8 @@ LAYERS = (
     | {"fusion", "looks", "patch_maps", "prompts_check", "sharpness", "tagging", "device"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"}
     | {"origin", "freshness", "mask_values"},
-    {"claim", "files", "config", "types", "errors", "listener", "choices", "processes"},
+    {"claim", "files", "records", "config", "types", "errors", "listener", "choices"}
+    | {"processes"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CONSOLE_LIBRARIES = {"typer", "rich", "click"}

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,10 +22,10 @@ from clipes.artifacts import Run
 from clipes.errors import ArtifactError
 from clipes.metrics import Scores
 from clipes.overlays import CONFIDENCE, ramp
-from clipes.report.charts import confidence_histogram, coverage_curve, curve_table
+from clipes.report.charts import confidence_histogram, coverage_curve
 from clipes.report.measure import CurvePoint, Row, Tally
 from clipes.report.page import Head, write_page, write_queue
-from clipes.report.pictures import Pictures
+from clipes.report.pictures import Figure, Pictures
 from clipes.report.review import ClassSigns, Signs
 from clipes.stages.report import make_report
 from clipes.types import Failure
@@ -224,6 +225,31 @@ def test_names_of_files_stay_text_in_captions(tmp_path: Path) -> None:
     assert page.rows[0][0] == id_
 
 
+def test_names_of_classes_stay_text_wherever_they_stand(tmp_path: Path) -> None:
+    name = "<b>&\"'"
+    figures = [
+        Figure("data:,", (4, 4), f"map of {name}", "Map", label=1),
+        Figure("data:,", (4, 4), "mask", name, areas={1: 0.25}),
+    ]
+    signs = Signs((ClassSigns(0, 0.5, 0.25),), 0.1, 0.01)
+    path = tmp_path / "page.html"
+    write_page(
+        path,
+        Head(name, [name], {name: name}),
+        [Row("a", (0,), (4, 4), signs, 1.0, (f"{name}: nothing labelled",))],
+        Tally(2),
+        {name: Scores(0.7, 0.8, 1.0, (0.9, 0.5), 2)},
+        [Pictures(0, "data:,", tuple(figures))],
+    )
+    page = Page(path.read_text("utf-8"))
+    assert [one["alt"] for one in page.all("img")] == [f"map of {name}", "mask"]
+    assert [one["title"] for one in page.all("b")] == ["background", name]
+    assert name in [one.get("title") for one in page.all("span")]
+    # Headline twice, fact twice, stage and legend, class, class table, caption of map and mask.
+    assert page.text.count(name) == 10
+    assert json.loads(page.scripts["classes"])[0][0] == name
+
+
 def test_scores_are_told_for_every_stage_and_class(tmp_path: Path) -> None:
     page = written(tmp_path, scores=SCORES)
     assert "CAM 70.0 % mIoU pixel accuracy 80.0 %" in page.text
@@ -313,7 +339,7 @@ def test_images_are_written_one_by_one(tmp_path: Path) -> None:
     def pictures() -> Iterator[Pictures]:
         for _ in range(3):
             sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
-            yield Pictures(0, "data:,", "x" * 100_000)
+            yield Pictures(0, "data:," + "x" * 100_000)
 
     written(tmp_path, pictures=pictures())
     assert sizes[2] - sizes[1] > 50_000, "the page grows while the images are still coming"
@@ -336,7 +362,7 @@ def test_a_page_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
     written(tmp_path, head={"note": "old"})
 
     def pictures() -> Iterator[Pictures]:
-        yield Pictures(0, "data:,", "")
+        yield Pictures(0, "data:,")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -369,8 +395,20 @@ def test_the_curve_goes_down_to_the_right_pixels(points: list[CurvePoint]) -> No
     assert xs == sorted(xs), "fewer pixels to the right"
     assert ys == sorted(ys, reverse=True), "a higher mIoU is higher"
     assert "coverage" in "".join(ElementTree.fromstring(svg).itertext())
-    table = ElementTree.fromstring(curve_table(points))
-    assert len(list(table.iter("tr"))) == 1 + len(points)
+
+
+def test_the_numbers_of_the_curve_are_a_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path, IMAGES).run
+    page, _ = report_of(run)
+    dots = [one for one in page.all("circle") if one["class"] == "miou"]
+    words = page.text.partition("mIoU, % 0 100.0 ")[2].partition(" Classes")[0].split()
+    assert len(words) == 4 * len(dots) - 2
+    text = (run.root / "report" / "index.html").read_text("utf-8")
+    titles = re.findall(r"of at least ([\d.]+): ([\d.]+) % of the pixels, mIoU ([\d.]+) %", text)
+    assert [f"{cut}, {kept}, {miou}" for cut, kept, miou in titles[1:]] == [
+        f"{cut}, {kept}, {miou}"
+        for cut, kept, miou in zip(words[2::4], words[3::4], words[5::4], strict=True)
+    ]
 
 
 def test_bars_are_as_high_as_their_share() -> None:
