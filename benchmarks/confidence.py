@@ -69,7 +69,7 @@ def measure(name: str, run: Run, gt: Path, cuts: Sequence[float] = CUTS) -> Curv
     Raises:
         ArtifactError: No refined image has ground truth.
     """
-    classes = run.stage("cam")["settings"]["classes"]
+    classes = run.cam_record().settings.classes
     matrices = {cut: ConfusionMatrix(1 + len(classes)) for cut in cuts}
     sums = np.zeros((3, _BINS))  # pixels, right ones, confidence
     for id_ in run.ids("pseudo"):

@@ -39,6 +39,7 @@ from clipes.files import (
     write_json,
 )
 from clipes.images import MAX_PIXELS, read_confidence, read_mask, write_confidence, write_mask
+from clipes.record import CamRecord, TrainRecord, parse_section
 from clipes.types import MAX_CLASSES, CamMaps, PseudoLabel
 
 SCHEMA = 1
@@ -248,6 +249,32 @@ class Run:
             )
         section: dict[str, Any] = stages[name]
         return section
+
+    def cam_record(self) -> CamRecord:
+        """Return what run.json says of ``cam``.
+
+        Raises:
+            ArtifactError: The stage has not run here, or what it says cannot be used.
+        """
+        source = f"{self.manifest_path} does not say how the maps were made"
+        return parse_section(self.stage("cam"), CamRecord, source)
+
+    def commands(self) -> list[str]:
+        """Return the command lines that run.json knows, in the order of their first use."""
+        sections = self.manifest()["stages"].values()
+        return [str(section["command"]) for section in sections if "command" in section]
+
+    def train_record(self) -> TrainRecord | None:
+        """Return what run.json says of ``train-seg``; None if it did not run here.
+
+        Raises:
+            ArtifactError: There is no run.json, or what it says cannot be used.
+        """
+        section = self.manifest()["stages"].get("train-seg")
+        if section is None:
+            return None
+        source = f"{self.manifest_path} does not say how the segmenter was trained"
+        return parse_section(section, TrainRecord, source)
 
     def check_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
         """Refuse settings other than those that a stage ran with here; arguments as for ``begin``.

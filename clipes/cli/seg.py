@@ -127,7 +127,7 @@ def train_seg(
         raise UsageError(f"two run folders, {run} and --run {run_folder}", "give one")
     source = open_run(run or run_folder)
     with join_processes(device) as processes:
-        dataset = source.stage("cam")["settings"].get("dataset", "")
+        dataset = source.cam_record().settings.dataset
         cuda = processes.device.type == "cuda"
         recipe = choose_segmenter_preset(preset, dataset, gpu=cuda)
         recipe = _changed(

@@ -7,7 +7,7 @@ torch, which takes seconds to import, is imported only for work.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from clipes.errors import WriteError
 from clipes.freshness import Freshness
 from clipes.listener import Listener
 from clipes.origin import digest
+from clipes.record import CamSettings
 from clipes.runner import Outcome, Shard, Summary
 from clipes.stages.looks_sources import looks_are_current
 from clipes.stages.open_data import open_labelled, open_unlabelled
@@ -151,19 +152,22 @@ def cam(request: CamRequest, run: Run, resources: Resources, listener: Listener)
     return make_maps(request, vocabulary, data, run, resources, listener)
 
 
-def known_settings(request: CamRequest, data: Dataset) -> dict[str, Any]:
+def known_settings(request: CamRequest, data: Dataset) -> CamSettings:
     """Return the settings of a run, less what only CLIP's weights and words tell."""
-    labels, automatic = request.data.labels, request.data.automatic
-    return {
-        "dataset": data.name,
-        "split": request.data.split,
+    labels: str | None = None
+    if request.data.labels is not None:
         # Later commands may be given elsewhere.
-        "labels": None if labels is None else AUTO_LABELS if automatic else str(labels.absolute()),
-        "difficult": request.data.difficult,
-        "classes": list(data.classes),
-        "preset": request.preset.to_dict(),
-        "precision": request.clip.precision,
-    }
+        path = request.data.labels.absolute()
+        labels = AUTO_LABELS if request.data.automatic else str(path)
+    return CamSettings(
+        data.name,
+        data.classes,
+        split=request.data.split,
+        labels=labels,
+        difficult=request.data.difficult,
+        preset=request.preset,
+        precision=request.clip.precision,
+    )
 
 
 def asked_of_clip(
@@ -236,13 +240,14 @@ def _nothing_to_do(
     listener: Listener,
 ) -> Summary | None:
     """Return the summary of a run that is done, as far as that can be told without CLIP."""
-    section = run.manifest()["stages"].get(STAGE) if run.exists() else None
-    if not isinstance(section, dict) or not isinstance(section.get("settings"), dict):
+    if not run.exists() or STAGE not in run.manifest()["stages"]:
         return None
-    facts = section.get("facts") or {}
-    if not _same_clip(request, vocabulary, facts.get("asked")):
+    record = run.cam_record()
+    if not _same_clip(request, vocabulary, record.facts.asked):
         return None
-    run.check_settings(STAGE, {**section["settings"], **known_settings(request, data)})
+    told = record.settings  # what CLIP's weights and words tell is the same
+    wanted = replace(known_settings(request, data), weights=told.weights, text=told.text)
+    run.check_settings(STAGE, wanted.to_dict())
     patches = request.preset.cam.patches
     learns = patches is not None and bool(patches.statistics_images)
     if learns and not request.keep_looks and not looks_are_current(run, data.samples):

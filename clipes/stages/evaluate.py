@@ -186,8 +186,9 @@ def _segmenter(
     if not run.ids("predictions"):
         return {}
     # Masks that another program put there have no such section: they are of the run's images.
-    settings = run.manifest()["stages"].get("train-seg", {}).get("settings", {})
-    val, split = settings.get("val"), settings.get("split")
+    record = run.train_record()
+    val = None if record is None else record.settings.val
+    split = None if record is None else record.settings.split
     asked = reopen(run, root, val or split) if val or split else data
     # Of the run's own images it was said already.
     truths = _truths(asked, gt, say if asked is not data else lambda _: None)

@@ -163,7 +163,7 @@ def _begin(folder: Path, settings: dict[str, object], command: str) -> None:
 
 def _split(run: Run) -> str:
     """Return what the list of the run's images is called: a name, never a path."""
-    split = run.stage("cam")["settings"].get("split")
+    split = run.cam_record().settings.split
     return Path(split).stem if split else "train"
 
 

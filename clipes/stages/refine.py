@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from clipes.artifacts import Run
 from clipes.choices import CrfBackend, RefineBackend
-from clipes.config import CrfParams, get_preset
+from clipes.config import get_preset
 from clipes.errors import ArtifactError
 from clipes.freshness import Freshness
 from clipes.images import read_image
@@ -18,6 +17,7 @@ from clipes.listener import Listener
 from clipes.mask_values import value_count
 from clipes.origin import MaskOrigin
 from clipes.pseudo import SHRUNK, pseudo_label, workable_size
+from clipes.record import RefineSettings
 from clipes.runner import Outcome, Shard, Summary, for_each
 from clipes.stages.reopen import preset_of, reopen
 from clipes.types import Sample
@@ -55,25 +55,6 @@ class RefineResources:
     part: Shard = field(default_factory=Shard)
     workers: int | None = None
     backend: str = RefineBackend.loky.value
-
-
-@dataclass(frozen=True)
-class RefineSettings:
-    """All that changes masks but the maps and the images.
-
-    Attributes:
-        crf: Settings of the CRF.
-        background_exponent: alpha of the background score.
-        backend: Implementation of the CRF.
-    """
-
-    crf: CrfParams
-    background_exponent: float
-    backend: str = "numba"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain data, for run.json."""
-        return asdict(self)
 
 
 def refine(

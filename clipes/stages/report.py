@@ -20,6 +20,7 @@ from clipes.files import list_files
 from clipes.freshness import Freshness
 from clipes.mask_values import value_count
 from clipes.metrics import SEGMENTER, Scores
+from clipes.record import CamRecord
 from clipes.report.measure import Row, Tally, measure
 from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Pictures, draw
@@ -223,27 +224,25 @@ def _segmenter(run: Run, root: Path | None, say: Callable[[str], None]) -> dict[
 
 
 def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, bool]) -> Head:
-    stages = run.manifest()["stages"]
-    section = run.stage("cam")
-    settings, packages = section["settings"], section.get("packages", {})
-    text = settings.get("text", {})
-    note = str(text.get("note", ""))
+    record = run.cam_record()
+    settings, packages = record.settings, record.packages
+    note = settings.text.note if settings.text else ""
     facts = {
         "data set": data.name,
         "images": _number(len(rows), len(data.samples)),
-        "weights": str(settings["weights"]["name"]),
-        "class vectors": "stand-in" if "stand-in" in note else _text_source(section),
-        "preset": str(settings["preset"]["name"]),
-        "device": str(section.get("facts", {}).get("device", "")),
+        "weights": settings.weights.name if settings.weights else "",
+        "class vectors": "stand-in" if "stand-in" in note else _text_source(record),
+        "preset": settings.preset.name if settings.preset else "",
+        "device": record.facts.device,
         "maps written": _when(run.root / "cams"),
         "masks written": _when(run.root / "pseudo"),
         "versions": ", ".join(
             f"{name} {packages[name]}"
             for name in ("clipes", "torch", "open_clip_torch")
-            if str(packages.get(name, ""))[:1].isdecimal()
+            if packages.get(name, "")[:1].isdecimal()
         ),
     }
-    commands = [str(stage["command"]) for stage in stages.values() if "command" in stage]
+    commands = run.commands()
     return Head(
         f"clipes: {run.root.resolve().name}",
         data.classes,
@@ -254,8 +253,8 @@ def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, boo
     )
 
 
-def _text_source(section: Mapping[str, Any]) -> str:
-    return "from a file" if "--text-features" in str(section.get("command")) else "text tower"
+def _text_source(record: CamRecord) -> str:
+    return "from a file" if "--text-features" in record.command else "text tower"
 
 
 def _number(here: int, expected: int) -> str:

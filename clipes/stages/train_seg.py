@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from clipes.freshness import Freshness
 from clipes.listener import Listener, ignore
 from clipes.mask_values import RULE, value_count
 from clipes.origin import digest
+from clipes.record import TrainFacts, TrainSettings
 from clipes.runner import Shard, Summary
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import (
@@ -113,7 +113,7 @@ class _Job:
     classes: tuple[str, ...]
     pairs: Sequence[TrainingPair]
     val: Dataset
-    settings: Mapping[str, Any]
+    settings: TrainSettings
     learnt_from: str
     listener: TrainingListener
 
@@ -198,19 +198,19 @@ def _prepare(
     guided = options.threshold is not None or options.loss == "soft"
     pairs = training_pairs(sources, data, guided=guided, say=listener.say)
     val_name, val = _validation(sources, data, listener.say)
-    settings = {
-        "preset": preset.to_dict(),
-        "seed": options.seed,
-        "threshold": options.threshold,
-        "loss": options.loss,
-        "amp": options.amp,
-        "masks": str(sources.masks.absolute()) if sources.masks else None,
-        "confidence": str(sources.confidence.absolute()) if sources.confidence else None,
-        "split": sources.split,
-        "examples": len(pairs),
-        "backbone_weights": sources.backbone_weights,
-        "val": val_name,
-    }
+    settings = TrainSettings(
+        preset,
+        seed=options.seed,
+        threshold=options.threshold,
+        loss=options.loss,
+        amp=options.amp,
+        masks=str(sources.masks.absolute()) if sources.masks else None,
+        confidence=str(sources.confidence.absolute()) if sources.confidence else None,
+        split=sources.split,
+        examples=len(pairs),
+        backbone_weights=sources.backbone_weights,
+        val=val_name,
+    )
     with listener.progress("look") as progress:
         learnt_from = pairs_digest(pairs, progress)
     return _Job(
@@ -234,12 +234,8 @@ def _begin(job: _Job, command: str, *, fresh: bool) -> None:
     if processes.first:
         if fresh:
             _forget(job.sources)
-        facts = {
-            "processes": processes.count,
-            "device": str(processes.device),
-            "learnt_from": job.learnt_from,
-        }
-        job.sources.out.begin(STAGE, job.settings, command, facts)
+        facts = TrainFacts(processes.count, str(processes.device), job.learnt_from)
+        job.sources.out.begin(STAGE, job.settings.to_dict(), command, facts.to_dict())
     processes.wait()
 
 
@@ -355,15 +351,14 @@ def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:
     return digest(found)
 
 
-def _check_same_training(out: Run, settings: Mapping[str, Any], learnt_from: str) -> None:
+def _check_same_training(out: Run, settings: TrainSettings, learnt_from: str) -> None:
     """Refuse to go on with other settings, or with examples that are no longer what they were."""
-    section = out.manifest()["stages"].get(STAGE, {}) if out.exists() else {}
-    before = section.get("facts", {}).get("learnt_from")
-    if before is None:
+    record = out.train_record() if out.exists() else None
+    if record is None or not record.facts.learnt_from:
         return  # of an older clipes: ``begin`` compares the settings and the number of examples
-    examples = section.get("settings", {}).get("examples")
-    out.check_settings(STAGE, {**settings, "examples": examples})
-    if before != learnt_from:
+    same_number = replace(settings, examples=record.settings.examples)
+    out.check_settings(STAGE, same_number.to_dict())
+    if record.facts.learnt_from != learnt_from:
         raise RunConflictError(
             f"pictures, masks or confidence maps that {out.root / 'checkpoints'} learnt from have "
             "changed since",

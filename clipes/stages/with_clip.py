@@ -13,6 +13,7 @@ from clipes.device import batch_size, choose_device, keep_freed_memory, share_pr
 from clipes.freshness import Freshness, looks_digest
 from clipes.listener import Listener
 from clipes.processes import local_rank
+from clipes.record import CamFacts, TextUsed, WeightsUsed
 from clipes.runner import Outcome, Summary
 from clipes.stages.cam import (
     STAGE,
@@ -177,22 +178,14 @@ def _begin(
 ) -> None:
     """Record what the run is made with, or refuse what it was not made with."""
     text, weights = clip.text, clip.weights
-    run.begin(
-        STAGE,
-        settings={
-            **known_settings(request, data),
-            "weights": {"name": weights.name, "sha256": weights.sha256},
-            "text": {
-                "sha256": fingerprint(text),
-                "note": text.note,
-                "fusion": text.fusion.value,
-                "templates": text.templates,
-            },
-        },
-        command=request.command,
-        facts={
-            "root": str(data.root.absolute()),
-            "device": str(clip.backbone.device),
-            "asked": asked_of_clip(request, vocabulary, files_of(request, weights.path)),
-        },
+    settings = replace(
+        known_settings(request, data),
+        weights=WeightsUsed(weights.name, weights.sha256),
+        text=TextUsed(fingerprint(text), text.note, text.fusion.value, text.templates),
     )
+    facts = CamFacts(
+        root=str(data.root.absolute()),
+        device=str(clip.backbone.device),
+        asked=asked_of_clip(request, vocabulary, files_of(request, weights.path)),
+    )
+    run.begin(STAGE, settings.to_dict(), request.command, facts.to_dict())

@@ -78,7 +78,7 @@ def test_every_problem_is_found_where_it_is(photos, workers):
     assert findings.stops()
     assert (findings.images, findings.masks) == (12, 6)
     reasons = {problem.kind: problem.reason for problem in findings.problems}
-    assert "holds 4, 254, the classes end at 3" in reasons[Kind.mask_value]
+    assert "holds label 4, 254, but there are 3 classes" in reasons[Kind.mask_value]
     assert "image 24 x 32, mask" in reasons[Kind.size_mismatch]
     assert reasons[Kind.not_in_labels] == "dog"
     assert reasons[Kind.not_in_mask] == "cat"

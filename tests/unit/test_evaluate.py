@@ -115,7 +115,7 @@ def test_sizes_that_differ_name_both_files_and_blame_none(run: Run, truth: Path)
 
 def test_a_value_that_is_no_class_says_what_masks_hold(run: Run, truth: Path) -> None:
     change(truth, lambda mask: np.where(mask > 0, 128, 0))
-    with pytest.raises(ArtifactError, match=r"label 128, but the classes end at 3 \(.*p000.png"):
+    with pytest.raises(ArtifactError, match=r"label 128, but there are 3 classes \(.*p000.png"):
         score_run(run)
     with pytest.raises(ArtifactError, match="masks hold 0 for background, 1 for the first class"):
         score_run(run)

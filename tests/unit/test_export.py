@@ -664,7 +664,7 @@ def test_a_bad_mask_is_named_and_the_others_are_written(run: Run, masks: dict) -
         with pytest.raises(AssertionError):
             do(name)
         assert [failure.id for failure in do.failures] == ["odd", "row"]
-        assert "holds 9, but the classes end at 4" in do.failures[0].reason
+        assert "holds label 9, but there are 4 classes" in do.failures[0].reason
         assert "is 3 x 3, the image 1 x 9" in do.failures[1].reason
         assert do.summary.done == 3
         do.failures.clear()

@@ -19,7 +19,7 @@ LAYERS = (
     | {"pseudo", "fit", "seg", "cam_maker"}
     | {"fusion", "looks", "patch_maps", "prompts_check", "sharpness", "tagging", "device"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"}
-    | {"origin", "freshness", "mask_values"},
+    | {"record", "origin", "freshness", "mask_values"},
     {"claim", "files", "records", "config", "types", "errors", "listener", "choices"}
     | {"processes"},
 )

@@ -130,7 +130,7 @@ def test_sizes_that_differ_are_named():
 def test_labels_beyond_the_classes_are_named(swap):
     pair = (mask([0, 0, 0]), mask([N, 0, 254]))
     matrix = ConfusionMatrix(N)
-    with pytest.raises(ArtifactError, match="label 4, 254, but the classes end at 3") as caught:
+    with pytest.raises(ArtifactError, match="label 4, 254, but there are 3 classes") as caught:
         matrix.update(*(pair[::-1] if swap else pair))
     assert ("ground truth" if swap else "prediction") in str(caught.value)
     assert matrix.counts.sum() == 0

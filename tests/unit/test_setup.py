@@ -11,6 +11,7 @@ import pytest
 from clipes.artifacts import Run
 from clipes.config import PRESETS, get_preset
 from clipes.errors import ArtifactError, DatasetError, UsageError
+from clipes.record import CamSettings
 from clipes.runner import Shard
 from clipes.stages.reopen import preset_of
 from clipes.types import Sample
@@ -47,14 +48,22 @@ def test_the_reference_preset_holds_the_published_numbers() -> None:
 def test_a_preset_survives_run_json(name: str, tmp_path: Path) -> None:
     run = Run(tmp_path)
     preset = get_preset(name).with_box_threshold(0.7)
-    run.begin("cam", {"preset": preset.to_dict()}, "clipes cam")
+    settings = CamSettings("voc", ("cat",), preset=preset)
+    run.begin("cam", settings.to_dict(), "clipes cam")
+    assert run.cam_record().settings == settings
     assert preset_of(run) == preset
 
 
-@pytest.mark.parametrize("settings", [{}, {"preset": {"name": "x"}}, {"preset": 3}])
-def test_a_run_without_its_preset_is_damaged(settings: dict[str, object], tmp_path: Path) -> None:
+NEWER = get_preset("default").to_dict()
+NEWER["cam"]["patches"]["third_round"] = True
+
+
+@pytest.mark.parametrize(
+    "preset", [None, {"walk": 3}, 3, {"name": "x", "cam": {"patches": 1}}, NEWER]
+)
+def test_a_run_without_a_preset_that_is_known_is_damaged(preset: object, tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.begin("cam", settings, "clipes cam")
+    run.begin("cam", {"dataset": "voc", "classes": ["cat"], "preset": preset}, "clipes cam")
     with pytest.raises(ArtifactError, match="how the maps were made"):
         preset_of(run)
 
