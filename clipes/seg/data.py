@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +27,8 @@ _CHECKERS = 4  # threads; decoding leaves Python's lock
 
 _LOADER_DEATHS = ("is killed by signal", "exited unexpectedly", "shared memory(shm)")
 """Words of torch's RuntimeErrors."""
+
+_NOTICED = 5.0  # seconds after which the system has surely told of a process that died
 
 Item: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Image (3, H, W) float32, labels (H, W) int64, confidence (H, W) float32; or a batch of each."""
@@ -198,6 +202,8 @@ def batches(
 
     Raises:
         ClipesError: An example cannot be read.
+        BackendError: A loader process died; torch may also say so itself, see
+            ``loader_death_as_error``.
     """
     loader = DataLoader(
         data,
@@ -206,7 +212,17 @@ def batches(
         collate_fn=_collate,
         pin_memory=pin,
     )
-    for batch in loader:
+    fetched = iter(loader)
+    while True:
+        try:
+            batch = next(fetched)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            # What it was about to hand over is gone. That it is dead, torch's signal handler tells
+            # a moment later, with an error that had better come here than anywhere else.
+            time.sleep(_NOTICED)
+            raise _loader_died() from error
         if isinstance(batch, ClipesError):
             raise batch
         yield batch
@@ -224,12 +240,19 @@ def loader_death_as_error() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOADER_DEATHS):
             raise
-        raise BackendError(
-            "a loader process of the training died, mostly a sign of too little memory, or of a "
-            "small /dev/shm in a container",
-            "run the same command again, it goes on from the latest checkpoint; --workers 0 loads "
-            "without such processes, 'docker run --shm-size 2g' gives them room",
-        ) from error
+        # This forgets the dead. Else torch would find them again when the others end, and raise
+        # once more, wherever the program is by then.
+        active_children()
+        raise _loader_died() from error
+
+
+def _loader_died() -> BackendError:
+    return BackendError(
+        "a loader process of the training died, mostly a sign of too little memory, or of a small "
+        "/dev/shm in a container",
+        "run the same command again, it goes on from the latest checkpoint; --workers 0 loads "
+        "without such processes, 'docker run --shm-size 2g' gives them room",
+    )
 
 
 def _collate(items: Sequence[Item | ClipesError]) -> Item | ClipesError:
