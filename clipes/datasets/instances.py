@@ -191,7 +191,8 @@ def _events(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the objects of the lists in the outermost object, each with the name of its list."""
-    # ijson's own builder keeps the path to each value, which grows with the square of the depth.
+    # ijson.items keeps the path to each value, which grows with the square of the depth: 100 kB of
+    # brackets take more than 3 GB. A depth that is checked before it needs as many lines as this.
     outside, name, key = 0, "", ""
     entry: list[Any] | dict[str, Any] | None = None
     above: list[list[Any] | dict[str, Any]] = []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipes.datasets import COCO_CLASSES, open_dataset
+from clipes.datasets import COCO_CLASSES, instances, open_dataset
 from clipes.datasets.coco import image_key
 from clipes.datasets.instances import instance_rows, is_instances, read_header
 from clipes.datasets.labels import read_labels
@@ -315,12 +315,29 @@ def test_an_instances_file_is_streamed(tmp_path):
     assert peak < 5e6
 
 
-def test_nesting_has_an_end(tmp_path):
+@pytest.mark.parametrize(
+    "start",
+    ['{"annotations": [{"a":', '{"annotations":', '{"other":', '{"images": [{"id": "\\\\",'],
+)
+@pytest.mark.parametrize("deep", ["[", '{"a":', '[{"\\"":'])
+def test_nesting_has_an_end(tmp_path, start, deep):
     path = tmp_path / "i.json"
-    for text in ('{"annotations": [{"a":' + "[" * 200_000, '{"annotations":' + "[" * 200_000):
-        path.write_text(text)
-        with pytest.raises(DatasetError, match=r"nests deeper|is no JSON"):
-            read_header(path)
+    path.write_text(start + (deep if start[-1] != "," else '"b":' + deep) * 1_000_000)
+    tracemalloc.start()
+    with pytest.raises(DatasetError, match=r"nests deeper than 100 levels|is no JSON"):
+        read_header(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e7
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 18])
+def test_brackets_in_names_are_no_nesting(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(instances, "_CHUNK", chunk)
+    names = ["[" * 150, '\\"{[' * 60, "a\\", "]}" * 60, '"', "\\\\" + '"[' * 60]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    path = write_instances(tmp_path / "i.json", images, [annotation(0, 1)])
+    assert [picture.name for picture in read_header(path).pictures.values()] == names
 
 
 JSONS = st.recursive(
