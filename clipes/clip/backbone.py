@@ -8,7 +8,7 @@ width d.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -24,8 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipes.clip.activation import activate, activate_with_slope
-from clipes.clip.attention import choose_attention, split_heads
-from clipes.clip.gemm import Precision, choose_linear
+from clipes.clip.attention import make_attention, split_heads
+from clipes.clip.gemm import make_linear
+from clipes.clip.kernels import Precision, choose_kernels, processor_features
 from clipes.errors import WeightsError
 from clipes.types import UInt8Array, shrunk_size
 
@@ -139,6 +140,9 @@ class Backbone:
         fp16_positions: Round the resampled position embedding to fp16, as the reference does.
         precision: Of the linear layers' factors.
 
+    Attributes:
+        kernels: What it computes with, as decided by the number of threads that torch may use now.
+
     Raises:
         WeightsError: The tower has parts the gradient is not derived for.
     """
@@ -162,11 +166,18 @@ class Backbone:
         self._std = torch.tensor(std).view(3, 1, 1)
         self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
         self._heads = self.blocks[0].attn.num_heads
-        self.linear = choose_linear(self.device, visual.proj.dtype, precision)
-        self._exact = choose_linear(self.device, visual.proj.dtype)
-        self.attend, self.sum_gradients = choose_attention(
-            self.device, visual.proj.dtype, len(visual.proj) // self._heads
+        choose = partial(
+            choose_kernels,
+            self.device,
+            visual.proj.dtype,
+            len(visual.proj) // self._heads,
+            threads=torch.get_num_threads(),
+            features=processor_features(),
         )
+        self.kernels = choose(precision)
+        self.linear = make_linear(self.kernels.linear)
+        self._exact = make_linear(choose(Precision.fp32).linear)
+        self.attend, self.sum_gradients = make_attention(self.kernels.attention)
 
     @property
     def device(self) -> torch.device:

@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 
-import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
+from clipes.clip.kernels import processor_features
 from clipes.types import Float32Array
 
 
 @lru_cache(maxsize=1)
 def shape_of_tiles() -> tuple[int, int]:
     """Return the lanes of a vector, and the rows of two vectors whose sums fill the registers."""
-    return (16, 14) if llvm.get_host_cpu_features().get("avx512f") else (8, 6)
+    return (16, 14) if processor_features().get("avx512f") else (8, 6)
 
 
 def computes_alone(tensor: Tensor) -> bool:

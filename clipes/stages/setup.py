@@ -13,7 +13,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from clipes.clip.backbone import Backbone
-from clipes.clip.gemm import Precision
+from clipes.clip.kernels import Precision
 from clipes.clip.load import load_visual
 from clipes.device import choose_device
 from clipes.stages.features import text_features as resolve_text

@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipes.clip import attention
 from clipes.clip.attention import (
     attend_by_products,
     attend_by_tiles,
-    choose_attention,
     split_heads,
 )
 from clipes.clip.attention_gradient import sum_by_products, sum_by_tiles
@@ -108,27 +106,3 @@ def test_the_number_of_threads_does_not_change_a_bit():
     for mixed, total in results[1:]:
         assert torch.equal(mixed, results[0][0])
         assert torch.equal(total, results[0][1])
-
-
-def test_tiles_are_taken_only_where_they_are_exact_and_faster(monkeypatch):
-    measure = attention._tiles_are_better.__wrapped__
-    times = [2.0, 1.0]  # products, tiles
-    monkeypatch.setattr(attention, "best_times", lambda _ways: times)
-    assert measure(1)
-    times = [1.0, 2.0]
-    assert not measure(1)
-
-    def sloppy(x, heads, total, probabilities):
-        return attend_by_products(x.bfloat16(), heads, total, probabilities).float()
-
-    times = [2.0, 1.0]
-    monkeypatch.setattr(attention, "attend_by_tiles", sloppy)
-    assert not measure(1)
-
-
-def test_other_types_devices_and_widths_keep_torchs_own():
-    plain = (attend_by_products, sum_by_products)
-    assert choose_attention(torch.device("cpu"), torch.bfloat16, 64) == plain
-    assert choose_attention(torch.device("meta"), torch.float32, 64) == plain
-    assert choose_attention(torch.device("cpu"), torch.float32, 40) == plain
-    assert choose_attention(torch.device("cpu"), torch.float32, 128) == plain
