@@ -17,7 +17,6 @@ import numpy as np
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
-from clipes.clip.attention_gradient import SumGradients, sum_by_products, sum_by_tiles
 from clipes.clip.tiles import flat, in_parts, shape_of_tiles
 from clipes.simd import (
     Width,
@@ -94,11 +93,9 @@ def attend_by_tiles(
     return mixed
 
 
-def make_attention(name: str) -> tuple[Attention, SumGradients]:
-    """Return the attention that ``Kernels.attention`` names, and its gradient."""
-    if name == "tiles":
-        return attend_by_tiles, sum_by_tiles
-    return attend_by_products, sum_by_products
+def make_attention(name: str) -> Attention:
+    """Return the attention that ``Kernels.attention`` names."""
+    return {"torch": attend_by_products, "tiles": attend_by_tiles}[name]
 
 
 @jit

@@ -177,7 +177,7 @@ class Backbone:
         self.kernels = choose(precision)
         self.linear = make_linear(self.kernels.linear)
         self._exact = make_linear(choose(Precision.fp32).linear)
-        self.attend, self.sum_gradients = make_attention(self.kernels.attention)
+        self.attend = make_attention(self.kernels.attention)
 
     @property
     def device(self) -> torch.device:
