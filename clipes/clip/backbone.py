@@ -23,7 +23,7 @@ from open_clip.transformer import (
 from PIL import Image
 from torch import Tensor, nn
 
-from clipes.clip.activation import activate, activate_with_slope
+from clipes.clip.activation import activate, activate_with_slope, fold_quick_gelu
 from clipes.clip.attention import make_attention, split_heads
 from clipes.clip.gemm import make_linear
 from clipes.clip.kernels import Precision, choose_kernels, processor_features
@@ -133,7 +133,8 @@ class Backbone:
     """A frozen CLIP image tower.
 
     Args:
-        visual: open_clip's tower, in the dtype and on the device it shall run with.
+        visual: open_clip's tower, in the dtype and on the device it shall run with. Its QuickGELU
+            is replaced, see ``fold_quick_gelu``.
         logit_scale: Factor on cosine similarities before the softmax (100 for OpenAI's models).
         mean: Channel means of the training images, RGB in [0, 1].
         std: Channel standard deviations, likewise.
@@ -159,6 +160,7 @@ class Backbone:
     ) -> None:
         _check_supported(visual)
         self.visual = visual.eval().requires_grad_(False)
+        fold_quick_gelu(visual)
         self.logit_scale = logit_scale
         self.patch = int(visual.patch_size[0])
         self.fp16_positions = fp16_positions
@@ -365,7 +367,7 @@ def _check_supported(visual: nn.Module) -> None:
                 reason = f"blocks of type {type(block).__name__}"
             elif not isinstance(block.ls_1, nn.Identity):
                 reason = "layer scale"
-            elif not isinstance(block.mlp.gelu, QuickGELU | nn.GELU):
+            elif not isinstance(block.mlp.gelu, QuickGELU | nn.GELU | nn.SiLU):
                 reason = f"the activation function {type(block.mlp.gelu).__name__}"
     if reason:
         raise WeightsError(

@@ -20,15 +20,6 @@ def shape_of_tiles() -> tuple[int, int]:
     return (16, 14) if processor_features().get("avx512f") else (8, 6)
 
 
-def computes_alone(tensor: Tensor) -> bool:
-    """Tell whether a tensor is float32 on a processor of which PyTorch uses one thread at a time.
-
-    With more of them, compiled functions wait for PyTorch's threads, which are slow to fall asleep.
-    """
-    on_processor = tensor.device.type == "cpu" and tensor.dtype == torch.float32
-    return on_processor and torch.get_num_threads() == 1
-
-
 def flat(tensor: Tensor) -> Float32Array:
     """Return a contiguous tensor's memory as a flat array."""
     array: Float32Array = tensor.view(-1).numpy()
