@@ -28,7 +28,7 @@ from clipes.artifacts import Run
 from clipes.bench.cam import encoder_flop, random_backbone
 from clipes.cam_maker import CamMaker
 from clipes.clip.backbone import Backbone
-from clipes.clip.gemm import Precision
+from clipes.clip.kernels import Precision
 from clipes.config import PRESETS, CamParams, get_preset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
 from clipes.freshness import Freshness, looks_digest

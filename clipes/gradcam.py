@@ -18,8 +18,8 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
+from clipes.clip.attention_gradient import sum_gradients
 from clipes.clip.backbone import Backbone, Encoding, LastBlock
-from clipes.clip.hidden_gradient import gradient_at_hidden
 from clipes.types import Float32Array
 
 _CLASSES_AT_ONCE = 16  # more would only take memory: 2.4 MB each at 768 patches
@@ -156,7 +156,8 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
 
     # What the classes share. Reciprocal deviations of both norms go with the slope.
     direct, common = centred @ second, linear(last.ln_post.unit, second.T, None)
-    factor = (last.ln_post.inverse_std * last.ln_2.inverse_std)[:, 0]
+    slope = last.slope * (last.ln_post.inverse_std * last.ln_2.inverse_std)
+    from_unit = last.hidden - folded.offset  # W1 g applied to ln_2's unit output
     unit_out = linear(last.ln_2.unit, out.T, None) / width
     past, common_past = (
         centred @ out,
@@ -165,19 +166,14 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
 
     at_mixed = last.activations.new_empty(len(pooled), patches, width)
     for k in range(len(pooled)):
-        at_hidden, along_unit, along_mean = gradient_at_hidden(
-            direct[k], along[:, k], common, last.slope, factor,
-            (last.hidden, folded.offset),  # W1 g applied to ln_2's unit output is the difference
-            folded.mean,
-        )  # fmt: skip
+        at_hidden = torch.addcmul(direct[k], along[:, k, None], common, value=-1).mul_(slope)
+        along_unit, along_mean = torch.linalg.vecdot(at_hidden, from_unit), at_hidden @ folded.mean
         # Through ln_2 and carried on to the attention's output at once, then past the MLP.
         product = linear(at_hidden, folded.to_mixed, None)
         torch.addcmul(product, along_unit[:, None], unit_out, value=-1, out=at_mixed[k])
         at_mixed[k].addcmul_(along[:, k, None], common_past, value=-1)
         at_mixed[k].addr_(along_mean, folded.ones, alpha=-1)
         at_mixed[k].addr_(last.ln_post.inverse_std[:, 0], past[k])
-    sums = backbone.sum_gradients(
-        last.attention, last.query, last.key, last.value, last.mixed, at_mixed
-    )
+    sums = sum_gradients(last.attention, last.query, last.key, last.value, last.mixed, at_mixed)
     weights: Tensor = sums @ block.attn.in_proj_weight / patches
     return weights

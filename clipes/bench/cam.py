@@ -20,7 +20,8 @@ from torch import Tensor
 from clipes.affinity import refine
 from clipes.bench import literal
 from clipes.clip.backbone import Backbone
-from clipes.clip.gemm import Precision, linear_by_convolution, linear_by_tiles
+from clipes.clip.gemm import linear_by_convolution, linear_by_tiles
+from clipes.clip.kernels import Precision
 from clipes.config import CamParams, PatchParams
 from clipes.device import keep_freed_memory
 from clipes.gradcam import softmax_gradcam

@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
-import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
-from clipes.clip.attention_gradient import SumGradients, sum_by_products, sum_by_tiles
 from clipes.clip.tiles import flat, in_parts, shape_of_tiles
-from clipes.clip.timing import best_times
 from clipes.simd import (
     Width,
     add_lanes,
@@ -47,8 +43,6 @@ summed over heads, is added to ``total`` (B, N, N), and the attention of the pat
 is written to ``probabilities`` (B, H, N, T), where they are given.
 """
 
-_TOKENS, _HEADS, _HEAD_WIDTH = 400, 2, 64  # enough to see which way is faster
-_SLACK = 8.0  # the order of sums may differ; half precision would be off by thousands
 _SCORE_VECTORS = width(2)
 
 
@@ -99,28 +93,9 @@ def attend_by_tiles(
     return mixed
 
 
-def choose_attention(
-    device: torch.device, dtype: torch.dtype, head_width: int
-) -> tuple[Attention, SumGradients]:
-    """Return the fastest attention, and its gradient, for a device, type and width of heads."""
-    by_tiles = device.type == "cpu" and dtype == torch.float32 and head_width in (16, 32, 48, 64)
-    if by_tiles and _tiles_are_better(torch.get_num_threads()):
-        return attend_by_tiles, sum_by_tiles
-    return attend_by_products, sum_by_products
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode()
-def _tiles_are_better(_threads: int) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    projected = torch.randn(1, _TOKENS, 3 * _HEADS * _HEAD_WIDTH, generator=generator)
-    exact = attend_by_products(projected.double(), _HEADS, None, None)
-    ways = (attend_by_products, attend_by_tiles)
-    # The first call may compile.
-    errors = [float((way(projected, _HEADS, None, None) - exact).abs().max()) for way in ways]
-    total = torch.zeros(1, _TOKENS - 1, _TOKENS - 1)
-    products, tiles = best_times([partial(way, projected, _HEADS, total, None) for way in ways])
-    return errors[1] <= _SLACK * errors[0] and tiles < products
+def make_attention(name: str) -> Attention:
+    """Return the attention that ``Kernels.attention`` names."""
+    return {"torch": attend_by_products, "tiles": attend_by_tiles}[name]
 
 
 @jit

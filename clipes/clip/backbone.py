@@ -8,7 +8,7 @@ width d.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -23,9 +23,10 @@ from open_clip.transformer import (
 from PIL import Image
 from torch import Tensor, nn
 
-from clipes.clip.activation import activate, activate_with_slope
-from clipes.clip.attention import choose_attention, split_heads
-from clipes.clip.gemm import Precision, choose_linear
+from clipes.clip.activation import activate, activate_with_slope, fold_quick_gelu
+from clipes.clip.attention import make_attention, split_heads
+from clipes.clip.gemm import make_linear
+from clipes.clip.kernels import Precision, choose_kernels, processor_features
 from clipes.errors import WeightsError
 from clipes.types import UInt8Array, shrunk_size
 
@@ -132,12 +133,16 @@ class Backbone:
     """A frozen CLIP image tower.
 
     Args:
-        visual: open_clip's tower, in the dtype and on the device it shall run with.
+        visual: open_clip's tower, in the dtype and on the device it shall run with. Its QuickGELU
+            is replaced, see ``fold_quick_gelu``.
         logit_scale: Factor on cosine similarities before the softmax (100 for OpenAI's models).
         mean: Channel means of the training images, RGB in [0, 1].
         std: Channel standard deviations, likewise.
         fp16_positions: Round the resampled position embedding to fp16, as the reference does.
         precision: Of the linear layers' factors.
+
+    Attributes:
+        kernels: What it computes with, as decided by the number of threads that torch may use now.
 
     Raises:
         WeightsError: The tower has parts the gradient is not derived for.
@@ -155,6 +160,7 @@ class Backbone:
     ) -> None:
         _check_supported(visual)
         self.visual = visual.eval().requires_grad_(False)
+        fold_quick_gelu(visual)
         self.logit_scale = logit_scale
         self.patch = int(visual.patch_size[0])
         self.fp16_positions = fp16_positions
@@ -162,11 +168,18 @@ class Backbone:
         self._std = torch.tensor(std).view(3, 1, 1)
         self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
         self._heads = self.blocks[0].attn.num_heads
-        self.linear = choose_linear(self.device, visual.proj.dtype, precision)
-        self._exact = choose_linear(self.device, visual.proj.dtype)
-        self.attend, self.sum_gradients = choose_attention(
-            self.device, visual.proj.dtype, len(visual.proj) // self._heads
+        choose = partial(
+            choose_kernels,
+            self.device,
+            visual.proj.dtype,
+            len(visual.proj) // self._heads,
+            threads=torch.get_num_threads(),
+            features=processor_features(),
         )
+        self.kernels = choose(precision)
+        self.linear = make_linear(self.kernels.linear)
+        self._exact = make_linear(choose(Precision.fp32).linear)
+        self.attend = make_attention(self.kernels.attention)
 
     @property
     def device(self) -> torch.device:
@@ -354,7 +367,7 @@ def _check_supported(visual: nn.Module) -> None:
                 reason = f"blocks of type {type(block).__name__}"
             elif not isinstance(block.ls_1, nn.Identity):
                 reason = "layer scale"
-            elif not isinstance(block.mlp.gelu, QuickGELU | nn.GELU):
+            elif not isinstance(block.mlp.gelu, QuickGELU | nn.GELU | nn.SiLU):
                 reason = f"the activation function {type(block.mlp.gelu).__name__}"
     if reason:
         raise WeightsError(

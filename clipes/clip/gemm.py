@@ -4,9 +4,8 @@ PyTorch's fp32 matrix product goes through MKL, which on AMD processors reaches 
 what they can do. The product compiled here reaches about nine tenths in a thread that works
 alone. Several threads at one product better are PyTorch's: after each operation they wait a while
 for the next, and leave no core to others. For them there is oneDNN, which is behind PyTorch's
-convolutions: a linear layer is a 1 x 1 convolution over a column of tokens. Whether MKL is beaten,
-and whether both agree, is measured once per process; no global precision flag is touched, as those
-may permit bf16.
+convolutions: a linear layer is a 1 x 1 convolution over a column of tokens. Which of them runs is
+said by ``clipes.clip.kernels``; no global precision flag is touched, as those may permit bf16.
 
 Lower precision has to be asked for. Then the factors of a product are rounded, its sums and all
 else (attention, norms, residuals, the affinity) stay in float32.
@@ -15,8 +14,6 @@ else (attention, norms, residuals, the affinity) stay in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
-from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -25,7 +22,6 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
 from clipes.clip.tiles import flat, in_parts, shape_of_tiles
-from clipes.clip.timing import best_times
 from clipes.simd import Width, jit, load, multiply_tile, store, transpose_tile, width
 from clipes.types import Float32Array
 
@@ -33,17 +29,6 @@ Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``linear(x (..., I), weight (O, I), bias (O,) or None) -> (..., O)``."""
 
 
-class Precision(Enum):
-    """What linear layers round their factors to; the values are torch's names."""
-
-    fp32 = "float32"
-    bf16 = "bfloat16"
-    fp16 = "float16"
-    auto = "auto"
-
-
-_TOKENS, _INPUT, _OUTPUT = 768, 768, 3072  # the MLP of a ViT-B on a VOC image
-_SLACK = 8.0  # the order of sums may differ; bf16 would be off by a factor of thousands
 _VECTORS = 2  # beside as many rows as registers are left for
 _PANELS_AT_ONCE, _DEPTH = 4, 768  # 0.4 MB of weights: they stay in the second-level cache
 
@@ -99,53 +84,14 @@ class RoundedLinear:
         return self._rounded[id(weight)][1]
 
 
-def choose_linear(
-    device: torch.device, dtype: torch.dtype, precision: Precision = Precision.fp32
-) -> Linear:
-    """Return the fastest linear layer for ``device`` and ``dtype`` at a precision.
-
-    ``auto`` is bf16 where that is faster, else fp32.
-    """
-    exact: Linear = F.linear
-    on_processor = device.type == "cpu" and dtype == torch.float32
-    if on_processor:
-        exact = _measured(torch.get_num_threads())
-    if precision is Precision.fp32:
-        return exact
-    if precision is not Precision.auto:
-        return RoundedLinear(getattr(torch, precision.value))
-    rounded = RoundedLinear(torch.bfloat16)
-    if on_processor:
-        return rounded if _rounding_pays(torch.get_num_threads()) else exact
-    supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return rounded if supported else exact
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode()
-def _measured(threads: int) -> Linear:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_TOKENS, _INPUT, generator=generator)
-    weight = torch.randn(_OUTPUT, _INPUT, generator=generator)
-    exact = x[:64].double() @ weight.double().T
-    ways: tuple[Linear, Linear] = (F.linear, linear_by_convolution)
-    if threads == 1:
-        ways = (F.linear, linear_by_tiles)
-    # The first call may compile.
-    errors = [float((way(x, weight, None)[:64] - exact).abs().max()) for way in ways]
-    plain, other = best_times([partial(way, x, weight, None) for way in ways])
-    exact_enough = errors[1] <= _SLACK * errors[0]
-    return ways[1] if exact_enough and other < plain else F.linear
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode()
-def _rounding_pays(threads: int) -> bool:
-    x = torch.randn(_TOKENS, _INPUT)
-    weight = nn.Parameter(torch.randn(_OUTPUT, _INPUT), requires_grad=False)
-    ways = (_measured(threads), RoundedLinear(torch.bfloat16))
-    exact, rounded = best_times([partial(way, x, weight, None) for way in ways])
-    return rounded < exact
+def make_linear(name: str) -> Linear:
+    """Return the linear layer that ``Kernels.linear`` names."""
+    named: dict[str, Linear] = {
+        "torch": F.linear,
+        "tiles": linear_by_tiles,
+        "onednn": linear_by_convolution,
+    }
+    return named[name] if name in named else RoundedLinear(getattr(torch, name))
 
 
 @jit

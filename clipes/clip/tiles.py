@@ -7,26 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 
-import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
+from clipes.clip.kernels import processor_features
 from clipes.types import Float32Array
 
 
 @lru_cache(maxsize=1)
 def shape_of_tiles() -> tuple[int, int]:
     """Return the lanes of a vector, and the rows of two vectors whose sums fill the registers."""
-    return (16, 14) if llvm.get_host_cpu_features().get("avx512f") else (8, 6)
-
-
-def computes_alone(tensor: Tensor) -> bool:
-    """Tell whether a tensor is float32 on a processor of which PyTorch uses one thread at a time.
-
-    With more of them, compiled functions wait for PyTorch's threads, which are slow to fall asleep.
-    """
-    on_processor = tensor.device.type == "cpu" and tensor.dtype == torch.float32
-    return on_processor and torch.get_num_threads() == 1
+    return (16, 14) if processor_features().get("avx512f") else (8, 6)
 
 
 def flat(tensor: Tensor) -> Float32Array:

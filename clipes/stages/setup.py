@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipes.choices import Fusion
 from clipes.clip.backbone import Backbone
-from clipes.clip.gemm import Precision
+from clipes.clip.kernels import Precision
 from clipes.clip.load import load_visual
 from clipes.device import choose_device
 from clipes.processes import local_rank

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from clipes.artifacts import Run
 from clipes.cam_maker import CamMaker
-from clipes.clip.gemm import Precision
+from clipes.clip.kernels import Precision
 from clipes.datasets import Dataset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
 from clipes.freshness import Freshness, looks_digest
@@ -186,6 +186,7 @@ def _begin(
     facts = CamFacts(
         root=str(data.root.absolute()),
         device=str(clip.backbone.device),
+        kernels=asdict(clip.backbone.kernels),
         asked=asked_of_clip(request, vocabulary, files_of(request, weights.path)),
     )
     run.begin(STAGE, settings.to_dict(), request.command, facts.to_dict())

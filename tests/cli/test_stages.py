@@ -49,6 +49,7 @@ def test_the_stages_in_a_row(cli: Cli, photos: Path, tiny_weights: Path, tmp_pat
     assert settings["classes"] == ["cat", "cow", "dog", "person", "sofa"]
     assert len(settings["weights"]["sha256"]) == 64
     assert manifest["stages"]["cam"]["packages"]["torch"]
+    assert set(manifest["stages"]["cam"]["facts"]["kernels"]) == {"linear", "attention"}
 
     refined = cli("refine", "--workers", 2)
     assert refined.returncode == 0, refined.stderr

@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipes.clip import attention
 from clipes.clip.attention import (
     attend_by_products,
     attend_by_tiles,
-    choose_attention,
     split_heads,
 )
-from clipes.clip.attention_gradient import sum_by_products, sum_by_tiles
+from clipes.clip.attention_gradient import sum_gradients
 from tests.torch_threads import torch_threads
 
 # (tokens, heads, width of a head): less than a tile, whole tiles, a few more, CLS alone
@@ -81,7 +79,7 @@ def test_a_spoilt_image_shows():
 
 
 @pytest.mark.parametrize(("tokens", "heads", "width"), SHAPES)
-def test_gradients_are_those_of_autograd(tokens, heads, width, threads):
+def test_gradients_are_those_of_autograd(tokens, heads, width):
     given = torch.randn(3, tokens - 1, heads * width, generator=torch.Generator().manual_seed(1))
     x = projected(tokens, heads, width)[0].double().requires_grad_()
     query, key, value = split_heads(x, heads)
@@ -91,12 +89,11 @@ def test_gradients_are_those_of_autograd(tokens, heads, width, threads):
         parts = [
             part.detach().to(dtype) for part in (attention, query[:, 1:], key, value, mixed, given)
         ]
-        for way in (sum_by_products, sum_by_tiles)[: 1 if dtype == torch.float64 else 2]:
-            for one, sums in zip(given, way(*parts), strict=True):
-                side_by_side = mixed.transpose(0, 1).flatten(1)
-                (gradient,) = torch.autograd.grad(side_by_side, x, one.double(), retain_graph=True)
-                expected = gradient[1:].sum(0).to(dtype)
-                torch.testing.assert_close(sums, expected, rtol=rtol, atol=atol)
+        for one, sums in zip(given, sum_gradients(*parts), strict=True):
+            side_by_side = mixed.transpose(0, 1).flatten(1)
+            (gradient,) = torch.autograd.grad(side_by_side, x, one.double(), retain_graph=True)
+            expected = gradient[1:].sum(0).to(dtype)
+            torch.testing.assert_close(sums, expected, rtol=rtol, atol=atol)
 
 
 def test_the_number_of_threads_does_not_change_a_bit():
@@ -108,27 +105,3 @@ def test_the_number_of_threads_does_not_change_a_bit():
     for mixed, total in results[1:]:
         assert torch.equal(mixed, results[0][0])
         assert torch.equal(total, results[0][1])
-
-
-def test_tiles_are_taken_only_where_they_are_exact_and_faster(monkeypatch):
-    measure = attention._tiles_are_better.__wrapped__
-    times = [2.0, 1.0]  # products, tiles
-    monkeypatch.setattr(attention, "best_times", lambda _ways: times)
-    assert measure(1)
-    times = [1.0, 2.0]
-    assert not measure(1)
-
-    def sloppy(x, heads, total, probabilities):
-        return attend_by_products(x.bfloat16(), heads, total, probabilities).float()
-
-    times = [2.0, 1.0]
-    monkeypatch.setattr(attention, "attend_by_tiles", sloppy)
-    assert not measure(1)
-
-
-def test_other_types_devices_and_widths_keep_torchs_own():
-    plain = (attend_by_products, sum_by_products)
-    assert choose_attention(torch.device("cpu"), torch.bfloat16, 64) == plain
-    assert choose_attention(torch.device("meta"), torch.float32, 64) == plain
-    assert choose_attention(torch.device("cpu"), torch.float32, 40) == plain
-    assert choose_attention(torch.device("cpu"), torch.float32, 128) == plain
