@@ -31,9 +31,9 @@ from clipes.datasets import Dataset
 from clipes.errors import ImageError, VocabularyError
 from clipes.gradcam import class_probabilities, min_max
 from clipes.images import read_image
+from clipes.names import SAME_THING, folded
 from clipes.text_features import TextFeatures, unit_rows
 from clipes.types import Failure, Progress
-from clipes.vocabulary import SAME_THING, folded
 
 BACKGROUND = "anything else"
 """Name of the vector of everything that no map claims."""

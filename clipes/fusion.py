@@ -15,20 +15,10 @@ import torch
 from torch import Tensor
 
 from clipes.gradcam import min_max
-from clipes.text_features import unit_rows
 from clipes.types import Float32Array
 
 MakeMaps: TypeAlias = Callable[[Tensor, Tensor], Float32Array]
 """``make(text (K, E), background (B, E)) -> (K, h, w)``, each map in [0, 1]."""
-
-
-def fuse_vectors(vectors: Float32Array) -> Float32Array:
-    """Return the mean of (S, E) unit vectors, scaled to length 1: (E,). One stays as it is."""
-    if len(vectors) == 1:
-        only: Float32Array = vectors[0]
-        return only
-    fused: Float32Array = unit_rows(vectors.astype(np.float64).mean(0, keepdims=True))[0]
-    return fused
 
 
 def fused_maps(

@@ -16,8 +16,8 @@ import numpy as np
 from clipes.choices import Fusion
 from clipes.errors import VocabularyError
 from clipes.files import read_arrays, write_arrays
+from clipes.names import folded, nearest
 from clipes.types import Float32Array
-from clipes.vocabulary import folded, nearest
 
 _ADVISED = 5
 """Most names for which an error says what may be meant."""
@@ -88,7 +88,9 @@ class TextFeatures:
 
     def _lacks(self, missing: Sequence[str], names: Sequence[str]) -> VocabularyError:
         """Return the error of classes without a vector, with the names that may be meant."""
-        meant = {name: nearest(name, names, _ALIKE) for name in missing[:_ADVISED]}
+        meant = {
+            name: nearest(name, names, groups=same, alike=_ALIKE) for name in missing[:_ADVISED]
+        }
         near = [f"'{other}' for '{name}'" for name, other in meant.items() if other is not None]
         advice = "use weights with a text tower (--weights openai) or give --text-features FILE.npz"
         return VocabularyError(
@@ -104,6 +106,15 @@ def unit_rows(vectors: np.ndarray) -> Float32Array:
     wide = vectors.astype(np.float64)
     scaled: Float32Array = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
     return scaled
+
+
+def fuse_vectors(vectors: Float32Array) -> Float32Array:
+    """Return the mean of (S, E) unit vectors, scaled to length 1: (E,). One stays as it is."""
+    if len(vectors) == 1:
+        only: Float32Array = vectors[0]
+        return only
+    fused: Float32Array = unit_rows(vectors.astype(np.float64).mean(0, keepdims=True))[0]
+    return fused
 
 
 def load_text_features(path: Path) -> TextFeatures:

@@ -14,9 +14,7 @@ Templates to choose from are a text file with one on each line; ``#`` starts a c
 
 from __future__ import annotations
 
-import difflib
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -28,6 +26,7 @@ from typing import Any
 from clipes.choices import Fusion
 from clipes.config import DEFAULT_TEMPLATE
 from clipes.errors import VocabularyError
+from clipes.names import folded
 from clipes.types import MAX_CLASSES
 
 if sys.version_info >= (3, 11):
@@ -37,17 +36,6 @@ else:
 
 SHIPPED = ("voc", "coco")
 """Vocabularies that come with the package."""
-
-SAME_THING = (
-    ("aeroplane", "airplane"),
-    ("motorbike", "motorcycle"),
-    ("diningtable", "dining table"),
-    ("sofa", "couch"),
-    ("pottedplant", "potted plant"),
-    ("tvmonitor", "tv"),
-    ("person", "face", "body"),
-)
-"""Names that VOC, COCO and MSRC have for the same things, or for parts of them."""
 
 _KEYS = ("classes", "background", "template", "synonyms")
 _LARGEST_FILE = 1 << 20  # bytes; the largest sensible vocabulary is a few kilobytes
@@ -128,45 +116,6 @@ class Vocabulary:
 
 
 @lru_cache(maxsize=1 << 14)
-def folded(name: str) -> str:
-    """Return what the spellings of one name have in common.
-
-    Names that differ only in case, underscores, runs of spaces, or in how accents are composed are
-    one name: CLIP's tokenizer tells no case apart, and people write the others as it comes.
-
-    >>> folded("Dining_Table"), folded(" dining  table")
-    ('dining table', 'dining table')
-    """
-    plain = unicodedata.normalize("NFC", name.replace("_", " ").casefold())
-    return " ".join(plain.split())
-
-
-def nearest(name: str, known: Iterable[str], alike: float = 0.6) -> str | None:
-    """Return the one of the ``known`` names that ``name`` seems to mean, None if none is near.
-
-    It may be misspelt, be a plural, or be what another data set calls the same thing.
-
-    Args:
-        name: The name.
-        known: What it may mean.
-        alike: How alike letters must be, from 0 to 1: high where most other names are no mistakes.
-
-    >>> nearest("Cats", ["car", "cat"]), nearest("TV", ["car", "tvmonitor"]), nearest("x", ["cat"])
-    ('cat', 'tvmonitor', None)
-    """
-    meant = {folded(other): other for other in known}
-    for group in (*SAME_THING, *_shipped_synonyms()):
-        words = [folded(word) for word in group]
-        found = next((meant[word] for word in words if word in meant), None)
-        if found is not None:
-            meant = dict.fromkeys(words, found) | meant
-    wanted = folded(name[:60])
-    forms = (wanted, wanted.removesuffix("s"), wanted.removesuffix("es"))
-    same = [form for form in forms if form in meant]
-    near = same or difflib.get_close_matches(wanted, meant, n=1, cutoff=alike)
-    return meant[near[0]] if near else None
-
-
 def fill(template: str, phrase: str) -> str:
     """Put a phrase into a template.
 
@@ -288,7 +237,7 @@ def _words(value: Any, key: str) -> tuple[str, ...]:  # noqa: ANN401  (TOML give
 
 
 @cache
-def _shipped_synonyms() -> tuple[tuple[str, ...], ...]:
+def shipped_synonyms() -> tuple[tuple[str, ...], ...]:
     """Return each class of the shipped vocabularies that has synonyms, with these."""
     shipped = [load_vocabulary(name).synonyms for name in SHIPPED]
     return tuple((name, *words) for synonyms in shipped for name, words in synonyms.items())

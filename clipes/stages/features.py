@@ -17,9 +17,9 @@ from clipes.choices import Fusion
 from clipes.clip.load import has_text, load_text
 from clipes.clip.text import encode_prompts
 from clipes.errors import VocabularyError
-from clipes.fusion import fuse_vectors
 from clipes.text_features import (
     TextFeatures,
+    fuse_vectors,
     load_text_features,
     save_text_features,
     stand_in,

@@ -18,11 +18,11 @@ from clipes.choices import Fusion
 from clipes.clip.backbone import Backbone, Encoding
 from clipes.config import CamParams, PatchParams
 from clipes.errors import VocabularyError
-from clipes.fusion import fuse_vectors, fused_maps
+from clipes.fusion import fused_maps
 from clipes.gradcam import softmax_gradcam
 from clipes.stages.features import from_given, text_features
 from clipes.stages.setup import OpenedWeights, open_weights
-from clipes.text_features import TextFeatures, unit_rows
+from clipes.text_features import TextFeatures, fuse_vectors, unit_rows
 from clipes.vocabulary import Vocabulary
 from tests.unit.clip_support import no_progress, quiet
 

@@ -20,7 +20,7 @@ LAYERS = (
     | {"fusion", "looks", "patch_maps", "prompts_check", "sharpness", "tagging", "device"},
     {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"}
     | {"record", "origin", "freshness", "mask_values"},
-    {"claim", "files", "records", "config", "types", "errors", "listener", "choices"}
+    {"claim", "files", "records", "config", "types", "errors", "listener", "choices", "names"}
     | {"processes"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
