@@ -88,9 +88,9 @@ class TextFeatures:
 
     def _lacks(self, missing: Sequence[str], names: Sequence[str]) -> VocabularyError:
         """Return the error of classes without a vector, with the names that may be meant."""
-        meant = {
-            name: nearest(name, names, groups=same, alike=_ALIKE) for name in missing[:_ADVISED]
-        }
+        same = (*SAME_THING, *shipped_synonyms())
+        told = missing[:_ADVISED]
+        meant = {name: nearest(name, names, groups=same, alike=_ALIKE) for name in told}
         near = [f"'{other}' for '{name}'" for name, other in meant.items() if other is not None]
         advice = "use weights with a text tower (--weights openai) or give --text-features FILE.npz"
         return VocabularyError(
