@@ -17,15 +17,15 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor
 
-from clipes.affinity import refine
 from clipes.bench import literal
-from clipes.clip.backbone import Backbone
-from clipes.clip.gemm import linear_by_convolution, linear_by_tiles
-from clipes.clip.kernels import Precision
 from clipes.config import CamParams, PatchParams
 from clipes.device import keep_freed_memory
-from clipes.gradcam import softmax_gradcam
-from clipes.patch_maps import compare, patch_features
+from clipes.kernels.choose import Precision
+from clipes.kernels.linear import linear_by_convolution, linear_by_tiles
+from clipes.maps.affinity import refine
+from clipes.maps.gradcam import softmax_gradcam
+from clipes.maps.patches import compare, patch_features
+from clipes.towers.clip import Backbone
 from clipes.types import Progress, UInt8Array
 
 CLASSES = (1, 2, 4, 8)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipes.clip.attention import (
+from clipes.kernels.attention import (
     attend_by_products,
     attend_by_tiles,
     split_heads,
 )
-from clipes.clip.attention_gradient import sum_gradients
+from clipes.maps.attention_gradient import sum_gradients
 from tests.torch_threads import torch_threads
 
 # (tokens, heads, width of a head): less than a tile, whole tiles, a few more, CLS alone

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from clipes.cli import app
-from clipes.export import FORMATS
+from clipes.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

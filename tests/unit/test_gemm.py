@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from clipes.clip import gemm
+from clipes.kernels import linear as gemm
 
 # Less than a tile, a tile and a rest that has no full vector or one; several stretches of inputs.
 SHAPES = [(1, 48), (7, 48), (2, 15, 48), (3, 2, 5, 48), (31, 800)]

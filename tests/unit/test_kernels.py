@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipes.clip.backbone import Backbone
-from clipes.clip.kernels import Kernels, Precision, choose_kernels, processor_features
-from clipes.clip.load import load_visual
+from clipes.kernels.choose import Kernels, Precision, choose_kernels, processor_features
+from clipes.towers.clip import Backbone
+from clipes.towers.load import load_visual
 from clipes.weights import read_state_dict
 from tests.torch_threads import torch_threads
 
