@@ -72,7 +72,7 @@ def test_shipped_templates_are_clips_and_the_papers() -> None:
 
 @pytest.mark.parametrize("name", ["voc.toml", "coco.toml", "templates.txt"])
 def test_shipped_files_say_where_they_come_from(name: str) -> None:
-    first = (PACKAGE / "prompts" / name).read_text("utf-8").split("\n\n")[0]
+    first = (PACKAGE.parent / "prompts" / name).read_text("utf-8").split("\n\n")[0]
     comment = " ".join(line[1:] for line in first.splitlines() if line.startswith("#"))
     assert "arXiv:2212.09506" in comment
 
@@ -207,7 +207,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 
 
 def test_shipped_names_are_those_of_the_files() -> None:
-    assert sorted(SHIPPED) == sorted(path.stem for path in (PACKAGE / "prompts").glob("*.toml"))
+    assert sorted(SHIPPED) == sorted(path.stem for path in (PACKAGE.parent / "prompts").glob("*.toml"))
 
 
 def test_other_classes_keep_their_synonyms_and_stop_competing_in_any_spelling() -> None:
