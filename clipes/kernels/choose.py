@@ -13,6 +13,8 @@ from functools import lru_cache
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import torch
 
+from clipes.kernels.linear import has_onednn
+
 _TILED_HEADS = (16, 32, 48, 64)  # widths that are whole vectors, and whose rows fit the registers
 
 
@@ -30,7 +32,7 @@ class Kernels:
     """Names of the code that a tower computes with.
 
     Attributes:
-        linear: ``torch``, ``tiles``, ``onednn``, or the type that factors are rounded to.
+        linear: ``torch``, ``onednn``, or the type that factors are rounded to.
         attention: ``torch`` or ``tiles``.
     """
 
@@ -49,14 +51,13 @@ def choose_kernels(
     dtype: torch.dtype,
     head_width: int,
     precision: Precision,
-    threads: int,
     features: dict[str, bool],
 ) -> Kernels:
     """Return what to compute with; times are CPU seconds of a ViT-B/16 up to its last attention.
 
     Measured on an AMD EPYC (Zen 5) with AVX-512, and on the same one held to AVX2: torch's own
-    product (MKL) takes 1.9 and 1.1 times as long as oneDNN's, torch's attention makes the whole
-    take 1.24 and 1.07 times as long as tiles. Elsewhere, as on ARM, nothing was measured, and
+    product (MKL) makes it take 1.9 and 1.1 times as long as oneDNN's, torch's attention 1.24 and
+    1.07 times as long as tiles. Elsewhere, as on ARM, nothing was measured, and
     everything is torch's own. bf16 is faster only where the processor multiplies it (0.7 times
     the time of fp32, else 2.2 to 4.6 times).
 
@@ -65,14 +66,11 @@ def choose_kernels(
         dtype: Of its weights.
         head_width: Channels of an attention head.
         precision: What was asked for; ``auto`` is bf16 where that is faster, else fp32.
-        threads: How many torch may use for one image.
         features: See ``processor_features``.
     """
     on_processor = device.type == "cpu" and dtype == torch.float32
     compiled = on_processor and bool(features.get("avx2"))
-    linear = "torch"
-    if compiled and torch.backends.mkldnn.is_available():
-        linear = "tiles" if threads == 1 else "onednn"
+    linear = "onednn" if compiled and has_onednn() else "torch"
     if precision is Precision.auto:
         multiplies_bf16 = features.get("avx512bf16") or features.get("amx-bf16")
         if device.type == "cuda":

@@ -16,9 +16,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clipes.kernels.linear import Linear
+
 
 def sum_gradients(
-    attention: Tensor, query: Tensor, key: Tensor, value: Tensor, mixed: Tensor, given: Tensor
+    attention: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixed: Tensor,
+    given: Tensor,
+    linear: Linear,
 ) -> Tensor:
     """Return the sums at query, key and value, side by side: (K, 3D).
 
@@ -29,13 +37,15 @@ def sum_gradients(
         value: (H, T, d), V.
         mixed: (H, N, d), the attention times ``value``.
         given: (K, N, D) gradients at ``mixed``, G, heads side by side.
+        linear: What multiplies matrices.
     """
     scale = value.shape[-1] ** -0.5
     by_head = given.unflatten(-1, (len(value), -1)).permute(2, 1, 0, 3)  # (H, N, K, d)
     along = (by_head * mixed[:, :, None]).sum(-1, keepdim=True)  # c, (H, N, K, 1)
     # One product with the attention for all classes, and for c beside G.
     both = torch.cat([by_head, along], -1).flatten(2)
-    received = (attention.transpose(-1, -2) @ both).unflatten(-1, (len(given), -1))
+    products = [linear(p.T, one.T, None) for p, one in zip(attention, both, strict=True)]
+    received = torch.stack(products).unflatten(-1, (len(given), -1))
     g, c = received[..., :-1], received[..., -1]  # P^T G (H, T, K, d), P^T c (H, T, K)
     columns = (g * value[:, :, None]).sum(-1) - c
     at_cls = attention[:, :, :1] * (by_head @ value[:, None, 0, :, None] - along)[..., 0]

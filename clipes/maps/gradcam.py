@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from open_clip.transformer import ResidualAttentionBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipes.maps.attention_gradient import sum_gradients
 from clipes.towers.clip import Backbone, Encoding, LastBlock
@@ -112,12 +112,16 @@ class _Folded:
 
     Attributes:
         to_mixed: (D, 4D), the way from the MLP's hidden units to the attention: (W1 g O)^T.
+        to_hidden: (4D, D), W2^T.
+        past: (D, D), O^T.
         mean: (4D,), the mean over channels of W1 g.
         offset: (4D,), W1 b + bias: what the hidden units hold when ``ln_2``'s unit output is zero.
         ones: (D,), channel sums of O.
     """
 
-    to_mixed: Tensor
+    to_mixed: nn.Parameter
+    to_hidden: nn.Parameter
+    past: nn.Parameter
     mean: Tensor
     offset: Tensor
     ones: Tensor
@@ -126,10 +130,16 @@ class _Folded:
 @lru_cache(maxsize=2)
 @torch.inference_mode()
 def _folded(block: ResidualAttentionBlock) -> _Folded:
+    def kept(weight: Tensor) -> nn.Parameter:
+        # Linear layers pack parameters once, and other tensors each time.
+        return nn.Parameter(weight.contiguous(), requires_grad=False)
+
     hidden, norm, out = block.mlp.c_fc, block.ln_2, block.attn.out_proj.weight
     scaled = hidden.weight * norm.weight
     return _Folded(
-        to_mixed=(scaled @ out).T.contiguous(),
+        to_mixed=kept((scaled @ out).T),
+        to_hidden=kept(block.mlp.c_proj.weight.T),
+        past=kept(out.T),
         mean=scaled.mean(1),
         offset=hidden.weight @ norm.bias + hidden.bias,
         ones=out.sum(0),
@@ -155,13 +165,13 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
     along = last.ln_post.unit @ at_norm.T / width  # (N, K)
 
     # What the classes share. Reciprocal deviations of both norms go with the slope.
-    direct, common = centred @ second, linear(last.ln_post.unit, second.T, None)
+    direct, common = centred @ second, linear(last.ln_post.unit, folded.to_hidden, None)
     slope = last.slope * (last.ln_post.inverse_std * last.ln_2.inverse_std)
     from_unit = last.hidden - folded.offset  # W1 g applied to ln_2's unit output
-    unit_out = linear(last.ln_2.unit, out.T, None) / width
+    unit_out = linear(last.ln_2.unit, folded.past, None) / width
     past, common_past = (
         centred @ out,
-        linear(last.ln_post.unit * last.ln_post.inverse_std, out.T, None),
+        linear(last.ln_post.unit * last.ln_post.inverse_std, folded.past, None),
     )
 
     at_mixed = last.activations.new_empty(len(pooled), patches, width)
@@ -174,6 +184,7 @@ def _through_last_block(backbone: Backbone, last: LastBlock, pooled: Tensor) -> 
         at_mixed[k].addcmul_(along[:, k, None], common_past, value=-1)
         at_mixed[k].addr_(along_mean, folded.ones, alpha=-1)
         at_mixed[k].addr_(last.ln_post.inverse_std[:, 0], past[k])
-    sums = sum_gradients(last.attention, last.query, last.key, last.value, last.mixed, at_mixed)
+    parts = (last.attention, last.query, last.key, last.value, last.mixed)
+    sums = sum_gradients(*parts, at_mixed, backbone.exact)
     weights: Tensor = sums @ block.attn.in_proj_weight / patches
     return weights

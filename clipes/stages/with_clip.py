@@ -53,7 +53,6 @@ def make_maps(
         listener: Who is told how it goes.
     """
     place = choose_device(request.clip.device, local_rank())
-    # Before CLIP is loaded, which chooses its kernels by the number of threads.
     workers, batch = share_processor(place, resources.workers), batch_size(place, resources.batch)
     clip = _load(request, vocabulary, listener)
     unusable: Sequence[Failure] = data.failures

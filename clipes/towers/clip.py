@@ -142,7 +142,10 @@ class Backbone:
         precision: Of the linear layers' factors.
 
     Attributes:
-        kernels: What it computes with, as decided by the number of threads that torch may use now.
+        kernels: What it computes with.
+        linear: Linear layers at the precision asked for.
+        exact: Linear layers in the tower's own type.
+        attend: Attention.
 
     Raises:
         WeightsError: The tower has parts the gradient is not derived for.
@@ -173,12 +176,11 @@ class Backbone:
             self.device,
             visual.proj.dtype,
             len(visual.proj) // self._heads,
-            threads=torch.get_num_threads(),
             features=processor_features(),
         )
         self.kernels = choose(precision)
         self.linear = make_linear(self.kernels.linear)
-        self._exact = make_linear(choose(Precision.fp32).linear)
+        self.exact = make_linear(choose(Precision.fp32).linear)
         self.attend = make_attention(self.kernels.attention)
 
     @property
@@ -271,7 +273,7 @@ class Backbone:
         kernel = visual.conv1.weight
         pixels = images.unflatten(3, (w, side)).unflatten(2, (h, side)).permute(0, 2, 4, 1, 3, 5)
         # As a product, because PyTorch lets convolutions on GPUs round to TF32.
-        patches = self._exact(
+        patches = self.exact(
             pixels.reshape(len(images), h * w, -1).to(kernel.dtype), kernel.flatten(1), None
         )
         cls = visual.class_embedding.expand(len(patches), 1, -1)

@@ -207,7 +207,9 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 
 
 def test_shipped_names_are_those_of_the_files() -> None:
-    assert sorted(SHIPPED) == sorted(path.stem for path in (PACKAGE.parent / "prompts").glob("*.toml"))
+    assert sorted(SHIPPED) == sorted(
+        path.stem for path in (PACKAGE.parent / "prompts").glob("*.toml")
+    )
 
 
 def test_other_classes_keep_their_synonyms_and_stop_competing_in_any_spelling() -> None:
