@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from clipes.cli import app
 from clipes.datasets import COCO_CLASSES
-from clipes.disk.images import write_mask
+from clipes.disk.images import read_mask, write_mask
 from clipes.weights import cache, read_state_dict
 from clipes.weights.resolve import _recipe
 
@@ -126,6 +127,17 @@ def test_the_commands_of_a_page_run(page, place):
         listed = [*SETUP, *listed]
     for command in listed:
         run(command)
+
+
+def test_the_python_of_the_readme_runs(place):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    block = re.search(r"^    import clipes\n(?:    .*\n|\n)+", readme, re.MULTILINE)
+    picture(place / "photo.jpg", 1)
+    names = {}
+    exec(textwrap.dedent(block.group()), names)
+    assert names["pseudo"].mask.shape == (80, 64)
+    assert read_mask(place / "mask.png").shape == (80, 64)
+    assert len(list((place / "runs" / "mine" / "pseudo").glob("*.png"))) == 3
 
 
 SETUP = [

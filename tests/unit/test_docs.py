@@ -13,6 +13,7 @@ from clipes.cli import app
 from clipes.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
+PAPERS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text("utf-8")
 FORMATS_PAGE = (ROOT / "docs" / "formats.md").read_text("utf-8")
 PAGES = "".join(path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
@@ -66,6 +67,27 @@ def test_every_command_is_documented_with_an_example() -> None:
             assert "Example: clipes" in (sub.help or ""), sub.name
 
 
-def test_files_the_readme_names_exist() -> None:
-    for name in re.findall(r"`((?:clipes|tests|benchmarks|examples)/[\w./-]+)`", README):
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
+def test_files_that_are_named_exist(paper: Path) -> None:
+    named = r"`((?:clipes|tests|benchmarks|examples|docs)/[\w./-]+)`"
+    for name in re.findall(named, paper.read_text("utf-8")):
         assert (ROOT / name).exists(), name
+
+
+def headings(paper: Path) -> set[str]:
+    """Return the anchors of a page, as GitHub and the site make them."""
+    titles = re.findall(r"^#+ (.*)", paper.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
+def test_links_lead_somewhere(paper: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", paper.read_text("utf-8"))
+    for file, anchor in links:
+        target = paper.parent / file if file else paper
+        assert target.is_file(), file
+        assert not anchor or anchor in headings(target), f"{file}#{anchor}"
+
+
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    assert len(README.encode()) <= 6000
