@@ -53,6 +53,15 @@ _OTHER_FOLDER = "use the same settings, another folder (--out), or delete this o
 _OTHER_SETTINGS = {  # of stages that write into the folder of another
     "refine": "use the same settings, or make the maps again in another folder ('clipes cam --out')"
 }
+_CLASSES = (
+    "where no list says which classes there are, they are the names that occur: write all of them "
+    "into classes.txt, one a line and in this order, or use another folder (--out)"
+)
+_DIGESTS = ("sha256",)
+_MEANING = {
+    "weights.sha256": ": the weights are not the same file",
+    "text.sha256": ": other words or vectors (--prompts, --template, --text-features)",
+}
 _PACKAGES = ("clipes", "torch", "open_clip_torch", "numpy", "opencv-python-headless", "pillow")
 _LARGEST_MANIFEST = 1 << 24  # bytes
 _LARGEST_MAPS = 1 << 30  # bytes; 254 classes at 4096 patches in float32 are 4 MB
@@ -286,8 +295,12 @@ class Run:
         if self.exists():
             section = self.manifest()["stages"].get(stage) or {}
             if "settings" in section:
-                before, now = section["settings"], _plain(settings)
-                check_same(self.root, stage, _compared(before), _compared(now))
+                before, now = _compared(section["settings"]), _compared(_plain(settings))
+                # The same weights under another name are the same.
+                old, new = before.get("weights"), now.get("weights")
+                if old and new and old.get("sha256") == new.get("sha256"):
+                    before["weights"] = new
+                check_same(self.root, stage, before, now)
 
     def begin(
         self,
@@ -377,15 +390,16 @@ def check_same(
     Raises:
         RunConflictError: They differ.
     """
-    for key in sorted({*before, *now}):
+    # What has a name is named: digests come last.
+    for key in sorted({*before, *now}, key=lambda key: (key in _DIGESTS, key != "name", key)):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             check_same(root, stage, old, new, f"{prefix}{key}.")
         elif old != new:
             raise RunConflictError(
                 f"{root} was made by '{stage}' with {prefix}{key} = {_short(old)}, "
-                f"not {_short(new)}",
-                _OTHER_SETTINGS.get(stage, _OTHER_FOLDER),
+                f"not {_short(new)}{_MEANING.get(prefix + key, '')}",
+                _CLASSES if key == "classes" else _OTHER_SETTINGS.get(stage, _OTHER_FOLDER),
             )
 
 
@@ -401,8 +415,10 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     The path of a label file need not: what counts is each image's labels, which every file that is
     made of them remembers.
     """
-    labels = settings.get("labels")
-    return {**settings, **({"labels": None} if labels not in (None, AUTO_LABELS) else {})}
+    compared = dict(settings)
+    if compared.get("labels") not in (None, AUTO_LABELS):
+        compared["labels"] = None
+    return compared
 
 
 def _short(value: object) -> str:

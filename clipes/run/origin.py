@@ -27,8 +27,6 @@ from clipes.types import UInt8Array
 
 _COARSE = 2_000_000_000  # ns; some file systems know times to two seconds only
 
-_MAPS_SETTINGS = ("precision", "weights", "text")
-
 
 def digest(value: object) -> str:
     """Return the sha256 of plain data.
@@ -44,9 +42,19 @@ def maps_settings(settings: Mapping[str, Any]) -> str:
 
     Where images come from does not, nor what the dense CRF is told.
     """
-    preset = settings.get("preset")
-    cam = preset.get("cam") if isinstance(preset, Mapping) else None
-    return digest({"cam": cam, **{name: settings.get(name) for name in _MAPS_SETTINGS}})
+
+    def part(name: str, key: str) -> object:
+        section = settings.get(name)
+        return section.get(key) if isinstance(section, Mapping) else None
+
+    return digest(
+        {
+            "cam": part("preset", "cam"),
+            "precision": settings.get("precision"),
+            "weights": part("weights", "sha256"),
+            "text": part("text", "sha256"),
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,9 @@ def _nothing_to_do(
     told = record.settings  # what CLIP's weights and words tell is the same
     wanted = replace(known_settings(request, data), weights=told.weights, text=told.text)
     run.check_settings(STAGE, wanted.to_dict())
+    if request.data.automatic:
+        tagged = run.stage("tag").get("settings") or {}
+        run.check_settings("tag", {**tagged, "tags": asdict(request.data.tags)})
     patches = request.preset.cam.patches
     learns = patches is not None and bool(patches.statistics_images)
     if learns and not request.keep_looks and not looks_are_current(run, data.samples):

@@ -102,7 +102,7 @@ def predict(
         WriteError: A mask cannot be written; the rest is not tried.
     """
     paths = {id_: out / f"{id_}.png" for id_ in images}
-    todo = [id_ for id_ in images if not _is_done(paths[id_], images[id_], made_with)]
+    todo = [id_ for id_ in images if not is_done(paths[id_], images[id_], made_with)]
     failures = []
     large = 0
     progress(0, len(todo))
@@ -123,8 +123,14 @@ def predict(
     return Summary(len(todo) - len(failures), len(images) - len(todo), tuple(failures), remarks)
 
 
-def _is_done(path: Path, image: Path, made_with: str | None) -> bool:
-    """Tell whether a mask is there and is the one that would be made now."""
+def is_done(path: Path, image: Path, made_with: str | None) -> bool:
+    """Tell whether a mask is there and is the one that would be made now.
+
+    Args:
+        path: The mask.
+        image: Its picture.
+        made_with: As for ``predict``.
+    """
     if made_with is None or not path.exists():
         return False
     try:

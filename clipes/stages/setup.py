@@ -7,18 +7,21 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import open_clip
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from clipes.choices import Fusion
 from clipes.device import choose_device
+from clipes.errors import WeightsError
 from clipes.kernels.choose import Precision
 from clipes.processes import local_rank
 from clipes.towers.clip import Backbone
 from clipes.towers.load import load_visual
 from clipes.types import Progress
 from clipes.weights import Weights, cache_dir, read_state_dict, resolve
+from clipes.weights.resolve import DEFAULT_MODEL
 from clipes.words.encode import text_features as resolve_text
 from clipes.words.features import TextFeatures
 from clipes.words.templates import choose_templates
@@ -90,7 +93,24 @@ def open_weights(
     place = choose_device(device, local_rank())
     with progress("weights", show_count=False) as bar:
         weights = resolve(source, model, say=say, progress=bar)
-    return OpenedWeights(weights, read_state_dict(weights.path), place)
+    state = read_state_dict(weights.path)
+    _check_model(weights, state)
+    return OpenedWeights(weights, state, place)
+
+
+def _check_model(weights: Weights, state: Mapping[str, Tensor]) -> None:
+    """Refuse a model that was named for a file that holds another one."""
+    if weights.model == DEFAULT_MODEL:  # nobody had to name it
+        return
+    vision = open_clip.get_model_config(weights.model)["vision_cfg"]
+    named = vision["width"], vision["patch_size"]
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    if named != (width, patch):
+        raise WeightsError(
+            f"{weights.path} is no {weights.model}: its image tower has width {width} and patches "
+            f"of {patch} pixels, not {named[0]} and {named[1]}",
+            "leave --model out, or give the weights of that model",
+        )
 
 
 def load_clip(

@@ -88,19 +88,17 @@ def tag(
             f"there is no {path} yet, and shards cannot share the work",
             "run 'clipes tag' with the same options first",
         )
-    run.begin(
-        "tag",
-        settings={
-            "dataset": data.name,
-            "split": split,
-            "classes": data.classes,
-            "weights": {"name": clip.weights.name, "sha256": clip.weights.sha256},
-            "text": {"sha256": fingerprint(clip.text), "note": clip.text.note},
-            "tags": asdict(params),
-        },
-        command=command,
-        facts={"root": str(data.root.absolute())},
-    )
+    settings = {
+        "dataset": data.name,
+        "split": split,
+        "classes": data.classes,
+        "weights": {"name": clip.weights.name, "sha256": clip.weights.sha256},
+        "text": {"sha256": fingerprint(clip.text), "note": clip.text.note},
+        "tags": asdict(params),
+    }
+    run.check_settings("tag", settings)
+    if not path.exists() or untagged(data.samples, path):  # a finished run may be read-only
+        run.begin("tag", settings, command, {"root": str(data.root.absolute())})
     if only_look:
         missed = [Failure(s.id, f"no tags in {path}") for s in untagged(data.samples, path)]
         summary = Summary(0, len(data.samples) - len(missed), tuple(missed))

@@ -36,13 +36,13 @@ from clipes.seg.parallel import Processes
 from clipes.seg.predict import Predictor, TestSettings
 from clipes.seg.train import Step, Trainer, TrainingError, TrainOptions, part_size
 from clipes.seg.weights import load_backbone
-from clipes.stages.predict import predict
+from clipes.stages.predict import is_done, predict
 from clipes.types import Progress
 
 STAGE = "train-seg"
 
-_LEAST_USED = 0.001
-"""Share of the labelled pixels; with less, the result is that of an untrained network."""
+_LEAST_USED, _LEAST_OF_ALL = 0.05, 0.001
+"""Shares of the labelled pixels, and of all; with less, the result is an untrained network's."""
 
 _NAMES_SHOWN = 5
 
@@ -166,6 +166,9 @@ def train_segmenter(
         _check_same_training(sources.out, job.settings, job.learnt_from)
     if fresh or not job.final.exists():
         _check_examples(job.pairs, job.classes, options, listener)
+    if not fresh and job.final.exists() and not _unpredicted(job):
+        listener.say(f"trained before: {job.final}")
+        return Summary(0, len(job.val.samples), ())  # a finished run may be read-only
     torch.manual_seed(options.seed)
     spec = ModelSpec(preset.arch, preset.backbone, preset.output_stride, job.classes)
     model = Segmenter(spec).to(processes.device)
@@ -260,6 +263,21 @@ def _fit(job: _Job, model: Segmenter, latest: Checkpoint | None, *, freeze: bool
     _train(trainer, stream, job.sources.out, job.listener, log=job.processes.first)
 
 
+def _made_with(job: _Job) -> str:
+    """Return the digest of the segmenter, and of how it is asked."""
+    preset = job.preset
+    return digest([sha256_of(job.final), preset.test_scales, preset.flip, preset.crf])
+
+
+def _unpredicted(job: _Job) -> bool:
+    """Tell whether an image to predict has no prediction of the finished segmenter."""
+    folder, made_with = job.sources.out.root / "predictions", _made_with(job)
+    return any(
+        not is_done(folder / f"{sample.id}.png", sample.image, made_with)
+        for sample in job.val.samples
+    )
+
+
 def _predict(job: _Job, model: Segmenter) -> Summary:
     """Predict this process' share of the validation images; return how all shares went."""
     preset, processes, listener = job.preset, job.processes, job.listener
@@ -271,7 +289,7 @@ def _predict(job: _Job, model: Segmenter) -> Summary:
             predictor,
             job.sources.out.root / "predictions",
             crf=CrfParams() if preset.crf else None,
-            made_with=digest([sha256_of(job.final), preset.test_scales, preset.flip, preset.crf]),
+            made_with=_made_with(job),
             progress=progress,
             report=listener.report,
         )
@@ -403,7 +421,7 @@ def check_enough(
             RULE,
         )
     used = int(tally.used.sum())
-    if used <= _LEAST_USED * tally.labelled:
+    if used <= _LEAST_USED * tally.labelled or used <= _LEAST_OF_ALL * tally.pixels:
         sure = "" if threshold is None else f" with a confidence of {threshold:g} or more"
         raise TrainingError(
             f"next to nothing to learn from: {100 * used / tally.labelled:.2g} % of the labelled "

@@ -172,6 +172,45 @@ def test_other_weights_or_words_are_refused_by_name(finished: Run, start: Starte
     assert "was made by 'cam' with text.sha256 =" in done.stderr
 
 
+def test_what_is_refused_is_named_in_words(finished: Run, start: Starter) -> None:
+    root = finished.root.parent
+    (root / "clip.safetensors").rename(root / "same.safetensors")
+    same = [part.replace("clip.saf", "same.saf") for part in cam("run")]
+    assert "0 made, 4 there before" in start(*same, *FAST).stderr
+    assert 'preset.name = "fast", not "default"' in start(*same).stderr
+    other = start(*same, *FAST, "--model", "ViT-L-14")
+    assert other.returncode == 1
+    assert "same.safetensors is no ViT-L-14: its image tower has width 64" in other.stderr
+    arrays = dict(np.load(root / "text.npz"))
+    np.savez(root / "text.npz", **{**arrays, "features": arrays["features"][:, ::-1]})
+    assert "other words or vectors (--prompts, --template" in start(*same, *FAST).stderr
+
+
+def test_classes_that_changed_with_the_labels_are_explained(start: Starter, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "classes.txt").unlink()
+    assert start(*cam("run"), *FAST).returncode == 0
+    table = tmp_path / "photos" / "labels.csv"
+    table.write_text(table.read_text().replace("p000.jpg,cat", "p000.jpg,sofa"))
+    changed = start(*cam("run"), *FAST)
+    assert changed.returncode == 1
+    assert "write all of them into classes.txt" in changed.stderr
+    (tmp_path / "photos" / "classes.txt").write_text("cat\ndog\nsofa\n")
+    assert "maps: 1 made, 2 there before" in start(*cam("run"), *FAST).stderr
+
+
+def test_other_settings_of_tags_are_refused_on_a_finished_run(
+    start: Starter, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 2)
+    command = [*cam("run"), *FAST, "--labels", "auto", "--tag-threshold"]
+    assert start(*command, "0.0").returncode == 0
+    assert "0 made, 2 there before" in start(*command, "0.0").stderr
+    other = start(*command, "0.5")
+    assert other.returncode == 1
+    assert "tags.threshold = 0.0, not 0.5" in other.stderr
+
+
 def test_a_data_set_that_moved_is_told_once(finished: Run, start: Starter) -> None:
     root = finished.root.parent
     (root / "photos").rename(root / "moved")
@@ -232,9 +271,11 @@ def test_a_training_on_masks_that_changed_is_refused(
     assert cli(*command).returncode == 0
     predicted = finished.root / "predictions" / "p000.png"
     before = predicted.stat().st_mtime_ns
+    record = (finished.root / "run.json").read_bytes()
     again = cli(*command)
     assert "trained before" in again.stderr
     assert "0 made, 4 there before" in again.stderr
+    assert (finished.root / "run.json").read_bytes() == record
     photos = tmp_path / "photos" / "images"
     shutil.copy(photos / "p001.jpg", photos / "p000.jpg")
     changed = cli(*command)
