@@ -151,7 +151,7 @@ def _attend(
                 _scale(query, row * depth, projected, at, depth, scale, lanes)
             for column in range(0, padded, panel):
                 multiply_tile(
-                    query, 0, depth, 1, key, column * depth, panel, depth,
+                    query, 0, depth, key, column * depth, panel, depth,
                     scores, column, padded, tile_rows, score_vectors, lanes,
                 )  # fmt: skip
             for row in range(count):
@@ -164,7 +164,7 @@ def _attend(
                     _scale(probabilities, at, scores, row * padded, tokens, factor, lanes)
             for column in range(0, depth, part):
                 multiply_tile(
-                    scores, 0, padded, 1, value, column, depth, tokens,
+                    scores, 0, padded, value, column, depth, tokens,
                     result, column, depth, tile_rows, mix_vectors, lanes,
                 )  # fmt: skip
             for row in range(count):
