@@ -5,6 +5,10 @@ The method wants the attention maps of the last blocks averaged over heads. Buil
 On processors they are made here a few rows at a time, and while those are at hand they are
 normalised, multiplied by the values and added to the sum over heads. Shapes as in
 ``clipes.clip.backbone``.
+
+What it is worth (``clipes bench --without attention``): the preset ``default`` takes 1.24 times as
+long with torch's own operations on an AMD EPYC (Zen 5) with AVX-512; held to AVX2, the tower alone
+takes 1.07 times as long. Compiled code that is worth less than 1.05 goes.
 """
 
 from __future__ import annotations
