@@ -5,6 +5,10 @@ The method wants the attention maps of the last blocks averaged over heads. Buil
 On processors they are made here a few rows at a time, and while those are at hand they are
 normalised, multiplied by the values and added to the sum over heads. Shapes as in
 ``clipes.towers.clip``.
+
+What it is worth (``clipes bench --without attention``): the preset ``default`` takes 1.24 times as
+long with torch's own operations on an AMD EPYC (Zen 5) with AVX-512; held to AVX2, the tower alone
+takes 1.07 times as long. Compiled code that is worth less than 1.05 goes.
 """
 
 from __future__ import annotations
@@ -151,7 +155,7 @@ def _attend(
                 _scale(query, row * depth, projected, at, depth, scale, lanes)
             for column in range(0, padded, panel):
                 multiply_tile(
-                    query, 0, depth, 1, key, column * depth, panel, depth,
+                    query, 0, depth, key, column * depth, panel, depth,
                     scores, column, padded, tile_rows, score_vectors, lanes,
                 )  # fmt: skip
             for row in range(count):
@@ -164,7 +168,7 @@ def _attend(
                     _scale(probabilities, at, scores, row * padded, tokens, factor, lanes)
             for column in range(0, depth, part):
                 multiply_tile(
-                    scores, 0, padded, 1, value, column, depth, tokens,
+                    scores, 0, padded, value, column, depth, tokens,
                     result, column, depth, tile_rows, mix_vectors, lanes,
                 )  # fmt: skip
             for row in range(count):

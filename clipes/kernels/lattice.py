@@ -6,6 +6,11 @@ are blurred along each axis, and the points read the result back (slice).
 
 Single precision and the order of all operations are those of Kraehenbuehl and Koltun's dense CRF,
 so that results differ from theirs by rounding only.
+
+What it is worth (``clipes bench --without lattice``, where their code, pydensecrf2, takes its
+place): on an AMD EPYC (Zen 5) the CRF of three labels takes 0.067 s instead of 0.367 s, which makes
+0.8 s of the preset ``default`` 1.1 s: 1.37 times as long. Compiled code that is worth less than
+1.05 goes.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ _Operation: TypeAlias = Callable[..., Any]
 
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
+_ALIGNMENT = 4  # bytes: arrays may be cut anywhere
 
 
 def jit(function: _Function) -> _Function:
@@ -98,10 +99,30 @@ def _splat(builder: _Untyped, value: ir.Value, kind: ir.VectorType) -> ir.Value:
 # --- memory
 
 
+# llvmlite's pointers know what they point to only for compatibility, which can be switched off by
+# LLVMLITE_ENABLE_IR_LAYER_TYPED_POINTERS=0 and will go: every load and address names its type.
+
+
 def _address(
     context: _Untyped, builder: _Untyped, kind: _Untyped, array: _Untyped, index: ir.Value
 ) -> ir.Value:
-    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+    return _at(builder, context.make_array(kind)(context, builder, array).data, index)
+
+
+def _at(builder: _Untyped, base: ir.Value, index: ir.Value) -> ir.Value:
+    return builder.gep(base, [index], source_etype=_FLOAT)
+
+
+def _load(builder: _Untyped, address: ir.Value, kind: ir.Type) -> ir.Value:
+    return builder.load(_to(builder, address, kind), typ=kind, align=_ALIGNMENT)
+
+
+def _store(builder: _Untyped, value: ir.Value, address: ir.Value) -> None:
+    builder.store(value, _to(builder, address, value.type), align=_ALIGNMENT)
+
+
+def _to(builder: _Untyped, address: ir.Value, kind: ir.Type) -> ir.Value:
+    return builder.bitcast(address, kind.as_pointer())  # nothing, where pointers have no type
 
 
 @_intrinsic
@@ -110,8 +131,7 @@ def load(_typing: _Untyped, array: _Untyped, start: _Untyped, like: _Untyped) ->
 
     def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
         address = _address(context, builder, signature.args[0], args[0], args[1])
-        pointer = builder.bitcast(address, _floats(like.count).as_pointer())
-        return builder.load(pointer, align=4)
+        return _load(builder, address, _floats(like.count))
 
     return Vector(like.count)(array, types.int64, like), emit
 
@@ -122,8 +142,7 @@ def store(_typing: _Untyped, array: _Untyped, start: _Untyped, vector: _Untyped)
 
     def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
         address = _address(context, builder, signature.args[0], args[0], args[1])
-        pointer = builder.bitcast(address, _floats(vector.lanes).as_pointer())
-        builder.store(args[2], pointer, align=4)
+        _store(builder, args[2], address)
         return context.get_dummy_value()
 
     return types.none(array, types.int64, vector), emit
@@ -138,7 +157,8 @@ def load_strided(
     def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
         vector, index = ir.Constant(_floats(like.count), ir.Undefined), args[1]
         for lane in range(like.count):
-            value = builder.load(_address(context, builder, signature.args[0], args[0], index))
+            address = _address(context, builder, signature.args[0], args[0], index)
+            value = _load(builder, address, _FLOAT)
             vector = builder.insert_element(vector, value, _INT(lane))
             index = builder.add(index, args[2])
         return vector
@@ -156,7 +176,7 @@ def store_strided(
         index = args[1]
         for lane in range(vector.lanes):
             address = _address(context, builder, signature.args[0], args[0], index)
-            builder.store(builder.extract_element(args[3], _INT(lane)), address)
+            _store(builder, builder.extract_element(args[3], _INT(lane)), address)
             index = builder.add(index, args[2])
         return context.get_dummy_value()
 
@@ -179,25 +199,21 @@ def transpose_tile(
     With flat arrays, r and k < len(lanes)::
 
         b[b_start + k * b_row + r] = a[a_start + r * a_row + k]
-
-    Rows of ``b`` are written first to last: where ``b_row`` is less than a vector, each cuts the
-    one before to that length.
     """
     kind = _floats(lanes.count)
 
     def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
-        def vector_at(array: int, index: ir.Value) -> ir.Value:
-            address = _address(context, builder, signature.args[array], args[array], index)
-            return builder.bitcast(address, kind.as_pointer())
+        def address(array: int, index: ir.Value) -> ir.Value:
+            return _address(context, builder, signature.args[array], args[array], index)
 
         rows, index = [], args[1]
         for _ in range(lanes.count):
-            rows.append(builder.load(vector_at(0, index), align=4))
+            rows.append(_load(builder, address(0, index), kind))
             index = builder.add(index, args[2])
         _swap_corners(builder, rows, lanes.count // 2)
         index = args[4]
         for row in rows:
-            builder.store(row, vector_at(3, index), align=4)
+            _store(builder, row, address(3, index))
             index = builder.add(index, args[5])
         return context.get_dummy_value()
 
@@ -226,7 +242,6 @@ def multiply_tile(
     a: _Untyped,
     a_start: _Untyped,
     a_row: _Untyped,
-    a_step: _Untyped,
     b: _Untyped,
     b_start: _Untyped,
     b_step: _Untyped,
@@ -243,39 +258,40 @@ def multiply_tile(
     With flat arrays, r < len(rows) and j < len(vectors) * len(lanes)::
 
         c[c_start + r * c_row + j] = sum over k < depth of
-            a[a_start + r * a_row + k * a_step] * b[b_start + k * b_step + j]
+            a[a_start + r * a_row + k] * b[b_start + k * b_step + j]
     """
     kind = _floats(lanes.count)
 
     def emit(context: _Untyped, builder: _Untyped, signature: _Untyped, args: _Untyped) -> ir.Value:
         bases = {at: context.make_array(signature.args[at])(context, builder, args[at]).data
-                 for at in (0, 4, 8)}  # fmt: skip
-        _, a_start, a_row, a_step, _, b_start, b_step, depth, _, c_start, c_row = args[:11]
+                 for at in (0, 3, 7)}  # fmt: skip
+        _, a_start, a_row, _, b_start, b_step, depth, _, c_start, c_row = args[:10]
 
         def vector_at(base: int, index: ir.Value, number: int) -> ir.Value:
             offset = builder.add(index, index.type(number * lanes.count))
-            return builder.bitcast(builder.gep(bases[base], [offset]), kind.as_pointer())
+            return _at(builder, bases[base], offset)
 
         zero = _constant(kind, 0.0)
         sums = [[_variable(builder, zero) for _ in range(vectors.count)] for _ in range(rows.count)]
         with cgutils.for_range(builder, depth, intp=depth.type) as loop:
             at_b = builder.add(b_start, builder.mul(loop.index, b_step))
-            at_a = builder.add(a_start, builder.mul(loop.index, a_step))
-            right = [builder.load(vector_at(4, at_b, j), align=4) for j in range(vectors.count)]
+            at_a = builder.add(a_start, loop.index)
+            right = [_load(builder, vector_at(3, at_b, j), kind) for j in range(vectors.count)]
             for row in sums:
-                left = _splat(builder, builder.load(builder.gep(bases[0], [at_a])), kind)
+                left = _splat(builder, _load(builder, _at(builder, bases[0], at_a), _FLOAT), kind)
                 for place, factor in zip(row, right, strict=True):
-                    summed = _multiply_add(builder, left, factor, builder.load(place))
+                    summed = _multiply_add(builder, left, factor, builder.load(place, typ=kind))
                     builder.store(summed, place)
                 at_a = builder.add(at_a, a_row)
         for row in sums:
             for number, place in enumerate(row):
-                builder.store(builder.load(place), vector_at(8, c_start, number), align=4)
+                value = builder.load(place, typ=kind)
+                _store(builder, value, vector_at(7, c_start, number))
             c_start = builder.add(c_start, c_row)
         return context.get_dummy_value()
 
     whole = types.int64
-    places = (a, whole, whole, whole, b, whole, whole, whole, c, whole, whole)
+    places = (a, whole, whole, b, whole, whole, whole, c, whole, whole)
     return types.none(*places, rows, vectors, lanes), emit
 
 

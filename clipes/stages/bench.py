@@ -12,6 +12,7 @@ import torch
 
 from clipes.bench.cam import CamTimes, compare_cam
 from clipes.bench.crf import compare_crf, synthetic_image
+from clipes.bench.kernels import compare_without
 from clipes.errors import BackendError
 from clipes.types import Progress
 
@@ -52,6 +53,14 @@ def run_bench(
         "cam": {str(count): _cam_report(times) for count, times in cam.items()},
         "crf": crf,
     }
+
+
+def run_without(
+    kernel: str, rounds: int, *, progress: Callable[..., AbstractContextManager[Progress]]
+) -> dict[str, Any]:
+    """Measure what a kernel is worth to the preset ``default``; see ``compare_without``."""
+    with progress(f"default without {kernel}") as bar:
+        return compare_without(kernel, rounds, bar)
 
 
 def _cam_report(times: CamTimes) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from clipes.errors import WeightsError
 from clipes.kernels.activation import activate, activate_with_slope, fold_quick_gelu
 from clipes.kernels.attention import make_attention, split_heads
-from clipes.kernels.choose import Precision, choose_kernels, processor_features
+from clipes.kernels.choose import Kernels, Precision, choose_kernels, processor_features
 from clipes.kernels.linear import make_linear
 from clipes.types import UInt8Array, shrunk_size
 
@@ -140,6 +140,7 @@ class Backbone:
         std: Channel standard deviations, likewise.
         fp16_positions: Round the resampled position embedding to fp16, as the reference does.
         precision: Of the linear layers' factors.
+        kernels: What to compute with, None for what ``choose_kernels`` says.
 
     Attributes:
         kernels: What it computes with.
@@ -160,6 +161,7 @@ class Backbone:
         *,
         fp16_positions: bool = False,
         precision: Precision = Precision.fp32,
+        kernels: Kernels | None = None,
     ) -> None:
         _check_supported(visual)
         self.visual = visual.eval().requires_grad_(False)
@@ -178,9 +180,11 @@ class Backbone:
             len(visual.proj) // self._heads,
             features=processor_features(),
         )
-        self.kernels = choose(precision)
-        self.linear = make_linear(self.kernels.linear)
-        self.exact = make_linear(choose(Precision.fp32).linear)
+        self.kernels = kernels or choose(precision)
+        exact = kernels or choose(Precision.fp32)
+        self.exact = make_linear(exact.linear)
+        same = self.kernels.linear == exact.linear
+        self.linear = self.exact if same else make_linear(self.kernels.linear)
         self.attend = make_attention(self.kernels.attention)
 
     @property

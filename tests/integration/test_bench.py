@@ -5,19 +5,35 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+
+from clipes.kernels.choose import processor_features
 
 pytestmark = pytest.mark.slow
 
 
-def test_one_round_on_one_thread() -> None:
-    command = [sys.executable, "-m", "clipes", "bench", "--json", "--rounds", "1", "--threads", "1"]
+def bench(*options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "clipes", "bench", "--json", "--rounds", "1", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.skipif(not processor_features().get("avx2"), reason="a processor without AVX2")
+def test_what_attention_is_worth() -> None:
+    worth = bench("--without", "attention")
+    assert worth["kernel"] == "attention"
+    assert worth["ratio"] == worth["seconds_without"] / worth["seconds_with"]
+    assert worth["ratio"] > 1
+
+
+def test_one_round_on_one_thread() -> None:
+    result = bench("--threads", "1")
     assert list(result["cam_speedup_by_classes"]) == ["1", "2", "4", "8"]
     cam = result["cam"]["1"]
-    # Random weights attend almost evenly: scaling such flat maps to [0, 1] magnifies rounding.
+    # See ``CamTimes``: scaling flat maps to [0, 1] magnifies rounding.
     assert cam["largest_difference"] < 0.05
     for classes, ratio in result["cam_speedup_by_classes"].items():
         assert ratio == cam["seconds_literal"][classes] / cam["seconds"][classes]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -17,6 +22,7 @@ from clipes.kernels.simd import (
     load,
     load_strided,
     maximum,
+    multiply_tile,
     rint,
     store,
     store_strided,
@@ -123,16 +129,52 @@ def test_sums_and_maxima_across_lanes(lanes):
 
 @jit
 def _transpose_square(a, b, columns, stride, lanes):
-    transpose_tile(a, 1, columns, b, 2, stride, lanes)
+    transpose_tile(a, 1, columns, b, 1, stride, lanes)
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 8, 16])
-@pytest.mark.parametrize("cut", [0, 1])
-def test_a_square_is_transposed(lanes, cut):
+def test_a_square_is_transposed(lanes):
     a = np.random.default_rng(lanes).uniform(size=(lanes, lanes + 3)).astype(np.float32)
-    stride = max(1, lanes - cut)
-    b = np.full(2 + lanes * stride + cut, np.nan, np.float32)
-    _transpose_square(a.ravel(), b, lanes + 3, stride, width(lanes))
-    got = b[2 : 2 + lanes * stride].reshape(lanes, stride)
-    np.testing.assert_array_equal(got, a[:stride, 1 : 1 + lanes].T)
-    assert np.isnan(b[:2]).all()
+    b = np.full((lanes, lanes + 1), np.nan, np.float32)
+    _transpose_square(a.ravel(), b.ravel(), lanes + 3, lanes + 1, width(lanes))
+    np.testing.assert_array_equal(b[:, 1:], a[:, 1 : 1 + lanes].T)
+
+
+@jit
+def _product(a, b, c, depth, columns, rows, vectors, lanes):
+    multiply_tile(a, 1, depth + 1, b, 0, columns, depth, c, 0, columns, rows, vectors, lanes)
+
+
+@pytest.mark.parametrize(("rows", "vectors", "lanes"), [(1, 1, 1), (3, 2, 4), (14, 2, 16)])
+def test_a_tile_is_a_product_of_matrices(rows, vectors, lanes):
+    rng, depth, columns = np.random.default_rng(rows), 37, vectors * lanes
+    a = rng.uniform(-1, 1, (rows, depth + 1)).astype(np.float32)
+    b = rng.uniform(-1, 1, (depth, columns)).astype(np.float32)
+    c = np.full((rows, columns), np.nan, np.float32)
+    _product(a.ravel(), b.ravel(), c.ravel(), depth, columns, *map(width, (rows, vectors, lanes)))
+    np.testing.assert_allclose(c, a[:, 1:].astype(np.float64) @ b, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_no_code_needs_pointers_that_know_their_type(tmp_path):
+    """llvmlite will drop them; the variable is read when it is imported."""
+    environment = {
+        **os.environ,
+        "LLVMLITE_ENABLE_IR_LAYER_TYPED_POINTERS": "0",
+        "NUMBA_CACHE_DIR": str(tmp_path),  # else what was compiled with them is taken
+    }
+    here = Path(__file__).resolve().parent
+    tests = [here / "test_simd.py", here / "test_attention.py", here / "test_lattice.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+    ]
+    done = subprocess.run([*command, *tests], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
