@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import clipes
 from clipes.cli import app
 from clipes.export import FORMATS
 
@@ -72,6 +73,19 @@ def test_files_that_are_named_exist(paper: Path) -> None:
     named = r"`((?:clipes|tests|benchmarks|examples|docs)/[\w./-]+)`"
     for name in re.findall(named, paper.read_text("utf-8")):
         assert (ROOT / name).exists(), name
+
+
+def test_the_api_reference_has_all_public_names() -> None:
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    names = re.findall(r"^::: clipes\.(\w+)$", page, re.MULTILINE)
+    assert sorted([*names, "__version__"]) == sorted(clipes.__all__)
+
+
+def test_the_version_is_one() -> None:
+    cited = re.search(r"^version: (.*)", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert cited is not None
+    assert cited[1] == clipes.__version__
+    assert f"\n## {clipes.__version__} - " in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 def headings(paper: Path) -> set[str]:
