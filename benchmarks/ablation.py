@@ -49,7 +49,7 @@ from clipes.config import BOX_THRESHOLDS, Preset, get_preset
 from clipes.datasets import open_dataset
 from clipes.device import keep_freed_memory
 from clipes.stages.setup import open_weights
-from clipes.text_features import load_text_features
+from clipes.words.features import load_text_features
 
 KINDS = {"voc_sample": "voc", "coco_sample": "coco"}
 

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipes.artifacts import Run
+from clipes.disk.files import atomic_write
+from clipes.disk.images import read_mask
 from clipes.errors import ArtifactError, ClipesError
-from clipes.files import atomic_write
-from clipes.images import read_mask
-from clipes.metrics import ConfusionMatrix, Scores
+from clipes.masks.scores import ConfusionMatrix, Scores
+from clipes.run.folder import Run
+from clipes.run.reopen import preset_of
 from clipes.stages.evaluate import confident
-from clipes.stages.reopen import preset_of
 from clipes.types import IGNORE
 
 MARKED = (0.5, 0.9, 0.95, 0.99, 0.999)

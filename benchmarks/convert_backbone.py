@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from clipes.images import read_image
+from clipes.disk.images import read_image
 from clipes.seg.augment import MEAN, STD, normalise
 from clipes.seg.backbones import build_backbone
 

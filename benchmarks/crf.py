@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 
 from clipes.bench.crf import compare_crf, synthetic_image
+from clipes.disk.images import read_image
 from clipes.errors import BackendError
-from clipes.images import read_image
 
 
 def main() -> int:

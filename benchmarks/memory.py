@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from clipes.datasets.examples import open_examples
-from clipes.images import read_image, write_mask
+from clipes.disk.images import read_image, write_mask
 
 _SIZE = (96, 64)  # width, height
 _STAGES = (

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipes.artifacts import Run
-from clipes.images import read_image
-from clipes.overlays import CONFIDENCE, heat_overlay, mask_overlay, ramp
-from clipes.stages.reopen import reopen
+from clipes.disk.images import read_image
+from clipes.report.overlays import CONFIDENCE, heat_overlay, mask_overlay, ramp
+from clipes.run.folder import Run
+from clipes.run.reopen import reopen
 
 HEIGHT, GAP = 260, 6
 

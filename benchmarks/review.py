@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from common import clipes, sample, write_text_features
 
-from clipes.artifacts import Run
-from clipes.console import progress_bar
+from clipes.cli.console import progress_bar
 from clipes.report.measure import Row
 from clipes.report.review import (
     AMBIGUOUS,
@@ -36,7 +35,8 @@ from clipes.report.review import (
     Signs,
     score,
 )
-from clipes.stages.reopen import reopen
+from clipes.run.folder import Run
+from clipes.run.reopen import reopen
 from clipes.stages.report import measure_run
 
 Values = npt.NDArray[np.float64]

@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 
-from clipes.sharpness import class_scores, sharpness
-from clipes.text_features import unit_rows
+from clipes.words.features import unit_rows
+from clipes.words.sharpness import class_scores, sharpness
 
 WIDTH = 512  # of OpenAI's ViT-B/16
 

@@ -19,20 +19,20 @@ from pathlib import Path
 
 import numpy as np
 
-from clipes.artifacts import Run
-from clipes.clip.patches import PatchFeatures
+from clipes.cli.console import progress_bar, say
 from clipes.config import get_preset
-from clipes.console import progress_bar, say
 from clipes.datasets import VOC_CLASSES, open_dataset
-from clipes.files import atomic_write
-from clipes.fit import EncodedImage, FitParams, LabelledImage, encode, fit, gather
-from clipes.images import read_mask
-from clipes.metrics import ConfusionMatrix
-from clipes.pseudo import label_pixels, upsample, with_background
+from clipes.disk.files import atomic_write
+from clipes.disk.images import read_mask
+from clipes.masks.pseudo import label_pixels, upsample, with_background
+from clipes.masks.scores import ConfusionMatrix
+from clipes.run.folder import Run
 from clipes.stages.setup import OpenedWeights, open_weights
-from clipes.text_features import save_text_features
+from clipes.standin.fit import EncodedImage, FitParams, LabelledImage, encode, fit, gather
+from clipes.standin.patches import PatchFeatures
 from clipes.types import Sample
 from clipes.weights import cache_dir
+from clipes.words.features import save_text_features
 
 SHARED = Path(os.environ.get("CLIPES_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 PRESET = get_preset("reference")  # what the vectors are fitted with

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from common import sample, write_text_features
 
+from clipes.cli.console import progress_bar, say
 from clipes.config import TagParams
-from clipes.console import progress_bar, say
 from clipes.datasets import Dataset, open_dataset
-from clipes.images import read_image
+from clipes.disk.images import read_image
 from clipes.stages.setup import load_clip
 from clipes.stages.tag import Tagger
-from clipes.vocabulary import load_vocabulary
+from clipes.words.vocabulary import load_vocabulary
 
 Scores = npt.NDArray[np.float32]
 Shown = npt.NDArray[np.bool_]

@@ -2,7 +2,7 @@
 
 All steps are the product's functions; what is here only puts them together in other orders. One
 image leaves a ``Tape``; a ``Row`` says how tapes become maps; ``Scorer`` counts what they are worth
-on two halves of the images. Shapes as in ``clipes.patch_maps``.
+on two halves of the images. Shapes as in ``clipes.maps.patches``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
-from clipes.affinity import Walk, refine, sinkhorn
-from clipes.clip.backbone import Backbone, Grid, LastInput
 from clipes.config import CamParams, CrfParams, PatchParams
-from clipes.gradcam import min_max, softmax_gradcam
-from clipes.images import read_image, read_mask
-from clipes.looks import Looks, Statistics, final_maps, image_statistics
-from clipes.metrics import ConfusionMatrix
-from clipes.patch_maps import Evidence, compare, patch_features
-from clipes.pseudo import cam_mask, pseudo_label
+from clipes.disk.images import read_image, read_mask
+from clipes.maps.affinity import Walk, refine, sinkhorn
+from clipes.maps.gradcam import min_max, softmax_gradcam
+from clipes.maps.looks import Looks, Statistics, final_maps, image_statistics
+from clipes.maps.patches import Evidence, compare, patch_features
+from clipes.masks.pseudo import cam_mask, pseudo_label
+from clipes.masks.scores import ConfusionMatrix
+from clipes.towers.clip import Backbone, Grid, LastInput
 from clipes.types import CamMaps, Float32Array, Sample, UInt8Array, evenly_spaced
 
 FOLDS = 16

@@ -24,19 +24,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipes.artifacts import Run
 from clipes.bench.cam import encoder_flop, random_backbone
-from clipes.cam_maker import CamMaker
-from clipes.clip.backbone import Backbone
-from clipes.clip.kernels import Precision
 from clipes.config import PRESETS, CamParams, get_preset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
-from clipes.freshness import Freshness, looks_digest
-from clipes.images import read_image
+from clipes.disk.images import read_image
+from clipes.kernels.choose import Precision
+from clipes.maps.maker import CamMaker
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness, looks_digest
 from clipes.stages.learn_looks import learn_looks
 from clipes.stages.make_cams import KeptSights, make_cams
-from clipes.text_features import TextFeatures, unit_rows
+from clipes.towers.clip import Backbone
 from clipes.types import Sample
+from clipes.words.features import TextFeatures, unit_rows
 
 SIZE = (375, 500)
 CLASSES, BACKGROUND = 20, 25

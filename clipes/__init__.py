@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipes.api import FolderResult, PseudoLabeler, load
-    from clipes.artifacts import Run
     from clipes.config import get_preset
     from clipes.datasets import open_dataset
+    from clipes.disk.images import read_image, read_mask, write_confidence, write_mask
     from clipes.errors import ClipesError
-    from clipes.images import read_image, read_mask, write_confidence, write_mask
-    from clipes.metrics import ConfusionMatrix
-    from clipes.pseudo import pseudo_label
+    from clipes.masks.pseudo import pseudo_label
+    from clipes.masks.scores import ConfusionMatrix
+    from clipes.run.folder import Run
     from clipes.types import CamMaps, PseudoLabel
 
 __all__ = [
@@ -50,19 +50,19 @@ __version__ = "0.1.0"
 _MODULES = {
     "CamMaps": "clipes.types",
     "ClipesError": "clipes.errors",
-    "ConfusionMatrix": "clipes.metrics",
+    "ConfusionMatrix": "clipes.masks.scores",
     "FolderResult": "clipes.api",
     "PseudoLabel": "clipes.types",
     "PseudoLabeler": "clipes.api",
-    "Run": "clipes.artifacts",
+    "Run": "clipes.run.folder",
     "get_preset": "clipes.config",
     "load": "clipes.api",
     "open_dataset": "clipes.datasets",
-    "pseudo_label": "clipes.pseudo",
-    "read_image": "clipes.images",
-    "read_mask": "clipes.images",
-    "write_confidence": "clipes.images",
-    "write_mask": "clipes.images",
+    "pseudo_label": "clipes.masks.pseudo",
+    "read_image": "clipes.disk.images",
+    "read_mask": "clipes.disk.images",
+    "write_confidence": "clipes.disk.images",
+    "write_mask": "clipes.disk.images",
 }
 
 

@@ -15,25 +15,25 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipes.artifacts import Run
-from clipes.cam_maker import CamMaker
 from clipes.config import Preset, get_preset
 from clipes.datasets import open_dataset
 from clipes.datasets.base import class_index
 from clipes.datasets.problems import ProblemError
 from clipes.device import batch_size, share_processor
+from clipes.disk.images import read_image, to_pixels
 from clipes.errors import ImageError, UsageError, VocabularyError
-from clipes.images import read_image, to_pixels
 from clipes.listener import Listener, no_progress
-from clipes.pseudo import pseudo_label
-from clipes.runner import Summary
+from clipes.maps.maker import CamMaker
+from clipes.masks.pseudo import pseudo_label
+from clipes.run.folder import Run
+from clipes.run.loop import Summary
 from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
 from clipes.stages.learn_looks import load_looks
 from clipes.stages.refine import RefineRequest, RefineResources, refine
 from clipes.stages.setup import Clip, load_clip
 from clipes.stages.with_clip import maps_with
 from clipes.types import CamMaps, Failure, Progress, PseudoLabel, UInt8Array
-from clipes.vocabulary import Vocabulary, load_vocabulary
+from clipes.words.vocabulary import Vocabulary, load_vocabulary
 
 Picture: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
 """A file, a picture that Pillow opened, or (H, W, 3) RGB uint8."""

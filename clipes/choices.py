@@ -44,7 +44,7 @@ class Fusion(Choice):
     Attributes:
         sentence: In the prompt: the words joined by commas, as in the reference.
         feature: After the text tower: the mean of the unit vectors of one prompt per synonym.
-        cam: After the activation maps: the mean of one map per synonym, see ``clipes.fusion``.
+        cam: After the activation maps: the mean of one map per synonym, see ``clipes.maps.fusion``.
         cam_max: Likewise, but the largest value at each patch.
     """
 
@@ -143,7 +143,7 @@ class Amp(Choice):
 
 
 class ExportFormat(Choice):
-    """Formats of other tools; ``clipes.export.FORMATS`` writes them."""
+    """Formats of other tools; ``clipes.formats.FORMATS`` writes them."""
 
     coco = "coco"
     labelme = "labelme"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from clipes.artifacts import Run
 from clipes.config import get_segmenter_preset
 from clipes.datasets import open_dataset
 from clipes.device import choose_device
-from clipes.images import read_image, write_mask
+from clipes.disk.images import read_image, write_mask
+from clipes.run.folder import Run
 from clipes.seg.data import TrainingPair, TrainingSet
 from clipes.seg.deeplab import ModelSpec, Segmenter
 from clipes.seg.parallel import Processes

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipes.artifacts import Run
 from clipes.config import get_preset
-from clipes.images import write_mask
+from clipes.disk.images import write_mask
+from clipes.run.folder import Run
 from clipes.types import IGNORE, CamMaps, PseudoLabel
 
 CLASSES = ("cat", "dog & <b>wolf</b>", "bird")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +15,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from open_clip.transformer import QuickGELU, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from clipes.affinity import refine
 from clipes.bench import literal
-from clipes.clip.backbone import Backbone
-from clipes.clip.gemm import linear_by_convolution, linear_by_tiles
-from clipes.clip.kernels import Precision
 from clipes.config import CamParams, PatchParams
 from clipes.device import keep_freed_memory
-from clipes.gradcam import softmax_gradcam
-from clipes.patch_maps import compare, patch_features
+from clipes.kernels.choose import Precision
+from clipes.kernels.linear import has_onednn, make_linear
+from clipes.maps.affinity import refine
+from clipes.maps.gradcam import softmax_gradcam
+from clipes.maps.patches import compare, patch_features
+from clipes.towers.clip import Backbone
 from clipes.types import Progress, UInt8Array
 
 CLASSES = (1, 2, 4, 8)
@@ -234,9 +234,9 @@ def _unit_rows(count: int, seed: int) -> Tensor:
 
 
 def _gemm_peak() -> float:
-    x, weight = torch.randn(1024, 768), torch.randn(3072, 768)
+    x, weight = torch.randn(1024, 768), nn.Parameter(torch.randn(3072, 768), requires_grad=False)
     flop = 2 * x.shape[0] * weight.numel()
-    ways: Sequence[Callable[..., Tensor]] = (F.linear, linear_by_convolution, linear_by_tiles)
+    ways = [make_linear(name) for name in ("torch", "onednn") if name == "torch" or has_onednn()]
     with torch.inference_mode():
         best = min(_seconds(partial(way, x, weight, None)) for way in ways for _ in range(5))
     return flop / best / 1e9

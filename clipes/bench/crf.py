@@ -8,7 +8,7 @@ from statistics import median
 import cv2
 import numpy as np
 
-from clipes.crf import dense_crf
+from clipes.masks.crf import dense_crf
 from clipes.types import Float32Array, UInt8Array
 
 

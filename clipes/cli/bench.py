@@ -21,7 +21,7 @@ def bench(
     """
     from joblib import cpu_count
 
-    from clipes.console import print_bench, progress_bar, say
+    from clipes.cli.console import print_bench, progress_bar, say
     from clipes.errors import UsageError
     from clipes.stages.bench import run_bench
 

@@ -52,7 +52,7 @@ def check(
     """
     from joblib import cpu_count
 
-    from clipes.console import print_findings, progress_bar, say
+    from clipes.cli.console import print_findings, progress_bar, say
     from clipes.stages.check import check as check_stage
     from clipes.stages.check import open_checked
 
@@ -102,8 +102,8 @@ def tag(
 
     Example: clipes tag --dataset folder --root my-photos --prompts voc
     """
-    from clipes.artifacts import Run
-    from clipes.console import progress_bar, say
+    from clipes.cli.console import progress_bar, say
+    from clipes.run.folder import Run
     from clipes.stages.open_data import open_unlabelled
     from clipes.stages.setup import load_clip
     from clipes.stages.tag import tag as tag_stage
@@ -150,8 +150,8 @@ def masks(
 
     Example: clipes masks --root data/coco --split val
     """
-    from clipes.console import progress_bar, say
-    from clipes.stages.masks import draw_coco_masks
+    from clipes.cli.console import progress_bar, say
+    from clipes.stages.coco_masks import draw_coco_masks
 
     with progress_bar("masks") as progress:
         folder, summary = draw_coco_masks(root, split, progress=progress, report=say_failure)

@@ -27,7 +27,7 @@ def doctor(
 
     Example: clipes doctor --dataset voc --root data/VOC2012
     """
-    from clipes.console import print_diagnosis
+    from clipes.cli.console import print_diagnosis
     from clipes.stages.doctor import diagnose
 
     diagnosis = diagnose(dataset.value if dataset else None, root, out)

@@ -38,8 +38,8 @@ def export(
 
     Example: clipes export runs/voc --format coco --confidence 0.95
     """
-    from clipes.console import progress_bar, say
-    from clipes.export import Options
+    from clipes.cli.console import progress_bar, say
+    from clipes.formats import Options
     from clipes.stages.export import export as export_stage
 
     folder = open_run(run)

@@ -17,10 +17,10 @@ from clipes.config import TagParams
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clipes.artifacts import Run
     from clipes.datasets import Dataset
     from clipes.listener import Listener
-    from clipes.runner import Shard, Summary
+    from clipes.run.folder import Run
+    from clipes.run.loop import Shard, Summary
     from clipes.types import Failure
 
 RUNS = Path("runs")
@@ -110,7 +110,7 @@ ShardOption = Annotated[
 
 def this_part(shard: str | None) -> Shard:
     """Return the part of the images that this process does."""
-    from clipes.runner import Shard
+    from clipes.run.loop import Shard
 
     return Shard.from_environment(os.environ) if shard is None else Shard.parse(shard)
 
@@ -122,14 +122,14 @@ def command_line() -> str:
 
 def say_failure(failure: Failure) -> None:
     """Say in one line which image is skipped, and why."""
-    from clipes.console import say
+    from clipes.cli.console import say
 
     say(f"skipping {failure.id}: {failure.reason}")
 
 
 def say_remarks(data: Dataset) -> None:
     """Say what is worth knowing about a data set as a whole, a line each."""
-    from clipes.console import say
+    from clipes.cli.console import say
 
     for remark in data.remarks:
         say(remark)
@@ -137,7 +137,7 @@ def say_remarks(data: Dataset) -> None:
 
 def listener() -> Listener:
     """Return who follows a stage: the person at the terminal."""
-    from clipes.console import progress_bar, say
+    from clipes.cli.console import progress_bar, say
     from clipes.listener import Listener
 
     return Listener(say, say_failure, progress_bar)
@@ -145,8 +145,8 @@ def listener() -> Listener:
 
 def open_run(path: Path | None) -> Run:
     """Return the run folder asked for, or the latest below ``runs/``."""
-    from clipes.artifacts import Run, latest_run
-    from clipes.console import say
+    from clipes.cli.console import say
+    from clipes.run.folder import Run, latest_run
 
     if path is not None:
         return Run(path)
@@ -157,7 +157,7 @@ def open_run(path: Path | None) -> Run:
 
 def finish(what: str, run: Run, summary: Summary, unusable: Sequence[Failure]) -> None:
     """Print where the output is; say how the stage went; exit 1 if an image failed."""
-    from clipes.console import say
+    from clipes.cli.console import say
 
     for failure in unusable:
         say_failure(failure)

@@ -26,9 +26,9 @@ from clipes.cli.options import (
 from clipes.errors import UsageError
 
 if TYPE_CHECKING:
-    from clipes.text_features import TextFeatures
     from clipes.types import Failure
-    from clipes.vocabulary import Vocabulary
+    from clipes.words.features import TextFeatures
+    from clipes.words.vocabulary import Vocabulary
 
 prompts_app = typer.Typer(help="The text side: words and vectors.", no_args_is_help=True)
 
@@ -47,8 +47,8 @@ def prompts_show(
 
     Example: clipes prompts show coco --fusion feature --template "a photo of a {}."
     """
-    from clipes.console import say
-    from clipes.vocabulary import fill, load_vocabulary
+    from clipes.cli.console import say
+    from clipes.words.vocabulary import fill, load_vocabulary
 
     vocabulary = load_vocabulary(prompts)
     templates = _templates(template, vocabulary)
@@ -91,12 +91,12 @@ def prompts_rank(
 
     Example: clipes prompts rank --dataset voc --limit 500
     """
-    from clipes.console import progress_bar, say
+    from clipes.cli.console import progress_bar, say
     from clipes.stages.open_data import open_labelled
-    from clipes.stages.prompts import rank, spread
+    from clipes.stages.rank import rank, spread
     from clipes.stages.setup import open_weights
-    from clipes.vocabulary import load_templates
     from clipes.weights import cache_dir
+    from clipes.words.vocabulary import load_templates
 
     if templates is not None and text_features:
         raise UsageError("--templates and --text-features exclude each other", "give one of them")
@@ -163,10 +163,10 @@ def prompts_check(
     """
     from dataclasses import replace
 
-    from clipes.clip.text import CONTEXT_LENGTH, tokenize
-    from clipes.console import say
-    from clipes.prompts_check import collisions, entries, near, spelling
-    from clipes.vocabulary import load_vocabulary
+    from clipes.cli.console import say
+    from clipes.towers.clip_text import CONTEXT_LENGTH, tokenize
+    from clipes.words.check import collisions, entries, near, spelling
+    from clipes.words.vocabulary import load_vocabulary
 
     if weights is not None and text_features is not None:
         raise UsageError("--weights and --text-features exclude each other", "give one of them")
@@ -224,9 +224,9 @@ def prompts_fit(
 
     Example: clipes prompts fit --data VOC2012 --data my-photos --out vectors.npz
     """
-    from clipes.console import progress_bar, say
+    from clipes.cli.console import progress_bar, say
     from clipes.stages.fit import fit_vectors
-    from clipes.vocabulary import load_vocabulary
+    from clipes.words.vocabulary import load_vocabulary
 
     classes = load_vocabulary(prompts or "voc").classes
     fitted = fit_vectors(
@@ -246,7 +246,7 @@ def prompts_fit(
 
 
 def _templates(wanted: str | None, vocabulary: Vocabulary) -> tuple[str, ...]:
-    from clipes.stages.templates import BEST, choose_templates
+    from clipes.words.templates import BEST, choose_templates
 
     if wanted == BEST:
         raise UsageError("'best' is known to 'clipes cam' only", "give a sentence or a file")
@@ -263,11 +263,11 @@ def _vectors(
     templates: tuple[str, ...],
 ) -> TextFeatures | None:
     """Return the vectors that are asked for, without making an image tower."""
-    from clipes.console import progress_bar, say
-    from clipes.stages.features import from_given, text_features
+    from clipes.cli.console import progress_bar, say
     from clipes.stages.setup import open_weights
-    from clipes.text_features import load_text_features
     from clipes.weights import cache_dir
+    from clipes.words.encode import from_given, text_features
+    from clipes.words.features import load_text_features
 
     if file is not None:
         return from_given(load_text_features(file), vocabulary, fusion)

@@ -116,9 +116,9 @@ def train_seg(
 
     Example: clipes train-seg runs/voc --cgl
     """
-    from clipes.artifacts import Run
+    from clipes.cli.console import progress_bar, say
     from clipes.config import TRAIN_SCALES, choose_segmenter_preset
-    from clipes.console import progress_bar, say
+    from clipes.run.folder import Run
     from clipes.seg.parallel import join_processes
     from clipes.seg.train import TrainOptions, choose_precision
     from clipes.stages.train_seg import Sources, TrainingListener, train_segmenter
@@ -202,11 +202,11 @@ def predict(
 
     Example: clipes predict runs/voc/checkpoints/final.pt my-photos --out masks
     """
-    from clipes.artifacts import Run
+    from clipes.cli.console import progress_bar, say
     from clipes.config import CrfParams
-    from clipes.console import progress_bar, say
     from clipes.device import choose_device
     from clipes.processes import local_rank
+    from clipes.run.folder import Run
     from clipes.seg.checkpoint import load_checkpoint
     from clipes.seg.predict import Predictor, TestSettings
     from clipes.stages.predict import find_images
@@ -266,7 +266,7 @@ def _step_bar() -> Iterator[Callable[[Step], None]]:
         TimeRemainingColumn,
     )
 
-    from clipes.console import talk
+    from clipes.cli.console import talk
 
     console = talk()
     if not console.is_terminal:

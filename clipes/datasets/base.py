@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from clipes.datasets.problems import Kind, Problem, ProblemError
+from clipes.disk.files import check_id, list_files
+from clipes.disk.images import READS_AVIF
 from clipes.errors import DatasetError
-from clipes.files import check_id, list_files
-from clipes.images import READS_AVIF
+from clipes.names import folded, nearest
 from clipes.types import MAX_CLASSES, Sample
-from clipes.vocabulary import folded, nearest
 
 _AVIF = (".avif",)
 IMAGE_SUFFIXES = (

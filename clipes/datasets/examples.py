@@ -23,9 +23,9 @@ from PIL import Image
 
 from clipes.datasets.base import Dataset, find_base
 from clipes.datasets.voc import VOC_CLASSES, open_voc
+from clipes.disk.files import atomic_write, write_text
+from clipes.disk.images import read_image, write_mask
 from clipes.errors import DatasetError
-from clipes.files import atomic_write, write_text
-from clipes.images import read_image, write_mask
 from clipes.types import IGNORE, UInt8Array
 
 _CATALOGUE = "examples.json"

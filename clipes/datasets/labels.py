@@ -15,7 +15,7 @@ from clipes.datasets.rows import Label, RawLabels
 from clipes.datasets.splitting import choose_split
 from clipes.datasets.tables import read_table
 from clipes.errors import DatasetError
-from clipes.vocabulary import folded
+from clipes.names import folded
 
 LABEL_FILES = ("labels.csv", "labels.json", "labels.txt", "labels.npz")
 """Label files that are found without being named, in the folder of a data set."""

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from clipes.datasets.rows import RawLabels, labels_of_classes
+from clipes.disk.files import BAD_ARRAY, read_arrays
 from clipes.errors import DatasetError
-from clipes.files import BAD_ARRAY, read_arrays
-from clipes.vocabulary import folded
+from clipes.names import folded
 
 _LARGEST = 2**30  # bytes; 64-bit rows for 80 classes of 1.6 million images
 _PICKLE = b"\x80"

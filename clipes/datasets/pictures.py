@@ -19,8 +19,8 @@ from clipes.datasets.base import (
     without_suffix,
 )
 from clipes.datasets.problems import Kind, Problem, ProblemError
+from clipes.disk.files import list_files, walk_files
 from clipes.errors import DatasetError
-from clipes.files import list_files, walk_files
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
 """Sub-folders that hold the images of a folder, where it has one of them."""

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from clipes.datasets.base import image_id, printable
 from clipes.datasets.problems import Problem
 from clipes.errors import DatasetError
-from clipes.vocabulary import folded
+from clipes.names import folded
 
 Label: TypeAlias = str | int
 """A class as a label file names it: by name, or by number."""

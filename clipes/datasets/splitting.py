@@ -16,7 +16,7 @@ from typing import TypeAlias
 from clipes.datasets.base import printable
 from clipes.datasets.rows import RawLabels
 from clipes.errors import DatasetError
-from clipes.vocabulary import folded
+from clipes.names import folded
 
 Split: TypeAlias = Callable[[str], list[str]]
 

@@ -8,15 +8,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from clipes.artifacts import Run
 from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.disk.images import read_header, read_mask
 from clipes.errors import ArtifactError, ClipesError
-from clipes.freshness import Freshness
-from clipes.images import read_header, read_mask
-from clipes.mask_values import require_classes, value_count
-from clipes.metrics import CONFIDENT_MASKS, MASKS, ConfusionMatrix, Scores, maps_name
-from clipes.pseudo import cam_mask
+from clipes.masks.pseudo import cam_mask
+from clipes.masks.scores import CONFIDENT_MASKS, MASKS, ConfusionMatrix, Scores, maps_name
+from clipes.masks.values import require_classes, value_count
 from clipes.report.review import Signs, read_signs, reasons, score
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness
 from clipes.types import IGNORE, CamMaps, Int64Array, PseudoLabel, Sample, UInt8Array, size_text
 
 CUTS: tuple[float, ...] = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, CONFIDENCE_THRESHOLD, 0.98, 0.99, 0.995)

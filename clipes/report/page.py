@@ -15,11 +15,11 @@ import jinja2
 import numpy as np
 
 from clipes.config import CONFIDENCE_THRESHOLD
-from clipes.files import atomic_write
-from clipes.metrics import Scores
-from clipes.overlays import CONFIDENCE, HEAT, Ramp, class_colour
+from clipes.disk.files import atomic_write
+from clipes.masks.scores import Scores
 from clipes.report.charts import confidence_histogram, coverage_curve
 from clipes.report.measure import Row, Tally
+from clipes.report.overlays import CONFIDENCE, HEAT, Ramp, class_colour
 from clipes.report.pictures import Pictures
 
 
@@ -199,7 +199,7 @@ def _iou(
 
 
 def _environment() -> jinja2.Environment:
-    loader = jinja2.PackageLoader("clipes")
+    loader = jinja2.PackageLoader("clipes.report", "html")
     environment = jinja2.Environment(
         loader=loader,
         autoescape=True,

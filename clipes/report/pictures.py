@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from clipes.artifacts import Run
 from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.disk.images import read_image, read_mask
 from clipes.errors import ClipesError
-from clipes.images import read_image, read_mask
-from clipes.overlays import CONFIDENCE, heat_overlay, mask_overlay, ramp, shrink
-from clipes.pseudo import cam_mask
+from clipes.masks.pseudo import cam_mask
 from clipes.report.measure import check_image, check_size, load_outputs
+from clipes.report.overlays import CONFIDENCE, heat_overlay, mask_overlay, ramp, shrink
+from clipes.run.folder import Run
 from clipes.types import IGNORE, CamMaps, PseudoLabel, Sample, UInt8Array
 
 SIDE, THUMB_SIDE = 400, 160

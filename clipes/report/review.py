@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipes.config import CONFIDENCE_THRESHOLD
-from clipes.mask_values import value_of
-from clipes.pseudo import with_background
+from clipes.masks.pseudo import with_background
+from clipes.masks.values import value_of
 from clipes.types import CamMaps, PseudoLabel, UInt8Array
 
 UNSURE, AMBIGUOUS, DISAGREEMENT, TINY, FULL, EMPTY = 15.0, 6.0, 0.5, 0.7, 0.6, 2.0

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from clipes.choices import Arch, SegmenterBackbone
 from clipes.config import OUTPUT_STRIDES
+from clipes.disk.files import atomic_write, list_files
+from clipes.disk.records import parse_record
 from clipes.errors import ArtifactError, WeightsError
-from clipes.files import atomic_write, list_files
-from clipes.records import parse_record
 from clipes.seg.deeplab import ModelSpec, Segmenter
 from clipes.weights.read import load_plain
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from clipes.config import SegmenterPreset
+from clipes.disk.images import read_confidence, read_image, read_mask
 from clipes.errors import ArtifactError, BackendError, ClipesError
-from clipes.images import read_confidence, read_image, read_mask
-from clipes.mask_values import require_classes
+from clipes.masks.values import require_classes
 from clipes.seg.augment import Example, augment, normalise
 from clipes.types import Int64Array, Progress, UInt8Array
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
-from clipes.mask_values import value_count
+from clipes.masks.values import value_count
 from clipes.seg.backbones import build_backbone
 
 _RATES_V2 = (6, 12, 18, 24)

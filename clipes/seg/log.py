@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipes.images import voc_palette
+from clipes.disk.images import voc_palette
 from clipes.seg.augment import MEAN, STD
 from clipes.seg.loss import shrink
 from clipes.seg.train import Step

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipes.mask_values import value_count
+from clipes.masks.values import value_count
 from clipes.seg.augment import normalise
 from clipes.seg.deeplab import Segmenter, resize
 from clipes.types import Float32Array, UInt8Array

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipes.disk.records import read_record
 from clipes.errors import ArtifactError, ClipesError
-from clipes.records import read_record
 from clipes.stages.evaluate import Scored
 
 

@@ -11,22 +11,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clipes.artifacts import Run
 from clipes.choices import Fusion
 from clipes.config import AUTO_LABELS, Preset, TagParams
 from clipes.datasets import Dataset
 from clipes.errors import WriteError
-from clipes.freshness import Freshness
 from clipes.listener import Listener
-from clipes.origin import digest
-from clipes.record import CamSettings
-from clipes.runner import Outcome, Shard, Summary
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness
+from clipes.run.loop import Outcome, Shard, Summary
+from clipes.run.origin import digest
+from clipes.run.record import CamSettings
 from clipes.stages.looks_sources import looks_are_current
 from clipes.stages.open_data import open_labelled, open_unlabelled
 from clipes.stages.tag_file import open_tagged, untagged
-from clipes.stages.templates import BEST
 from clipes.types import Sample
-from clipes.vocabulary import Vocabulary
+from clipes.words.templates import BEST
+from clipes.words.vocabulary import Vocabulary
 
 STAGE = "cam"
 

@@ -12,11 +12,11 @@ from joblib import Parallel, delayed
 
 from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.problems import Kind, Problem
+from clipes.disk.images import read_image, read_mask
 from clipes.errors import ImageError
-from clipes.images import read_image, read_mask
-from clipes.mask_values import classes_in, strange_values, values_in
+from clipes.masks.values import classes_in, strange_values, values_in
 from clipes.types import Progress, Sample, UInt8Array, size_text
-from clipes.vocabulary import load_vocabulary
+from clipes.words.vocabulary import load_vocabulary
 
 RARE = 5
 """Fewer images than that are few for a class.

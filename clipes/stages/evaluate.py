@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from clipes.artifacts import Run
 from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets import Dataset
+from clipes.disk.files import list_files
+from clipes.disk.images import read_mask
 from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError
-from clipes.files import list_files
-from clipes.freshness import Freshness
-from clipes.images import read_mask
-from clipes.mask_values import RULE, value_count, value_of
-from clipes.metrics import (
+from clipes.masks.pseudo import in_mask_order, label_pixels, upsample, with_background
+from clipes.masks.scores import (
     CONFIDENT_MASKS,
     MASKS,
     ConfusionMatrix,
@@ -25,10 +23,12 @@ from clipes.metrics import (
     maps_name,
     segmenter_name,
 )
-from clipes.pseudo import in_mask_order, label_pixels, upsample, with_background
-from clipes.stages.reopen import reopen
+from clipes.masks.values import RULE, value_count, value_of
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness
+from clipes.run.reopen import reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
-from clipes.vocabulary import load_vocabulary
+from clipes.words.vocabulary import load_vocabulary
 
 _NAMES_SHOWN = 5
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from clipes.artifacts import Run, check_same
 from clipes.datasets import Dataset
 from clipes.datasets.coco import image_key
+from clipes.disk.files import write_json
+from clipes.disk.records import read_record
 from clipes.errors import ArtifactError, ClipesError, UsageError, WriteError
-from clipes.export import FORMATS, Format, Item, Options, Plan, Writer
-from clipes.files import write_json
-from clipes.freshness import Freshness
-from clipes.records import read_record
-from clipes.runner import Summary
-from clipes.stages.reopen import reopen
+from clipes.formats import FORMATS, Format, Item, Options, Plan, Writer
+from clipes.run.folder import Run, check_same
+from clipes.run.freshness import Freshness
+from clipes.run.loop import Summary
+from clipes.run.reopen import reopen
 from clipes.types import Failure, Progress, Sample
 
 SETTINGS = "export.json"

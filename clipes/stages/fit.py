@@ -1,4 +1,4 @@
-"""Class vectors from labelled images, see ``clipes.fit``."""
+"""Class vectors from labelled images, see ``clipes.standin.fit``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from clipes.config import get_preset
 from clipes.datasets import Dataset, open_dataset
 from clipes.errors import UsageError
-from clipes.fit import Fitted, encode, fit, gather
 from clipes.stages.setup import open_weights
-from clipes.text_features import save_text_features
+from clipes.standin.fit import Fitted, encode, fit, gather
 from clipes.types import Failure, Progress
+from clipes.words.features import save_text_features
 
 NOTE = (
     "stand-in vectors, fitted to this image tower from image-level labels; "

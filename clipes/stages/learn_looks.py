@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from joblib import Parallel, delayed
 
-from clipes.artifacts import Run
-from clipes.cam_maker import CamMaker, Prepared
 from clipes.config import PatchParams
+from clipes.disk.files import write_arrays
 from clipes.errors import ClipesError
-from clipes.files import write_arrays
-from clipes.looks import Looks, Statistics
-from clipes.origin import read_picture
-from clipes.runner import compute_together, in_groups
+from clipes.maps.looks import Looks, Statistics
+from clipes.maps.maker import CamMaker, Prepared
+from clipes.run.folder import Run
+from clipes.run.loop import compute_together, in_groups
+from clipes.run.origin import read_picture
 from clipes.stages.looks_sources import (
     Source,
     count_changed,

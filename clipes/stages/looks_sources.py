@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipes.artifacts import Run
+from clipes.disk.files import read_arrays
 from clipes.errors import ArtifactError
-from clipes.files import read_arrays
-from clipes.freshness import LARGEST_LOOKS
-from clipes.origin import Picture, mark_seen, same_picture
+from clipes.run.folder import Run
+from clipes.run.freshness import LARGEST_LOOKS
+from clipes.run.origin import Picture, mark_seen, same_picture
 from clipes.types import Sample
 
 Arrays = Mapping[str, npt.NDArray[Any]]

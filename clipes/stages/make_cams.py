@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
-from clipes.artifacts import Run
-from clipes.cam_maker import CamMaker, Prepared, Sight
-from clipes.freshness import Freshness
-from clipes.origin import Picture, changing, read_picture
-from clipes.runner import Summary, for_each_batch
+from clipes.maps.maker import CamMaker, Prepared, Sight
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness
+from clipes.run.loop import Summary, for_each_batch
+from clipes.run.origin import Picture, changing, read_picture
 from clipes.types import CamMaps, Failure, Progress, Sample
 
 SHRUNK = "are larger than what CLIP looks at: it saw a smaller copy"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipes.datasets import Dataset, open_dataset
 from clipes.errors import UsageError
-from clipes.vocabulary import Vocabulary, load_vocabulary
+from clipes.words.vocabulary import Vocabulary, load_vocabulary
 
 
 def open_labelled(

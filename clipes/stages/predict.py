@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 
 from clipes.config import CrfParams
-from clipes.crf import dense_crf
 from clipes.datasets.base import IMAGE_SUFFIXES, image_id
 from clipes.datasets.pictures import Pictures, find_pictures
+from clipes.disk.images import read_origin, write_mask
 from clipes.errors import ClipesError, DatasetError, ImageError, WriteError
-from clipes.images import read_origin, write_mask
-from clipes.origin import PredictionOrigin, read_picture, same_picture
-from clipes.pseudo import SHRUNK, shrunk, workable_size
-from clipes.runner import Summary
+from clipes.masks.crf import dense_crf
+from clipes.masks.pseudo import SHRUNK, shrunk, workable_size
+from clipes.run.loop import Summary
+from clipes.run.origin import PredictionOrigin, read_picture, same_picture
 from clipes.seg.predict import BYTES_PER_LABEL, Predictor
 from clipes.types import Failure, Progress, UInt8Array
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from clipes.artifacts import Run
 from clipes.choices import CrfBackend, RefineBackend
 from clipes.config import get_preset
+from clipes.disk.images import read_image
 from clipes.errors import ArtifactError
-from clipes.freshness import Freshness
-from clipes.images import read_image
 from clipes.listener import Listener
-from clipes.mask_values import value_count
-from clipes.origin import MaskOrigin
-from clipes.pseudo import SHRUNK, pseudo_label, workable_size
-from clipes.record import RefineSettings
-from clipes.runner import Outcome, Shard, Summary, for_each
-from clipes.stages.reopen import preset_of, reopen
+from clipes.masks.pseudo import SHRUNK, pseudo_label, workable_size
+from clipes.masks.values import value_count
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness
+from clipes.run.loop import Outcome, Shard, Summary, for_each
+from clipes.run.origin import MaskOrigin
+from clipes.run.record import RefineSettings
+from clipes.run.reopen import preset_of, reopen
 from clipes.types import Sample
 
 STAGE = "refine"

@@ -12,21 +12,21 @@ from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
 
-from clipes.artifacts import Run
-from clipes.claim import remove_leftovers
 from clipes.datasets import Dataset
+from clipes.disk.claim import remove_leftovers
+from clipes.disk.files import list_files
 from clipes.errors import ArtifactError, ClipesError
-from clipes.files import list_files
-from clipes.freshness import Freshness
-from clipes.mask_values import value_count
-from clipes.metrics import SEGMENTER, Scores
-from clipes.record import CamRecord
+from clipes.masks.scores import SEGMENTER, Scores
+from clipes.masks.values import value_count
 from clipes.report.measure import Row, Tally, measure
 from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Pictures, draw
-from clipes.runner import in_groups
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness
+from clipes.run.loop import in_groups
+from clipes.run.record import CamRecord
+from clipes.run.reopen import preset_of, reopen
 from clipes.stages.evaluate import evaluate_run
-from clipes.stages.reopen import preset_of, reopen
 from clipes.types import Failure, Progress, Sample, evenly_spaced
 
 LARGE, THUMBNAILS = 200, 2000

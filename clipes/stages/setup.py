@@ -12,17 +12,17 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from clipes.choices import Fusion
-from clipes.clip.backbone import Backbone
-from clipes.clip.kernels import Precision
-from clipes.clip.load import load_visual
 from clipes.device import choose_device
+from clipes.kernels.choose import Precision
 from clipes.processes import local_rank
-from clipes.stages.features import text_features as resolve_text
-from clipes.stages.templates import choose_templates
-from clipes.text_features import TextFeatures
+from clipes.towers.clip import Backbone
+from clipes.towers.load import load_visual
 from clipes.types import Progress
-from clipes.vocabulary import Vocabulary
 from clipes.weights import Weights, cache_dir, read_state_dict, resolve
+from clipes.words.encode import text_features as resolve_text
+from clipes.words.features import TextFeatures
+from clipes.words.templates import choose_templates
+from clipes.words.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

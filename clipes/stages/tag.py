@@ -9,18 +9,18 @@ from functools import partial
 
 import torch
 
-from clipes.artifacts import Run
-from clipes.clip.backbone import Backbone
 from clipes.config import CamParams, TagParams
 from clipes.datasets import Dataset
 from clipes.errors import UsageError
-from clipes.runner import Summary
-from clipes.stages.features import fingerprint
+from clipes.maps.tags import choose_tags, class_scores
+from clipes.run.folder import Run
+from clipes.run.loop import Summary
 from clipes.stages.setup import Clip
 from clipes.stages.tag_file import make_tags, open_tagged, untagged
-from clipes.tagging import choose_tags, class_scores
-from clipes.text_features import TextFeatures
+from clipes.towers.clip import Backbone
 from clipes.types import Failure, Float32Array, Progress, UInt8Array
+from clipes.words.encode import fingerprint
+from clipes.words.features import TextFeatures
 
 
 class Tagger:

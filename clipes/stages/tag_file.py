@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clipes.artifacts import Run
 from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.base import path_id, read_list
+from clipes.disk.files import sha256_of, write_text
 from clipes.errors import ClipesError, DatasetError
-from clipes.files import sha256_of, write_text
-from clipes.origin import read_picture
-from clipes.runner import Summary
+from clipes.run.folder import Run
+from clipes.run.loop import Summary
+from clipes.run.origin import read_picture
 from clipes.types import Failure, Float32Array, Progress, Sample, UInt8Array
 
 _COLUMNS = ("image", "labels", "scores", "picture")

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import torch
 
-from clipes.artifacts import Run
 from clipes.config import CrfParams, SegmenterPreset
 from clipes.datasets import Dataset
+from clipes.disk.files import list_files, sha256_of, write_json
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
-from clipes.files import list_files, sha256_of, write_json
-from clipes.freshness import Freshness
 from clipes.listener import Listener, ignore
-from clipes.mask_values import RULE, value_count
-from clipes.origin import digest
-from clipes.record import TrainFacts, TrainSettings
-from clipes.runner import Shard, Summary
+from clipes.masks.values import RULE, value_count
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness
+from clipes.run.loop import Shard, Summary
+from clipes.run.origin import digest
+from clipes.run.record import TrainFacts, TrainSettings
+from clipes.run.reopen import reopen
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import (
     Tally,
@@ -36,7 +37,6 @@ from clipes.seg.predict import Predictor, TestSettings
 from clipes.seg.train import Step, Trainer, TrainingError, TrainOptions, part_size
 from clipes.seg.weights import load_backbone
 from clipes.stages.predict import predict
-from clipes.stages.reopen import reopen
 from clipes.types import Progress
 
 STAGE = "train-seg"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from clipes.artifacts import Run
-from clipes.cam_maker import CamMaker
-from clipes.clip.kernels import Precision
 from clipes.datasets import Dataset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
-from clipes.freshness import Freshness, looks_digest
+from clipes.kernels.choose import Precision
 from clipes.listener import Listener
+from clipes.maps.maker import CamMaker
 from clipes.processes import local_rank
-from clipes.record import CamFacts, TextUsed, WeightsUsed
-from clipes.runner import Outcome, Summary
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness, looks_digest
+from clipes.run.loop import Outcome, Summary
+from clipes.run.record import CamFacts, TextUsed, WeightsUsed
 from clipes.stages.cam import (
     STAGE,
     CamRequest,
@@ -25,13 +25,13 @@ from clipes.stages.cam import (
     say_orphans,
     say_stale,
 )
-from clipes.stages.features import fingerprint
 from clipes.stages.learn_looks import learn_looks
 from clipes.stages.make_cams import KeptSights, make_cams
 from clipes.stages.setup import Clip, load_clip
 from clipes.stages.tag import tag
 from clipes.types import Failure
-from clipes.vocabulary import Vocabulary
+from clipes.words.encode import fingerprint
+from clipes.words.vocabulary import Vocabulary
 
 
 def make_maps(
@@ -53,7 +53,6 @@ def make_maps(
         listener: Who is told how it goes.
     """
     place = choose_device(request.clip.device, local_rank())
-    # Before CLIP is loaded, which chooses its kernels by the number of threads.
     workers, batch = share_processor(place, resources.workers), batch_size(place, resources.batch)
     clip = _load(request, vocabulary, listener)
     unusable: Sequence[Failure] = data.failures

@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from clipes.claim import claim, temporary_sibling
+from clipes.disk.claim import claim, temporary_sibling
+from clipes.disk.records import parse_record
 from clipes.errors import ArtifactError, WeightsError, WriteError
-from clipes.records import parse_record
 
 _METADATA = "clipes"
 

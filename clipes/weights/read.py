@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from clipes import files
+from clipes.disk import files
 from clipes.errors import WeightsError
 from clipes.weights.layout import normalise
 from clipes.weights.torchscript import MALFORMED, is_torchscript, read_torchscript

@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clipes.artifacts import Run
 from clipes.config import get_preset
-from clipes.images import write_confidence, write_mask
+from clipes.disk.images import write_confidence, write_mask
+from clipes.run.folder import Run
 from clipes.seg.checkpoint import FORMAT
 from clipes.types import CamMaps
 from tests.cli.small_data import CLASSES, cam, train

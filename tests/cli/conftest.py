@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipes.images import write_mask
+from clipes.disk.images import write_mask
 from tests.cli.forked import Starter, forking
 from tests.cli.small_data import write_clip
 

@@ -102,7 +102,7 @@ def _serve() -> None:
     import clipes.stages.setup
     import clipes.stages.tag
     import clipes.stages.train_seg  # noqa: F401
-    from clipes.crf import dense_crf
+    from clipes.masks.crf import dense_crf
 
     dense_crf(np.full((2, 4, 4), 0.5, np.float32), np.zeros((4, 4, 3), np.uint8))  # compiled once
     ended: dict[int, int] = {}

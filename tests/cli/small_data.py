@@ -11,8 +11,8 @@ from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
 
-from clipes.artifacts import Run
-from clipes.images import write_mask
+from clipes.disk.images import write_mask
+from clipes.run.folder import Run
 
 CLASSES = ("cat", "dog", "sofa")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipes.artifacts import Run
+from clipes.run.folder import Run
 from tests.cli.bad_input import CASES, Case
 from tests.cli.forked import ROOT, Starter
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipes.artifacts import Run
 from clipes.cli import main
+from clipes.run.folder import Run
 from tests.cli import small_data
 from tests.cli.conftest import Cli
 from tests.cli.test_stages import cam, one_line

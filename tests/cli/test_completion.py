@@ -13,7 +13,7 @@ import pytest
 from clipes.choices import DatasetKind, ExportFormat, PresetName, SegmenterPresetName
 from clipes.config import PRESETS, SEGMENTER_PRESETS
 from clipes.datasets import DATASETS
-from clipes.export import FORMATS
+from clipes.formats import FORMATS
 
 Complete = Callable[..., list[str]]
 

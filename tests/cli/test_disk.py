@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from clipes.artifacts import Run
+from clipes.run.folder import Run
 from tests.cli.forked import Starter
 from tests.cli.small_data import cam, train, write_photos, write_refined
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from clipes.cli import app
 from clipes.datasets import COCO_CLASSES
-from clipes.images import read_mask, write_mask
+from clipes.disk.images import read_mask, write_mask
 from clipes.weights import cache, read_state_dict
 from clipes.weights.resolve import _recipe
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipes.artifacts import Run
-from clipes.images import read_image
+from clipes.disk.images import read_image
+from clipes.run.folder import Run
 from clipes.types import PseudoLabel
 from tests.cli.conftest import Cli
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipes.artifacts import Run
-from clipes.text_features import load_text_features
+from clipes.run.folder import Run
+from clipes.words.features import load_text_features
 from tests.cli.conftest import Cli
 
 

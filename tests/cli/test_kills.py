@@ -25,7 +25,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipes.artifacts import Run
+from clipes.run.folder import Run
 from tests.cli.forked import Process, Starter
 from tests.cli.small_data import cam, train, write_photos, write_refined
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipes.artifacts import Run
 from clipes.cli import main
+from clipes.run.folder import Run
 from tests.cli.conftest import Cli
 
 # Most of what follows goes through ``main`` in this process: a new one has to import torch again.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipes.artifacts import Run
+from clipes.run.folder import Run
 from tests.cli.conftest import Cli
 
 

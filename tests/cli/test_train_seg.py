@@ -18,9 +18,9 @@ import torchvision
 import typer
 from torch.distributed.run import get_args_parser
 
-from clipes.artifacts import Run
 from clipes.cli import app, main
-from clipes.images import read_mask, write_confidence, write_mask
+from clipes.disk.images import read_mask, write_confidence, write_mask
+from clipes.run.folder import Run
 from clipes.seg.checkpoint import load_checkpoint, save_checkpoint
 from clipes.seg.data import Item
 from clipes.seg.deeplab import ModelSpec, Segmenter

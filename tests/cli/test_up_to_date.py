@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipes.artifacts import Run
-from clipes.images import read_mask, write_mask
+from clipes.disk.images import read_mask, write_mask
+from clipes.run.folder import Run
 from tests.cli.conftest import Cli
 from tests.cli.forked import Starter
 from tests.cli.small_data import CLASSES, cam, write_photos

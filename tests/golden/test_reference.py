@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from clipes.affinity import box_mask, propagate, refine, sinkhorn
-from clipes.clip.backbone import Backbone
-from clipes.clip.load import load_text, load_visual
-from clipes.clip.text import encode_prompts
 from clipes.config import get_preset
-from clipes.gradcam import channel_weights, class_probabilities, softmax_gradcam
-from clipes.images import read_image
-from clipes.pseudo import upsample
-from clipes.vocabulary import load_vocabulary
+from clipes.disk.images import read_image
+from clipes.maps.affinity import box_mask, propagate, refine, sinkhorn
+from clipes.maps.gradcam import channel_weights, class_probabilities, softmax_gradcam
+from clipes.masks.pseudo import upsample
+from clipes.towers.clip import Backbone
+from clipes.towers.clip_text import encode_prompts
+from clipes.towers.load import load_text, load_visual
 from clipes.weights import read_state_dict, resolve
+from clipes.words.vocabulary import load_vocabulary
 
 IMAGES = ("2007_000364", "2007_000733", "2007_000836", "2007_001149")
 PARAMS = get_preset("reference").cam

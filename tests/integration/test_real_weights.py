@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clipes.datasets.examples import write_examples
-from clipes.images import read_confidence, read_mask
+from clipes.disk.images import read_confidence, read_mask
 from clipes.types import IGNORE
 from clipes.weights import DownloadError, Weights, resolve
 

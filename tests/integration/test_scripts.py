@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipes.artifacts import Run
-from clipes.images import read_mask
+from clipes.disk.images import read_mask
+from clipes.run.folder import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,7 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from clipes.clip.activation import activate, activate_with_slope, fold_quick_gelu
+from clipes.kernels.activation import activate, activate_with_slope, fold_quick_gelu
 
 
 def make_tower(act: type[nn.Module]) -> VisionTransformer:

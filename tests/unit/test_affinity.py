@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from clipes.affinity import box_mask, propagate, refine, sinkhorn
 from clipes.bench import literal
 from clipes.config import CamParams
+from clipes.maps.affinity import box_mask, propagate, refine, sinkhorn
 
 GRID = (6, 9)
 

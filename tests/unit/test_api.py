@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 import clipes
-from clipes.artifacts import Run
 from clipes.config import get_preset
+from clipes.disk.images import read_image
 from clipes.errors import ArtifactError, ImageError, UsageError, VocabularyError
-from clipes.images import read_image
-from clipes.pseudo import pseudo_label
+from clipes.masks.pseudo import pseudo_label
+from clipes.run.folder import Run
 from clipes.stages.learn_looks import learn_looks
 from clipes.types import Sample
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipes.artifacts import Run, latest_run
+from clipes.disk.files import read_arrays
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
-from clipes.files import read_arrays
+from clipes.run.folder import Run, latest_run
 from clipes.types import CamMaps, PseudoLabel
 
 

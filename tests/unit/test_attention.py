@@ -6,14 +6,15 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from clipes.clip.attention import (
+from clipes.kernels.attention import (
     attend_by_products,
     attend_by_tiles,
     split_heads,
 )
-from clipes.clip.attention_gradient import sum_gradients
+from clipes.maps.attention_gradient import sum_gradients
 from tests.torch_threads import torch_threads
 
 # (tokens, heads, width of a head): less than a tile, whole tiles, a few more, CLS alone
@@ -89,7 +90,7 @@ def test_gradients_are_those_of_autograd(tokens, heads, width):
         parts = [
             part.detach().to(dtype) for part in (attention, query[:, 1:], key, value, mixed, given)
         ]
-        for one, sums in zip(given, sum_gradients(*parts), strict=True):
+        for one, sums in zip(given, sum_gradients(*parts, F.linear), strict=True):
             side_by_side = mixed.transpose(0, 1).flatten(1)
             (gradient,) = torch.autograd.grad(side_by_side, x, one.double(), retain_graph=True)
             expected = gradient[1:].sum(0).to(dtype)

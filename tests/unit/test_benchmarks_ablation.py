@@ -14,19 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
-from clipes.artifacts import Run
-from clipes.cam_maker import CamMaker, Sight
-from clipes.clip.backbone import Backbone
-from clipes.clip.load import load_visual
 from clipes.config import CamParams, get_preset
+from clipes.disk.images import read_image, read_mask, write_mask
 from clipes.errors import ArtifactError
-from clipes.images import read_image, read_mask, write_mask
-from clipes.looks import Looks
-from clipes.metrics import ConfusionMatrix
-from clipes.pseudo import cam_mask
-from clipes.text_features import TextFeatures, unit_rows
+from clipes.maps.looks import Looks
+from clipes.maps.maker import CamMaker, Sight
+from clipes.masks.pseudo import cam_mask
+from clipes.masks.scores import ConfusionMatrix
+from clipes.run.folder import Run
+from clipes.towers.clip import Backbone
+from clipes.towers.load import load_visual
 from clipes.types import IGNORE, CamMaps, Sample
 from clipes.weights import read_state_dict
+from clipes.words.features import TextFeatures, unit_rows
 from tests.report_support import make_run
 from tests.torch_threads import torch_threads
 

@@ -11,23 +11,23 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clipes import cam_maker
-from clipes.artifacts import Run
-from clipes.cam_maker import CamMaker
-from clipes.clip.backbone import Backbone
-from clipes.clip.load import load_visual
 from clipes.config import CamParams, PatchParams
+from clipes.disk.images import read_image
 from clipes.errors import BackendError
-from clipes.freshness import Freshness, looks_digest
-from clipes.images import read_image
-from clipes.looks import Looks
-from clipes.origin import Picture
+from clipes.maps import maker as cam_maker
+from clipes.maps.looks import Looks
+from clipes.maps.maker import CamMaker
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness, looks_digest
+from clipes.run.origin import Picture
 from clipes.stages import make_cams as stage
 from clipes.stages.learn_looks import learn_looks
 from clipes.stages.make_cams import KeptSights, make_cams
-from clipes.text_features import TextFeatures, unit_rows
+from clipes.towers.clip import Backbone
+from clipes.towers.load import load_visual
 from clipes.types import Sample
 from clipes.weights import read_state_dict
+from clipes.words.features import TextFeatures, unit_rows
 from tests.unit.clip_support import quiet
 
 pytestmark = pytest.mark.usefixtures("one_thread")

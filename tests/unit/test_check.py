@@ -9,8 +9,8 @@ from PIL import Image
 
 from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.problems import Kind
-from clipes.images import write_mask
-from clipes.metrics import ConfusionMatrix
+from clipes.disk.images import write_mask
+from clipes.masks.scores import ConfusionMatrix
 from clipes.stages.check import RARE, Findings, check
 from clipes.types import IGNORE
 from tests.unit.coco_support import write_image
@@ -88,8 +88,8 @@ def test_what_it_calls_a_remark_can_be_scored_and_what_stops_cannot(photos):
     data = open_dataset("folder", root=photos)
     findings = run(data)
     stopping = {problem.id for problem in findings.problems if problem.kind.stops}
+    from clipes.disk.images import read_image, read_mask
     from clipes.errors import ClipesError
-    from clipes.images import read_image, read_mask
 
     for sample in data.samples:
         failed = False

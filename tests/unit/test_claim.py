@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from clipes import claim as module
-from clipes.claim import claim, remove_leftovers, temporary_sibling
+from clipes.disk import claim as module
+from clipes.disk.claim import claim, remove_leftovers, temporary_sibling
 from clipes.errors import ArtifactError, WeightsError, WriteError
 from clipes.weights.cache import workspace
 
@@ -25,7 +25,7 @@ HOLD = """
 import os, sys, time
 from contextlib import ExitStack
 from pathlib import Path
-from clipes.claim import claim, temporary_sibling
+from clipes.disk.claim import claim, temporary_sibling
 folder, shared = Path(sys.argv[1]), sys.argv[2] == "shared"
 with claim(folder, "clipes test", shared=shared):
     temporary_sibling(folder / "x.npz").touch()

@@ -11,9 +11,9 @@ from pycocotools import mask as tools
 
 from clipes.datasets import COCO_CLASSES, open_dataset
 from clipes.datasets.outlines import MOST_PIXELS, decode_runs, draw, encode_runs, parse_outline
+from clipes.disk.images import read_mask
 from clipes.errors import ClipesError, DatasetError
-from clipes.images import read_mask
-from clipes.stages import masks
+from clipes.stages import coco_masks as masks
 from clipes.types import Failure
 from tests.unit.coco_support import (
     CATEGORY_IDS,

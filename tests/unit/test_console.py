@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clipes import console
-from clipes.metrics import Scores
+from clipes.cli import console
+from clipes.masks.scores import Scores
 from clipes.stages.evaluate import Scored, scores_to_json
 
 SCORES = Scores(0.5, 0.75, 1.0, (0.9, None, 0.1), 3)

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from clipes.config import CrfParams
-from clipes.crf import dense_crf
 from clipes.errors import BackendError, ImageError, UsageError
+from clipes.masks.crf import dense_crf
 
 IMAGES = ("2007_000032", "2007_000063", "2007_000170", "2007_000250", "2007_001225")
 

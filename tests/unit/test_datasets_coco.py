@@ -14,8 +14,8 @@ from clipes.datasets.coco import image_key
 from clipes.datasets.instances import instance_rows, is_instances, read_header
 from clipes.datasets.labels import read_labels
 from clipes.datasets.problems import Kind
+from clipes.disk.images import read_mask, write_mask
 from clipes.errors import ClipesError, DatasetError, UsageError
-from clipes.images import read_mask, write_mask
 from tests.unit.coco_support import (
     CATEGORY_IDS,
     annotation,

@@ -592,7 +592,7 @@ def test_all_formats_say_the_same(tmp_path, wanted):
     ("name", "images", "classes"), [("stuff_sample", 240, 23), ("coco_sample", 60, 80)]
 )
 def test_the_samples_open_without_options(shared, name, images, classes):
-    from clipes.images import read_mask
+    from clipes.disk.images import read_mask
 
     data = open_dataset("folder", root=shared / "data" / name)
     assert (len(data.samples), len(data.classes), data.failures) == (images, classes, ())

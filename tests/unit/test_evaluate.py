@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipes.artifacts import Run
+from clipes.disk.images import read_mask, write_confidence, write_mask
 from clipes.errors import ArtifactError
-from clipes.images import read_mask, write_confidence, write_mask
+from clipes.run.folder import Run
 from clipes.stages.evaluate import Scored, evaluate_folder, evaluate_run
 from tests.cli.small_data import write_refined
 

@@ -17,8 +17,8 @@ from clipes.datasets import examples as module
 from clipes.datasets.base import Dataset
 from clipes.datasets.examples import draw, open_examples, write_examples
 from clipes.datasets.labels import read_labels
+from clipes.disk.images import read_image, read_mask, voc_palette
 from clipes.errors import DatasetError
-from clipes.images import read_image, read_mask, voc_palette
 from clipes.types import IGNORE
 
 if find_spec("skimage") is None:

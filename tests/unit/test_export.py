@@ -19,15 +19,15 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
 from pycocotools import mask as tools
 
-from clipes.artifacts import Run
 from clipes.datasets import open_dataset
 from clipes.datasets.outlines import decode_runs, draw, encode_runs, parse_outline
+from clipes.disk.images import read_image, read_mask, voc_palette
 from clipes.errors import ArtifactError, RunConflictError, UsageError
-from clipes.export import FORMATS, Options
-from clipes.export.base import IGNORE_LABEL
-from clipes.export.regions import paint_order, regions, simplify
-from clipes.images import read_image, read_mask, voc_palette
-from clipes.pseudo import upsample
+from clipes.formats import FORMATS, Options
+from clipes.formats.base import IGNORE_LABEL
+from clipes.formats.regions import paint_order, regions, simplify
+from clipes.masks.pseudo import upsample
+from clipes.run.folder import Run
 from clipes.stages.export import export
 from clipes.types import IGNORE, CamMaps, Failure, PseudoLabel
 
@@ -378,7 +378,7 @@ def test_coco_as_pycocotools_reads_it(
 def test_a_picture_too_large_for_compression_has_a_list(
     do: Exporter, masks: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipes.export.coco.MOST_PIXELS", 40)
+    monkeypatch.setattr("clipes.formats.coco.MOST_PIXELS", 40)
     path = do("coco") / "instances.json"
     assert_masks(coco_masks(path).__getitem__, masks)
     kinds = {
@@ -550,7 +550,7 @@ def test_the_pickle_of_clip_es_names_nothing_of_a_newer_numpy(do: Exporter) -> N
 
 def test_scripts_of_clip_es_label_as_we_do(do: Exporter, run: Run) -> None:
     """What eval_cam.py does with a file, with exponent 1."""
-    from clipes.pseudo import cam_mask
+    from clipes.masks.pseudo import cam_mask
 
     folder = do("clip-es")
     saved = np.load(folder / "holes.npy", allow_pickle=True).item()

@@ -10,9 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from clipes import files as files_module
-from clipes.errors import ArtifactError, DatasetError, WriteError
-from clipes.files import (
+from clipes.disk import files as files_module
+from clipes.disk.files import (
     atomic_write,
     check_id,
     list_files,
@@ -21,6 +20,7 @@ from clipes.files import (
     write_json,
     write_text,
 )
+from clipes.errors import ArtifactError, DatasetError, WriteError
 
 
 def test_the_name_appears_only_when_the_block_is_done(tmp_path):

@@ -12,11 +12,10 @@ import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 from PIL import Image
 
-from clipes.clip.backbone import Backbone
-from clipes.clip.patches import PatchFeatures, patch_features, value_path
 from clipes.datasets import Dataset
 from clipes.errors import VocabularyError
-from clipes.fit import (
+from clipes.maps.gradcam import channel_weights
+from clipes.standin.fit import (
     BACKGROUND,
     EncodedImage,
     FitParams,
@@ -26,9 +25,10 @@ from clipes.fit import (
     fit,
     gather,
 )
-from clipes.gradcam import channel_weights
-from clipes.text_features import load_text_features, save_text_features
+from clipes.standin.patches import PatchFeatures, patch_features, value_path
+from clipes.towers.clip import Backbone
 from clipes.types import Failure, Sample
+from clipes.words.features import load_text_features, save_text_features
 
 WIDTH = 24
 CLASSES = ("cat", "dog", "train")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipes import origin
-from clipes.artifacts import Run
-from clipes.freshness import Freshness, looks_digest
-from clipes.images import read_mask, write_mask
-from clipes.origin import MapsOrigin, MaskOrigin, Picture, maps_settings, read_picture
+from clipes.disk.images import read_mask, write_mask
+from clipes.run import origin
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness, looks_digest
+from clipes.run.origin import MapsOrigin, MaskOrigin, Picture, maps_settings, read_picture
 from clipes.types import CamMaps, PseudoLabel, Sample
 
 CLASSES = ("cat", "dog", "sofa")

@@ -13,17 +13,17 @@ import torch.nn.functional as F  # noqa: N812
 from open_clip.transformer import VisionTransformer
 
 from clipes.bench import literal
-from clipes.cam_maker import CamMaker
 from clipes.choices import Fusion
-from clipes.clip.backbone import Backbone, Encoding
 from clipes.config import CamParams, PatchParams
 from clipes.errors import VocabularyError
-from clipes.fusion import fuse_vectors, fused_maps
-from clipes.gradcam import softmax_gradcam
-from clipes.stages.features import from_given, text_features
+from clipes.maps.fusion import fused_maps
+from clipes.maps.gradcam import softmax_gradcam
+from clipes.maps.maker import CamMaker
 from clipes.stages.setup import OpenedWeights, open_weights
-from clipes.text_features import TextFeatures, unit_rows
-from clipes.vocabulary import Vocabulary
+from clipes.towers.clip import Backbone, Encoding
+from clipes.words.encode import from_given, text_features
+from clipes.words.features import TextFeatures, fuse_vectors, unit_rows
+from clipes.words.vocabulary import Vocabulary
 from tests.unit.clip_support import no_progress, quiet
 
 OUT, SCALE, BLOCKS = 32, 30.0, 4

@@ -23,19 +23,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from clipes.artifacts import Run
 from clipes.datasets.base import read_split
 from clipes.datasets.instances import instance_rows, is_instances
 from clipes.datasets.labels import read_labels
 from clipes.datasets.voc import read_annotation
+from clipes.disk.images import read_confidence, read_image, read_mask, write_confidence, write_mask
 from clipes.errors import ClipesError
-from clipes.images import read_confidence, read_image, read_mask, write_confidence, write_mask
+from clipes.run.folder import Run
+from clipes.run.reopen import preset_of, reopen
 from clipes.seg.checkpoint import load_checkpoint
-from clipes.stages.reopen import preset_of, reopen
-from clipes.text_features import load_text_features
 from clipes.types import CamMaps
-from clipes.vocabulary import load_vocabulary
 from clipes.weights.read import read_state_dict
+from clipes.words.features import load_text_features
+from clipes.words.vocabulary import load_vocabulary
 from tests.unit.weights_support import save_torchscript, small_clip
 
 CLASSES = ("cat", "dog")

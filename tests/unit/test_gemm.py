@@ -6,27 +6,45 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from clipes.clip import gemm
+from clipes.kernels import linear as gemm
 
-# Less than a tile, a tile and a rest that has no full vector or one; several stretches of inputs.
 SHAPES = [(1, 48), (7, 48), (2, 15, 48), (3, 2, 5, 48), (31, 800)]
 
 
-@pytest.mark.parametrize("way", ["linear_by_tiles", "linear_by_convolution"])
+@pytest.mark.skipif(not gemm.has_onednn(), reason="this PyTorch has no oneDNN")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("outputs", [20, 64, 192])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_all_ways_are_a_linear_layer(
-    way: str, shape: tuple[int, ...], outputs: int, transposed: bool
-) -> None:
+@pytest.mark.parametrize("kind", ["parameter", "tensor", "transposed"])
+def test_onednns_layer_is_a_linear_layer(shape: tuple[int, ...], outputs: int, kind: str) -> None:
     torch.manual_seed(0)
     x, bias, inputs = torch.randn(shape), torch.randn(outputs), shape[-1]
-    weight = torch.randn(inputs, outputs).T if transposed else torch.randn(outputs, inputs)
-    for some in (bias, None):
-        expected = F.linear(x.double(), weight.double(), None if some is None else some.double())
-        got = getattr(gemm, way)(x, weight, some)
-        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=2e-4)
-        assert got.is_contiguous()
+    weight = torch.randn(outputs, inputs)
+    if kind == "transposed":
+        weight = weight.T.contiguous().T
+    given = torch.nn.Parameter(weight) if kind == "parameter" else weight
+    linear = gemm.make_linear("onednn")
+    with torch.inference_mode():
+        for some in (bias, None, bias):
+            expected = F.linear(
+                x.double(), weight.double(), some if some is None else some.double()
+            )
+            got = linear(x, given, some)
+            torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=2e-4)
+            assert got.is_contiguous()
+
+
+@pytest.mark.skipif(not gemm.has_onednn(), reason="this PyTorch has no oneDNN")
+def test_another_image_before_does_not_change_a_bit() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.nn.Parameter(torch.randn(192, 48), requires_grad=False), torch.randn(99, 48)
+    results = []
+    with torch.inference_mode():
+        for before in (1, 17, 300):
+            linear = gemm.make_linear("onednn")
+            linear(torch.randn(before, 48), weight, None)
+            results.append(linear(x, weight, None))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -9,11 +9,11 @@ import torch.nn.functional as F  # noqa: N812
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
 
-from clipes.affinity import refine
 from clipes.bench import literal
-from clipes.clip.backbone import Backbone
 from clipes.config import CamParams
-from clipes.gradcam import channel_weights, class_probabilities, min_max, softmax_gradcam
+from clipes.maps.affinity import refine
+from clipes.maps.gradcam import channel_weights, class_probabilities, min_max, softmax_gradcam
+from clipes.towers.clip import Backbone
 
 WIDTH, OUT, SCALE = 64, 32, 30.0
 BLOCKS = 5

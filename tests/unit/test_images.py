@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from clipes import images
 from clipes.datasets.base import IMAGE_SUFFIXES
-from clipes.errors import ArtifactError, ImageError
-from clipes.images import (
+from clipes.disk import images
+from clipes.disk.images import (
     read_confidence,
     read_image,
     read_mask,
@@ -26,6 +25,7 @@ from clipes.images import (
     write_confidence,
     write_mask,
 )
+from clipes.errors import ArtifactError, ImageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 PIXELS = np.array([[RED, GREEN, BLUE], [WHITE, (0, 0, 0), (9, 90, 200)]], dtype=np.uint8)

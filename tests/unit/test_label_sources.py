@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipes.artifacts import Run
 from clipes.datasets import VOC_CLASSES, open_dataset
 from clipes.datasets.labels import read_labels
 from clipes.datasets.one_hot import one_hot_rows
 from clipes.errors import ClipesError, DatasetError, UsageError
-from clipes.stages.reopen import reopen
+from clipes.run.folder import Run
+from clipes.run.reopen import reopen
 from tests.unit.coco_support import annotation, write_image, write_instances
 
 CLASSES = ("cat", "dining table", "dog")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipes import pseudo
 from clipes.config import CrfParams
-from clipes.images import read_confidence, write_confidence
-from clipes.pseudo import pseudo_label, shrunk, workable_size
+from clipes.disk.images import read_confidence, write_confidence
+from clipes.masks import pseudo
+from clipes.masks.pseudo import pseudo_label, shrunk, workable_size
 from clipes.stages.predict import predict_any_size
 from clipes.types import CamMaps
 
@@ -107,7 +107,7 @@ def test_confidence_is_written_in_parts(tmp_path, monkeypatch: pytest.MonkeyPatc
     confidence = np.random.default_rng(0).random((50, 30), dtype=np.float32)
     write_confidence(tmp_path / "a.png", confidence)
     for pixels in (1, 70, 31 * 30):
-        monkeypatch.setattr("clipes.images._PIXELS_AT_ONCE", pixels)
+        monkeypatch.setattr("clipes.disk.images._PIXELS_AT_ONCE", pixels)
         write_confidence(tmp_path / "b.png", confidence)
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     read = read_confidence(tmp_path / "a.png")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clipes.errors import UsageError
-from clipes.lattice import TILE, Lattice, build_lattice
+from clipes.kernels.lattice import TILE, Lattice, build_lattice
 
 
 def _build(points: np.ndarray) -> Lattice:

@@ -1,4 +1,4 @@
-"""Dependencies point one way, as DESIGN.md says."""
+"""Dependencies point one way, as docs/architecture.md says."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "clipes"
 
-# Each module may import modules of its own layer and of those further down.
+# Each room (a folder, or a file at the top) may import rooms of its own floor and further down.
 LAYERS = (
-    {"cli", "console", "__main__", "__init__"},
-    {"stages", "runner", "report", "overlays", "bench", "export", "api"},
-    {"clip", "gradcam", "affinity", "crf", "lattice", "simd"}
-    | {"pseudo", "fit", "seg", "cam_maker"}
-    | {"fusion", "looks", "patch_maps", "prompts_check", "sharpness", "tagging", "device"},
-    {"datasets", "images", "vocabulary", "text_features", "weights", "artifacts", "metrics"}
-    | {"record", "origin", "freshness", "mask_values"},
-    {"claim", "files", "records", "config", "types", "errors", "listener", "choices"}
-    | {"processes"},
+    {"cli", "__main__", "__init__"},
+    {"api"},
+    {"stages"},
+    {"bench", "standin", "seg"},
+    {"maps", "report", "formats"},
+    {"words", "run"},
+    {"towers", "masks", "datasets", "weights"},
+    {"kernels", "disk", "device", "config"},
+    {"types", "errors", "choices", "listener", "names", "processes"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CONSOLE_LIBRARIES = {"typer", "rich", "click"}
@@ -53,6 +53,24 @@ def test_imports_point_down(path: Path) -> None:
         words = name.split(".")
         if words[0] == "clipes" and words[1] in LEVEL:
             assert LEVEL[words[1]] >= level, f"{path.name} imports {name}, which is above it"
+
+
+def test_no_two_rooms_import_each_other() -> None:
+    rooms: dict[str, set[str]] = {}
+    for path in modules():
+        for name in imports(path):
+            words = name.split(".")
+            if words[0] == "clipes" and words[1] in LEVEL.keys() - {part(path)}:
+                rooms.setdefault(part(path), set()).add(words[1])
+    circles = [(a, b) for a, others in rooms.items() for b in others if a in rooms.get(b, ())]
+    assert not circles
+
+
+def test_towers_and_weights_do_not_know_each_other() -> None:
+    """``words`` and ``stages`` join them."""
+    for path in modules():
+        other = {"towers": "clipes.weights", "weights": "clipes.towers"}.get(part(path))
+        assert other is None or not any(name.startswith(other) for name in imports(path)), path
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipes.artifacts import Run
 from clipes.config import PatchParams
 from clipes.errors import ArtifactError, BackendError, ImageError
-from clipes.looks import Statistics
-from clipes.origin import Picture
+from clipes.maps.looks import Statistics
+from clipes.run.folder import Run
+from clipes.run.origin import Picture
 from clipes.stages import learn_looks as stage
 from clipes.stages.learn_looks import learn_looks, load_looks
 from clipes.stages.make_cams import KeptSights

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipes.affinity import Walk, sinkhorn
 from clipes.config import CamParams, PatchParams
-from clipes.looks import Looks, Statistics, final_maps, image_statistics
-from clipes.patch_maps import Evidence, first_maps, strong_patches
+from clipes.maps.affinity import Walk, sinkhorn
+from clipes.maps.looks import Looks, Statistics, final_maps, image_statistics
+from clipes.maps.patches import Evidence, first_maps, strong_patches
 
 PARAMS, PATCHES = CamParams(box_threshold=0.0), PatchParams(weak=0.5)
 GRID, WIDTH, CLASSES = (5, 6), 7, 4

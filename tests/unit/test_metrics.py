@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from clipes.errors import ArtifactError
-from clipes.metrics import ConfusionMatrix
+from clipes.masks.scores import ConfusionMatrix
 from clipes.types import IGNORE
 
 N = 4
@@ -166,7 +166,7 @@ def test_counts_stay_exact_past_single_precision():
 
 
 def test_ground_truth_scores_one_against_itself(shared):
-    from clipes.images import read_mask
+    from clipes.disk.images import read_mask
 
     matrix = ConfusionMatrix(21)
     for path in sorted((shared / "data/voc_sample/SegmentationClassAug").iterdir())[:20]:

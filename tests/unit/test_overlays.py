@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipes.config import CONFIDENCE_THRESHOLD
-from clipes.overlays import (
+from clipes.report.overlays import (
     CONFIDENCE,
     HEAT,
     class_colour,

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from clipes.affinity import sinkhorn
 from clipes.bench import literal
-from clipes.clip.backbone import Backbone
-from clipes.clip.load import load_visual
 from clipes.config import CamParams, PatchParams
-from clipes.patch_maps import Evidence, compare, first_maps, patch_features, strong_patches
+from clipes.maps.affinity import sinkhorn
+from clipes.maps.patches import Evidence, compare, first_maps, patch_features, strong_patches
+from clipes.towers.clip import Backbone
+from clipes.towers.load import load_visual
 from clipes.weights import read_state_dict
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)

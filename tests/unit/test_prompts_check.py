@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from clipes.choices import Fusion
-from clipes.clip.text import CONTEXT_LENGTH, tokenize
-from clipes.prompts_check import NEAR, collisions, entries, near, spelling
-from clipes.text_features import TextFeatures, unit_rows
-from clipes.vocabulary import Vocabulary, load_vocabulary
+from clipes.towers.clip_text import CONTEXT_LENGTH, tokenize
+from clipes.words.check import NEAR, collisions, entries, near, spelling
+from clipes.words.features import TextFeatures, unit_rows
+from clipes.words.vocabulary import Vocabulary, load_vocabulary
 
 TEMPLATES = ("a photo of a {}.",)
 

@@ -9,7 +9,7 @@ import pytest
 from clipes.choices import CrfBackend
 from clipes.config import CrfParams
 from clipes.errors import ImageError
-from clipes.pseudo import cam_mask, label_pixels, pseudo_label, upsample, with_background
+from clipes.masks.pseudo import cam_mask, label_pixels, pseudo_label, upsample, with_background
 from clipes.types import CamMaps
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipes.config import PRESETS, Preset
+from clipes.disk.files import write_json
+from clipes.disk.records import parse_record, read_record
 from clipes.errors import ArtifactError
-from clipes.files import write_json
-from clipes.records import parse_record, read_record
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipes.artifacts import Run
 from clipes.errors import ArtifactError
-from clipes.metrics import Scores
-from clipes.overlays import CONFIDENCE, ramp
+from clipes.masks.scores import Scores
 from clipes.report.charts import confidence_histogram, coverage_curve
 from clipes.report.measure import CurvePoint, Row, Tally
+from clipes.report.overlays import CONFIDENCE, ramp
 from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Figure, Pictures
 from clipes.report.review import ClassSigns, Signs
+from clipes.run.folder import Run
 from clipes.stages.report import make_report
 from clipes.types import Failure
 from tests.report_support import CLASSES, make_run
@@ -348,7 +348,7 @@ def test_images_are_written_one_by_one(tmp_path: Path) -> None:
 def test_what_a_killed_report_left_is_removed(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"a": (0,)}).run
     code = (
-        "import os, sys, pathlib; from clipes.files import atomic_write;"
+        "import os, sys, pathlib; from clipes.disk.files import atomic_write;"
         "context = atomic_write(pathlib.Path(sys.argv[1])); context.__enter__(); os._exit(1)"
     )
     page = run.root / "report" / "index.html"

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipes.artifacts import Run
 from clipes.config import CONFIDENCE_THRESHOLD
-from clipes.freshness import Freshness
-from clipes.images import write_mask
-from clipes.metrics import ConfusionMatrix
-from clipes.pseudo import cam_mask
+from clipes.disk.images import write_mask
+from clipes.masks.pseudo import cam_mask
+from clipes.masks.scores import ConfusionMatrix
 from clipes.report.measure import CUTS, Row, Tally, measure
 from clipes.report.review import ClassSigns, Signs, read_signs, reasons, score
+from clipes.run.folder import Run
+from clipes.run.freshness import Freshness
+from clipes.run.reopen import reopen
 from clipes.stages.evaluate import evaluate_run
-from clipes.stages.reopen import reopen
 from clipes.stages.report import choose, measure_run
 from clipes.types import IGNORE, CamMaps, PseudoLabel
 from tests.report_support import CLASSES, Made, make_run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipes.errors import BackendError, ImageError, WriteError
-from clipes.runner import for_each, for_each_batch
+from clipes.run.loop import for_each, for_each_batch
 from clipes.types import Sample
 
 

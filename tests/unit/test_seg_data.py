@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from clipes.config import SegmenterPreset
+from clipes.disk.images import write_confidence, write_mask
 from clipes.errors import ArtifactError, BackendError, ClipesError, ImageError
-from clipes.images import write_confidence, write_mask
 from clipes.seg.data import (
     TrainingPair,
     TrainingSet,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from clipes.artifacts import Run
 from clipes.config import PRESETS, get_preset
 from clipes.errors import ArtifactError, DatasetError, UsageError
-from clipes.record import CamSettings
-from clipes.runner import Shard
-from clipes.stages.reopen import preset_of
+from clipes.run.folder import Run
+from clipes.run.loop import Shard
+from clipes.run.record import CamSettings
+from clipes.run.reopen import preset_of
 from clipes.types import Sample
 
 

@@ -13,17 +13,17 @@ from open_clip.transformer import VisionTransformer
 from PIL import Image
 
 from clipes.bench import literal
-from clipes.clip.classify import classifier_input, image_features
-from clipes.clip.load import load_text
-from clipes.clip.text import encode_prompts
 from clipes.errors import ClipesError, DatasetError, VocabularyError
-from clipes.sharpness import class_scores, sharpness
-from clipes.stages.prompts import ImageFeatures, rank, rank_files, rank_templates, spread
+from clipes.stages.rank import ImageFeatures, rank, rank_files, rank_templates, spread
 from clipes.stages.setup import OpenedWeights, open_weights
-from clipes.stages.templates import choose_templates, load_ranking
-from clipes.text_features import TextFeatures, save_text_features, unit_rows
+from clipes.towers.classify import classifier_input, image_features
+from clipes.towers.clip_text import encode_prompts
+from clipes.towers.load import load_text
 from clipes.types import Failure, Sample
-from clipes.vocabulary import Vocabulary, fill
+from clipes.words.features import TextFeatures, save_text_features, unit_rows
+from clipes.words.sharpness import class_scores, sharpness
+from clipes.words.templates import choose_templates, load_ranking
+from clipes.words.vocabulary import Vocabulary, fill
 from tests.unit.clip_support import no_progress, quiet
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -144,7 +144,7 @@ def test_an_image_is_encoded_once(
     first = encode(opened, samples, tmp_path)
     read = []
     monkeypatch.setattr(
-        "clipes.stages.prompts._read", lambda sample, _: read.append(sample.id) or None
+        "clipes.stages.rank._read", lambda sample, _: read.append(sample.id) or None
     )
     np.testing.assert_array_equal(encode(opened, samples[::-1], tmp_path), first[::-1])
     assert read == []
@@ -294,7 +294,7 @@ def test_ranking_that_cannot_say_anything_is_refused(
 
 def test_a_limit_spreads_over_all_images() -> None:
     samples = [Sample(str(index), Path("x"), (0,)) for index in range(10)]
-    assert [sample.id for sample in spread(samples, 4)] == ["0", "2", "5", "7"]
+    assert [sample.id for sample in spread(samples, 4)] == ["0", "3", "6", "9"]
     assert spread(samples, None) == spread(samples, 99) == samples
 
 

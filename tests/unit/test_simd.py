@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipes import simd
-from clipes.simd import (
+from clipes.kernels import simd
+from clipes.kernels.simd import (
     add_lanes,
     exp,
     fill,

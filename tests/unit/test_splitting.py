@@ -14,7 +14,7 @@ from clipes.datasets.base import class_index
 from clipes.datasets.labels import LabelFile, read_labels
 from clipes.datasets.rows import labels_of_classes
 from clipes.errors import DatasetError
-from clipes.vocabulary import folded
+from clipes.names import folded
 
 a_few = settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from clipes.clip.backbone import Backbone
-from clipes.clip.load import load_visual
 from clipes.config import TagParams
 from clipes.datasets import open_dataset
 from clipes.datasets.base import Dataset
 from clipes.errors import DatasetError
+from clipes.maps.tags import choose_tags, class_scores, key_key_features
 from clipes.stages.tag import Tagger
 from clipes.stages.tag_file import make_tags, untagged
-from clipes.tagging import choose_tags, class_scores, key_key_features
-from clipes.text_features import TextFeatures, unit_rows
+from clipes.towers.clip import Backbone
+from clipes.towers.load import load_visual
 from clipes.types import Failure
 from clipes.weights import read_state_dict
+from clipes.words.features import TextFeatures, unit_rows
 from tests.unit.coco_support import write_image
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)

@@ -13,19 +13,19 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer
 
 from clipes.choices import Fusion
-from clipes.clip.load import load_text
-from clipes.clip.text import CONTEXT_LENGTH, encode_prompts, tokenize
 from clipes.errors import VocabularyError
-from clipes.stages.features import PromptEncoder, fingerprint, from_given, text_features
-from clipes.text_features import (
+from clipes.towers.clip_text import CONTEXT_LENGTH, encode_prompts, tokenize
+from clipes.towers.load import load_text
+from clipes.weights import Weights, read_state_dict, resolve
+from clipes.words.encode import PromptEncoder, fingerprint, from_given, text_features
+from clipes.words.features import (
     TextFeatures,
     load_text_features,
     save_text_features,
     stand_in,
     unit_rows,
 )
-from clipes.vocabulary import Vocabulary, load_vocabulary
-from clipes.weights import Weights, read_state_dict, resolve
+from clipes.words.vocabulary import Vocabulary, load_vocabulary
 from tests.unit.clip_support import quiet
 
 VOCABULARY = Vocabulary(
@@ -243,7 +243,7 @@ def test_what_was_encoded_is_remembered(
     assert not encoder.knows(["a b", "a c"])
     encoder.learn([["a b", "a c"], ["a d"]])
     first = encoder(["a b", "a c"])
-    monkeypatch.setattr("clipes.stages.features.encode_prompts", None)
+    monkeypatch.setattr("clipes.words.encode.encode_prompts", None)
     assert encoder.knows(["a c", "a b"])
     np.testing.assert_array_equal(encoder(["a c", "a b"]), first[::-1])
     np.testing.assert_array_equal(encoder(["a c", "a b", "a c"]), first[[1, 0, 1]])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,17 +13,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
+from clipes.choices import Fusion
 from clipes.errors import VocabularyError
-from clipes.vocabulary import (
+from clipes.names import SAME_THING, nearest
+from clipes.words import shipped
+from clipes.words.vocabulary import (
     SHIPPED,
-    Fusion,
     Vocabulary,
     load_templates,
     load_vocabulary,
-    nearest,
     parse_templates,
     parse_vocabulary,
+    shipped_synonyms,
 )
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PACKAGE = Path(__file__).resolve().parents[2] / "clipes"
 WORDS = st.text(
@@ -63,7 +72,7 @@ def test_shipped_templates_are_clips_and_the_papers() -> None:
 
 @pytest.mark.parametrize("name", ["voc.toml", "coco.toml", "templates.txt"])
 def test_shipped_files_say_where_they_come_from(name: str) -> None:
-    first = (PACKAGE / "prompts" / name).read_text("utf-8").split("\n\n")[0]
+    first = (PACKAGE.parent / "prompts" / name).read_text("utf-8").split("\n\n")[0]
     comment = " ".join(line[1:] for line in first.splitlines() if line.startswith("#"))
     assert "arXiv:2212.09506" in comment
 
@@ -198,7 +207,9 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 
 
 def test_shipped_names_are_those_of_the_files() -> None:
-    assert sorted(SHIPPED) == sorted(path.stem for path in (PACKAGE / "prompts").glob("*.toml"))
+    assert sorted(SHIPPED) == sorted(
+        path.stem for path in (PACKAGE.parent / "prompts").glob("*.toml")
+    )
 
 
 def test_other_classes_keep_their_synonyms_and_stop_competing_in_any_spelling() -> None:
@@ -213,5 +224,33 @@ def test_other_classes_keep_their_synonyms_and_stop_competing_in_any_spelling() 
     [("TVs", "tv"), ("settee", None), ("Couches", "couch"), ("human", "person"), ("dgo", "dog")],
 )
 def test_what_a_name_means_in_other_words(name: str, meant: str | None) -> None:
-    assert nearest(name, load_vocabulary("coco").classes) == meant
+    same = (*SAME_THING, *shipped_synonyms())
+    assert nearest(name, load_vocabulary("coco").classes, groups=same) == meant
     assert nearest(name, ()) is None
+
+
+def test_the_words_data_are_found_in_a_checkout_and_in_a_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``make wheel`` runs the demo from a real wheel; here its layout is made by hand."""
+    checkout = PACKAGE.parent / "prompts"
+    assert shipped.shipped_path("voc.toml") == checkout / "voc.toml"
+    installed = tmp_path / "site-packages" / "clipes"
+    (installed / "prompts").mkdir(parents=True)
+    shutil.copy(checkout / "voc.toml", installed / "prompts")
+    monkeypatch.setattr(shipped, "_PACKAGE", installed)
+    assert shipped.shipped_path("voc.toml") == installed / "prompts" / "voc.toml"
+    with pytest.raises(VocabularyError, match=r"lacks coco\.toml.*install clipes again"):
+        shipped.shipped_path("coco.toml")
+
+
+def test_the_wheel_maps_the_words_data_into_the_package() -> None:
+    settings_of_build = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))
+    wheel = settings_of_build["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"prompts": "clipes/prompts"}
+    assert {path.name for path in (PACKAGE.parent / "prompts").iterdir()} >= {
+        "voc.toml",
+        "coco.toml",
+        "templates.txt",
+        "standin-vit-b-16.npz",
+    }

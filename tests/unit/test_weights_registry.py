@@ -120,7 +120,7 @@ def test_the_real_tower(shared: Path):
     from open_clip.transform import image_transform
     from PIL import Image
 
-    from clipes.clip.load import load_visual
+    from clipes.towers.load import load_visual
 
     try:
         weights = resolve("registry")

@@ -373,7 +373,7 @@ class TestCache:
         def forbidden(*_: object) -> int:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("clipes.claim.os.open", forbidden)
+        monkeypatch.setattr("clipes.disk.claim.os.open", forbidden)
         with pytest.raises(WeightsError) as caught:
             resolve("registry")
         assert f"cannot write to the cache {cache / 'weights'}: Permission denied; " in str(

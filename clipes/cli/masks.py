@@ -1,0 +1,186 @@
+"""``clipes cam``, ``refine`` and ``demo``: from images and labels to masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipes.choices import (
+    CrfBackend,
+    DatasetKind,
+    Fusion,
+    Precision,
+    PresetName,
+    RefineBackend,
+)
+from clipes.cli.options import (
+    RUNS,
+    DatasetOption,
+    DeviceOption,
+    DifficultOption,
+    FusionOption,
+    ModelOption,
+    OutOption,
+    PromptsOption,
+    RootOption,
+    RunArgument,
+    ShardOption,
+    SplitOption,
+    TagThresholdOption,
+    TemplateOption,
+    TextFeaturesOption,
+    WeightsOption,
+    command_line,
+    finish,
+    listener,
+    open_run,
+    this_part,
+)
+from clipes.cli.scores import evaluate, report
+from clipes.config import BOX_THRESHOLDS, CamParams
+
+_LAMBDAS = "; ".join(
+    [f"{CamParams().box_threshold}", *(f"{kind}: {own}" for kind, own in BOX_THRESHOLDS.items())]
+)
+
+
+def cam(
+    dataset: DatasetOption,
+    root: RootOption = None,
+    split: SplitOption = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV, JSON (COCO's too), txt, npz or npy with each image's labels, instead of "
+            "annotations; auto guesses them, see 'clipes tag'."
+        ),
+    ] = None,
+    difficult: DifficultOption = True,
+    tag_threshold: TagThresholdOption = None,
+    preset: Annotated[PresetName, typer.Option(help="Settings.")] = PresetName.default,
+    weights: WeightsOption = "auto",
+    model: ModelOption = "ViT-B-16",
+    text_features: TextFeaturesOption = None,
+    prompts: PromptsOption = None,
+    fusion: FusionOption = Fusion.sentence,
+    template: TemplateOption = None,
+    box_threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help=f"lambda of the affinity's boxes. (default: {_LAMBDAS})"),
+    ] = None,
+    out: OutOption = None,
+    shard: ShardOption = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images, or batches, at once. (default: one per core, for a GPU up to 16)"
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images given to CLIP together. (default: 1; GPU: 32)"),
+    ] = None,
+    precision: Annotated[
+        Precision,
+        typer.Option(help="Of CLIP's matrix products; auto: bf16 where that is faster, else fp32."),
+    ] = Precision.fp32,
+    keep_looks: Annotated[
+        bool,
+        typer.Option(
+            help="When labels or pictures changed, make only their maps again: keep what the "
+            "classes look like as it was learnt before."
+        ),
+    ] = False,
+) -> None:
+    """Images and their labels to activation maps: the only stage that needs CLIP.
+
+    Example: clipes cam --dataset voc --root data/VOC2012 --split train
+    """
+    from clipes.config import TagParams, get_preset
+    from clipes.run.folder import Run
+    from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
+    from clipes.stages.cam import cam as cam_stage
+
+    run = Run(out or RUNS / dataset.value)
+    request = CamRequest(
+        DataRequest(
+            dataset.value,
+            root=root,
+            split=split,
+            labels=labels,
+            prompts=prompts,
+            difficult=difficult,
+            tags=TagParams() if tag_threshold is None else TagParams(tag_threshold),
+        ),
+        ClipRequest(
+            weights,
+            model,
+            text_features=text_features,
+            fusion=fusion,
+            template=template,
+            rankings=(run.root, RUNS / dataset.value),
+            device=device,
+            precision=precision.value,
+        ),
+        get_preset(preset.value).for_dataset(dataset.value, box_threshold),
+        keep_looks=keep_looks,
+        command=command_line(),
+    )
+    how = Resources(this_part(shard), workers, batch)
+    outcome = cam_stage(request, run, how, listener())
+    finish("maps", run, outcome.summary, outcome.unusable)
+
+
+def refine(
+    run: RunArgument = None,
+    root: RootOption = None,
+    preset: Annotated[
+        PresetName | None, typer.Option(help="Settings of the CRF. (default: as in cam)")
+    ] = None,
+    crf: Annotated[
+        CrfBackend,
+        typer.Option(help="CRF implementation; pydensecrf, the authors' own, is an extra."),
+    ] = CrfBackend.numba,
+    backend: Annotated[
+        RefineBackend,
+        typer.Option(
+            help="What to run on: loky (processes of this machine), threading (this process), or a "
+            "ray or dask cluster: that of RAY_ADDRESS or DASK_SCHEDULER_ADDRESS, else a local one."
+        ),
+    ] = RefineBackend.loky,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images at once. (default: one per core)"),
+    ] = None,
+    shard: ShardOption = None,
+) -> None:
+    """Maps and images to pseudo-masks and confidence maps, with a dense CRF.
+
+    Example: clipes refine runs/voc --workers 8
+    """
+    from clipes.stages.refine import RefineRequest, RefineResources
+    from clipes.stages.refine import refine as refine_stage
+
+    folder = open_run(run)
+    request = RefineRequest(root, preset and preset.value, crf.value, command_line())
+    how = RefineResources(this_part(shard), workers, backend.value)
+    outcome = refine_stage(request, folder, how, listener())
+    finish("masks", folder, outcome.summary, outcome.unusable)
+
+
+def demo(
+    weights: WeightsOption = "auto",
+    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/examples)")] = None,
+) -> None:
+    """Run every stage on the bundled examples, print mIoU and write a report to look at.
+
+    Example: clipes demo
+    """
+    cam(DatasetKind.examples, weights=weights, out=out)
+    folder = out or RUNS / "examples"
+    refine(folder)
+    evaluate(folder)
+    report(folder)

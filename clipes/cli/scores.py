@@ -1,0 +1,135 @@
+"""``clipes eval`` and ``report``: how good the masks of a run are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipes.cli.options import (
+    PromptsOption,
+    RootOption,
+    RunArgument,
+    open_run,
+    say_failure,
+)
+from clipes.errors import UsageError, WriteError
+
+if TYPE_CHECKING:
+    from clipes.types import Failure
+
+
+def evaluate(
+    target: Annotated[
+        Path | None,
+        typer.Argument(help="Run folder, or folder of masks. (default: the latest run)"),
+    ] = None,
+    gt: Annotated[
+        Path | None, typer.Option(help="Folder of ground-truth masks. (default: the data set's)")
+    ] = None,
+    root: RootOption = None,
+    prompts: PromptsOption = None,
+    exponents: Annotated[
+        str, typer.Option(help="Background exponents to score the maps with, by comma.")
+    ] = "1",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the scores to this file.")
+    ] = None,
+    per_class: Annotated[bool, typer.Option(help="Print IoU per class.")] = True,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Scores to hold these against: a --json file, or a folder of RUN.json."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Points of mIoU that a stage may fall below it.")
+    ] = 0.5,
+) -> None:
+    """Score every stage that has output, per class; or any folder of masks.
+
+    Example: clipes eval runs/voc --exponents 0.75,1,1.5 --json scores.json
+    """
+    from clipes.cli.console import print_changes, print_scores, progress_bar, say
+    from clipes.disk.files import write_json
+    from clipes.run.folder import Run
+    from clipes.stages.baseline import compare, find_baseline, require
+    from clipes.stages.evaluate import evaluate_folder, evaluate_run, scores_to_json
+
+    powers = _numbers(exponents)
+    with progress_bar("eval") as progress:
+        if target is None or Run(target).exists():
+            folder = open_run(target)
+            name = folder.root.resolve().name
+            scored = evaluate_run(folder, root, gt, powers, progress=progress, say=say)
+            try:
+                write_json(folder.root / "scores.json", scores_to_json(scored))
+            except (
+                WriteError
+            ) as error:  # a finished run may be read-only, and is scored all the same
+                say(f"the scores are not kept: {error}")
+        else:
+            name = target.resolve().name
+            scored = evaluate_folder(target, gt, prompts or "voc", progress=progress, say=say)
+    if json_file is not None:
+        write_json(json_file, scores_to_json(scored))
+    print_scores(scored, per_class=per_class)
+    if baseline is None:
+        return
+    file = find_baseline(baseline, name)
+    if file is None:
+        say(f"no baseline {name}.json in {baseline}")
+        return
+    changes = compare(scored, file)
+    print_changes(changes, tolerance)
+    require(changes, tolerance)
+
+
+def report(
+    run: RunArgument = None,
+    root: RootOption = None,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Most images shown large: about 100 kB each.")
+    ] = 200,
+    thumbnails: Annotated[
+        int, typer.Option(min=0, help="Most images with a thumbnail: about 5 kB each.")
+    ] = 2000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Images at once. (default: one per core)")
+    ] = None,
+) -> None:
+    """Write one HTML page of a run: scores, curves, pictures, and which masks need a person.
+
+    The queue is also in report/review.csv, for scripts.
+
+    Example: clipes report runs/voc
+    """
+    from clipes.cli.console import progress_bar, say
+    from clipes.stages.report import make_report
+
+    failures: list[Failure] = []
+    with progress_bar("report") as progress:
+        page = make_report(
+            open_run(run),
+            root,
+            large=pictures,
+            thumbnails=thumbnails,
+            workers=workers,
+            progress=progress,
+            say=say,
+            report=failures.append,
+        )
+    for failure in failures:
+        say_failure(failure)
+    typer.echo(page)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"'{text}' is not a list of numbers", "write 0.75,1,1.5") from error
+    if not all(0 < number < 100 for number in numbers):
+        raise UsageError(f"exponents {text} are not all above 0 and below 100")
+    return numbers

@@ -1,0 +1,1 @@
+"""Files: complete or absent, claimed, and not trusted."""

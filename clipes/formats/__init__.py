@@ -1,0 +1,27 @@
+"""Pseudo-masks and maps in the formats of other tools.
+
+One module per format. A writer takes one image at a time, so that memory does not grow with the
+pixels of a data set; a format is a file per image, or one file that is complete or absent.
+"""
+
+from __future__ import annotations
+
+from clipes.formats.base import Format, Item, Options, Plan, Writer
+from clipes.formats.clip_es import write_clip_es
+from clipes.formats.coco import write_coco
+from clipes.formats.cvat import write_cvat
+from clipes.formats.labelme import write_labelme
+from clipes.formats.mmseg import write_mmseg
+from clipes.formats.voc import write_voc
+
+__all__ = ["FORMATS", "Format", "Item", "Options", "Plan", "Writer"]
+
+FORMATS: dict[str, Format] = {
+    "coco": Format(write_coco, "pseudo", frozenset({"confidence", "components"})),
+    "labelme": Format(write_labelme, "pseudo", frozenset({"confidence", "tolerance"})),
+    "cvat": Format(write_cvat, "pseudo", frozenset({"confidence", "components"})),
+    "mmseg": Format(write_mmseg, "pseudo", frozenset({"confidence", "copy"})),
+    "voc": Format(write_voc, "pseudo", frozenset({"confidence", "copy"})),
+    "clip-es": Format(write_clip_es, "cams", frozenset()),
+}
+"""The formats by their names on the command line."""

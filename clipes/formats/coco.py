@@ -1,0 +1,109 @@
+"""One JSON file like COCO's instances files: ``instances.json``.
+
+Categories are numbered as in masks, from 1. An annotation is one class in one image, or one
+connected part of it, as compressed run lengths. What is not labelled is a crowd of every class the
+image is labelled with: COCO's way of saying that it may or may not be there. Images whose mask
+shows nothing stand in the list without annotations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from clipes.datasets.outlines import MOST_PIXELS, encode_runs
+from clipes.disk.files import atomic_write
+from clipes.formats.base import Item, Plan
+from clipes.formats.regions import Region, regions
+from clipes.types import IGNORE, Sample
+
+FILE = "instances.json"
+
+
+@contextmanager
+def write_coco(plan: Plan) -> Iterator[CocoWriter]:
+    """Open the writer of the format."""
+    with (
+        atomic_write(plan.folder / FILE) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        categories = [
+            {"id": value, "name": name, "supercategory": ""}
+            for value, name in enumerate(plan.classes, start=1)
+        ]
+        info = {"description": "Pseudo-masks made by clipes", "version": "1.0"}
+        file.write(f'{{"info": {_text(info)},\n"licenses": [],\n')
+        file.write(f'"categories": {_text(categories)},\n"annotations": [')
+        writer = CocoWriter(plan, file)
+        yield writer
+        file.write('],\n"images": [')
+        file.write(",\n".join(writer.images))
+        file.write("]}\n")
+
+
+class CocoWriter:
+    """Writes annotations as they come; a line about each image is kept for the end.
+
+    Args:
+        plan: What is written.
+        file: Where to, after the opening bracket of the annotations.
+    """
+
+    def __init__(self, plan: Plan, file: TextIO) -> None:
+        self.images: list[str] = []
+        self._plan = plan
+        self._file = file
+        self._annotations = 0
+
+    def path(self, sample: Sample) -> None:
+        """Return None: all images share a file, which is written anew."""
+
+    def add(self, item: Item) -> None:
+        """Write the annotations of one image."""
+        mask, plan = item.mask(), self._plan
+        height, width = mask.shape
+        values = range(1, len(plan.classes) + 1)
+        number = plan.numbers[item.sample.id]
+        size = (height, width)
+        found = [
+            _annotation(region, region.value, number, size, crowd=False)
+            for region in regions(mask, values, components=plan.options.components)
+        ]
+        found += [
+            _annotation(region, label + 1, number, size, crowd=True)
+            for region in regions(mask, [IGNORE], components=False)
+            for label in item.sample.labels
+        ]
+        for entry in found:
+            comma = ",\n" if self._annotations else "\n"
+            self._annotations += 1
+            self._file.write(comma + _text({"id": self._annotations, **entry}))
+        name = plan.name(item.sample)
+        entry = {"id": number, "file_name": name, "height": height, "width": width}
+        self.images.append(_text(entry))
+
+
+def _annotation(
+    region: Region, category: int, image: int, size: tuple[int, int], *, crowd: bool
+) -> dict[str, Any]:
+    height, width = region.inside.shape
+    runs = region.runs(size)
+    # COCO knows lists, too, for what is too large to be compressed.
+    small = size[0] * size[1] <= MOST_PIXELS
+    return {
+        "image_id": image,
+        "category_id": category,
+        "segmentation": {
+            "size": list(size),
+            "counts": encode_runs(runs, size) if small else runs.tolist(),
+        },
+        "area": region.area,
+        "bbox": [region.left, region.top, width, height],
+        "iscrowd": int(crowd),
+    }
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,88 @@
+"""labelme: ``<id>.json`` with polygons for each image, and ``labels.txt``.
+
+labelme's polygons have no holes, and it paints later shapes over earlier ones. So what shows
+through a hole stands as a polygon of its own after the one with the hole: another class, or
+``_background_``. What is not labelled is ``__ignore__``. Both names are those of labelme's own
+converters, which make 0 and 255 of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipes.disk.files import check_id, write_text
+from clipes.formats.base import IGNORE_LABEL, Item, Plan, list_text
+from clipes.formats.regions import paint_order, simplify
+from clipes.types import IGNORE, Sample
+
+BACKGROUND_LABEL = "_background_"
+
+_VERSION = "5.5.0"  # of the first labelme with all of these keys
+_FEWEST = 3  # corners of what labelme takes for a polygon
+
+
+@contextmanager
+def write_labelme(plan: Plan) -> Iterator[LabelmeWriter]:
+    """Open the writer of the format."""
+    *classes, ignore = plan.labels_with_ignore()
+    yield LabelmeWriter(plan)
+    write_text(plan.folder / "labels.txt", list_text([ignore, BACKGROUND_LABEL, *classes]))
+
+
+class LabelmeWriter:
+    """Writes a file for each image.
+
+    Args:
+        plan: What is written.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        names = dict(enumerate(plan.classes, start=1))
+        self._names = {0: BACKGROUND_LABEL, **names, IGNORE: IGNORE_LABEL}
+
+    def path(self, sample: Sample) -> Path:
+        """Return where the polygons of an image are."""
+        return self._plan.folder / f"{check_id(sample.id)}.json"
+
+    def add(self, item: Item) -> None:
+        """Write the polygons of one image."""
+        mask, path = item.mask(), self.path(item.sample)
+        shapes = [
+            self._shape(value, simplify(outline, self._plan.options.tolerance))
+            for value, outline in paint_order(mask)
+        ]
+        height, width = mask.shape
+        image = os.path.relpath(item.sample.image.absolute(), path.parent.absolute())
+        content = {
+            "version": _VERSION,
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": Path(image).as_posix(),
+            "imageData": None,
+            "imageHeight": height,
+            "imageWidth": width,
+        }
+        # One line: with an indent, coordinates take four times the room.
+        write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
+
+    def _shape(self, value: int, outline: npt.NDArray[np.int32]) -> dict[str, Any]:
+        corners = outline.tolist()
+        corners += corners[-1:] * (_FEWEST - len(corners))
+        return {
+            "label": self._names[value],
+            "points": [[float(x), float(y)] for x, y in corners],
+            "group_id": None,
+            "description": "",
+            "shape_type": "polygon",
+            "flags": {},
+            "mask": None,
+        }

@@ -1,0 +1,77 @@
+"""Laid out like Pascal VOC, and a folder that ``--dataset folder`` reads.
+
+::
+
+    JPEGImages/<id>.jpg                   links to the images, or copies
+    SegmentationClassAug/<id>.png         palette masks, 255 not labelled
+    ImageSets/Segmentation/<split>.txt    the ids
+    classes.txt                           class k is on line k, from 1
+    labels.csv                            the images' labels
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from clipes.disk.files import check_id, write_text
+from clipes.disk.images import write_mask
+from clipes.formats.base import Item, Plan, list_text, place_image, placed_path
+from clipes.types import Sample
+
+
+@contextmanager
+def write_voc(plan: Plan) -> Iterator[FolderWriter]:
+    """Open the writer of the format."""
+    writer = FolderWriter(plan, Path("JPEGImages"), Path("SegmentationClassAug"))
+    yield writer
+    written = writer.written()
+    ids = [sample.id for sample in written]
+    write_text(plan.folder / "ImageSets" / "Segmentation" / f"{plan.split}.txt", list_text(ids))
+    write_text(plan.folder / "classes.txt", list_text(plan.classes))
+    write_text(plan.folder / "labels.csv", _labels(plan, written))
+
+
+def _labels(plan: Plan, samples: Sequence[Sample]) -> str:
+    """Return the labels as a table that is read again."""
+    # A name that holds a separator would be taken for two; a number is the class all the same.
+    words = [str(k) if set(";|") & set(name) else name for k, name in enumerate(plan.classes)]
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["image", "labels"])
+    for sample in samples:
+        name = placed_path(Path(), sample).name
+        rows.writerow([name, ";".join(words[label] for label in sample.labels)])
+    return table.getvalue()
+
+
+class FolderWriter:
+    """Puts images into one folder and masks into another, under their ids.
+
+    Args:
+        plan: What is written.
+        images: Folder of the images, in the plan's.
+        masks: Folder of the masks, in the plan's.
+    """
+
+    def __init__(self, plan: Plan, images: Path, masks: Path) -> None:
+        self._plan = plan
+        self._images, self._masks = plan.folder / images, plan.folder / masks
+
+    def path(self, sample: Sample) -> Path:
+        """Return where the mask of an image is."""
+        return self._masks / f"{check_id(sample.id)}.png"
+
+    def add(self, item: Item) -> None:
+        """Place the image, then write the mask, which stands for both."""
+        mask = item.mask()
+        target = placed_path(self._images, item.sample)
+        place_image(item.sample, target, copy=self._plan.options.copy)
+        write_mask(self.path(item.sample), mask)
+
+    def written(self) -> list[Sample]:
+        """Return the images that are there, in the order of the data set."""
+        return [sample for sample in self._plan.samples if self.path(sample).exists()]

@@ -1,0 +1,164 @@
+"""From refined maps to a pseudo-mask and a confidence map (paper sections 3.3 and 3.4).
+
+No torch in here: the workers of ``clipes refine`` import this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from clipes.config import CrfParams
+from clipes.errors import ImageError
+from clipes.masks.crf import BYTES_PER_LABEL, BYTES_PER_PIXEL, dense_crf
+from clipes.masks.values import value_count, value_of
+from clipes.types import (
+    CamMaps,
+    Float32Array,
+    FloatArray,
+    Int64Array,
+    PseudoLabel,
+    UInt8Array,
+    shrunk_size,
+)
+
+SHRUNK = "are so large that their masks were made on a smaller copy, with 2 GB of memory"
+"""Said of images beyond ``workable_size``."""
+
+_MEMORY = 2 << 30  # bytes for the work on one image, beside the image and its output
+
+
+def workable_size(
+    size: tuple[int, int],
+    labels: int,
+    *,
+    crf: bool = True,
+    bytes_per_label: int = 0,
+) -> tuple[int, int]:
+    """Return the size at which an image is worked on: its own, if that fits into memory.
+
+    What takes memory by the pixel and by the label is held to 2 GB, so that neither a photo of 100
+    megapixels nor 250 labels end a run: with the CRF 4.5 megapixels for two labels, 2.9 for 21.
+
+    Args:
+        size: (H, W) of the image.
+        labels: Labels, background included.
+        crf: Whether the dense CRF is part of the work.
+        bytes_per_label: What else is needed for each pixel and label.
+    """
+    per_pixel = labels * bytes_per_label
+    if crf:
+        per_pixel += BYTES_PER_PIXEL + labels * BYTES_PER_LABEL
+    return shrunk_size(size, _MEMORY // per_pixel)
+
+
+def shrunk(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+    """Return an image (H, W, 3) at a smaller ``size``, itself if that is its own."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def upsample(maps: FloatArray, size: tuple[int, int]) -> Float32Array:
+    """Resize (K, h, w) maps to ``size`` (H0, W0), bilinear as cv2.resize does it: (K, H0, W0)."""
+    height, width = size
+    full: Float32Array = np.stack([cv2.resize(m, (width, height)) for m in maps.astype(np.float32)])
+    return full
+
+
+def with_background(maps: Float32Array, exponent: float) -> Float32Array:
+    """Put the background score before the maps.
+
+    Args:
+        maps: (K, H, W) in [0, 1].
+        exponent: alpha in (1 - max_k map_k)^alpha; above 1 the objects grow, below 1 they shrink.
+
+    Returns:
+        (1 + K, H, W) float32 scores, background first, not normalised.
+    """
+    background = (1 - maps.max(0, keepdims=True)) ** np.float32(exponent)
+    return np.concatenate([background, maps], dtype=np.float32)
+
+
+def in_mask_order(cams: CamMaps) -> CamMaps:
+    """Return the maps by ascending label, so that no result depends on their order in a file.
+
+    Sums over labels round, and of equal scores ``label_pixels`` takes the first.
+    """
+    order = np.argsort(cams.labels, kind="stable")
+    return replace(cams, labels=cams.labels[order], maps=cams.maps[order])
+
+
+def label_pixels(scores: Float32Array, labels: Int64Array) -> UInt8Array:
+    """Return the mask of the highest scores; of equal ones, of the first.
+
+    Args:
+        scores: (1 + K, H, W), background first.
+        labels: (K,) 0-based classes.
+
+    Returns:
+        (H, W) uint8, 0 background, class k as k + 1.
+    """
+    values = np.array([0, *map(value_of, labels.tolist())], np.uint8)
+    mask: UInt8Array = values[scores.argmax(0)]
+    return mask
+
+
+def cam_mask(cams: CamMaps, exponent: float) -> UInt8Array:
+    """Return the mask that the maps make without a CRF: (H0, W0) uint8."""
+    cams = in_mask_order(cams)
+    return label_pixels(with_background(upsample(cams.maps, cams.size), exponent), cams.labels)
+
+
+def pseudo_label(
+    image: UInt8Array,
+    cams: CamMaps,
+    crf: CrfParams,
+    *,
+    background_exponent: float = 1.0,
+    backend: str = "numba",
+) -> PseudoLabel:
+    """Refine maps with the dense CRF.
+
+    On images beyond ``workable_size`` the CRF works on a smaller copy. Where labels are equally
+    probable, the background wins, then the class that is first in mask order.
+
+    Args:
+        image: (H0, W0, 3) RGB, the image the maps belong to.
+        cams: Its maps.
+        crf: Settings of the CRF.
+        background_exponent: alpha, see ``with_background``.
+        backend: Implementation of the CRF, see ``clipes.masks.crf``.
+
+    Returns:
+        The mask and the CRF's probability of the label chosen at each pixel.
+
+    Raises:
+        ImageError: The maps were made from an image of another size.
+    """
+    if image.shape[:2] != cams.size:
+        raise ImageError(
+            f"the image is {image.shape[:2]}, but its maps were made at {cams.size}",
+            "run 'clipes cam' again for it",
+        )
+    cams = in_mask_order(cams)
+    size = workable_size(cams.size, value_count(len(cams.labels)))
+    scores = with_background(upsample(cams.maps, size), background_exponent)
+    probs = dense_crf(scores, shrunk(image, size), crf, backend=backend)
+    if size == cams.size:
+        return PseudoLabel(label_pixels(probs, cams.labels), probs.max(0))
+    return _enlarged(probs, cams)
+
+
+def _enlarged(probs: Float32Array, cams: CamMaps) -> PseudoLabel:
+    """Return the highest of probabilities that are resized to the image, one label at a time."""
+    size = (cams.size[1], cams.size[0])
+    mask = np.zeros(cams.size, np.uint8)
+    highest = np.asarray(cv2.resize(probs[0], size), np.float32)
+    for label, part in zip(cams.labels, probs[1:], strict=True):
+        full = np.asarray(cv2.resize(part, size), np.float32)
+        mask[full > highest] = value_of(label)
+        np.maximum(highest, full, out=highest)
+    return PseudoLabel(mask, highest)

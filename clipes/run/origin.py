@@ -1,0 +1,256 @@
+"""What a file was made from, so that it is made again when that changes, and only then.
+
+Maps, masks and confidence maps carry their origin: one line of JSON, the same bytes for the same
+inputs. It lies in the file itself (an array ``origin`` beside the maps, a text chunk of the PNGs),
+so that it is complete or absent together with it, whatever kills a process.
+
+The picture is told by the sha256 of its file. To read every picture again at every command would
+take minutes for ten thousand of them: one whose size is the same and that was not touched since
+the maps were written (``st_ctime``, which a program cannot set) is taken for the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clipes.disk.files import sha256_of
+from clipes.disk.images import read_image
+from clipes.errors import ImageError
+from clipes.types import UInt8Array
+
+_COARSE = 2_000_000_000  # ns; some file systems know times to two seconds only
+
+_MAPS_SETTINGS = ("precision", "weights", "text")
+
+
+def digest(value: object) -> str:
+    """Return the sha256 of plain data.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(_line(value).encode()).hexdigest()
+
+
+def maps_settings(settings: Mapping[str, Any]) -> str:
+    """Return the digest of what changes maps among the settings that run.json records of ``cam``.
+
+    Where images come from does not, nor what the dense CRF is told.
+    """
+    preset = settings.get("preset")
+    cam = preset.get("cam") if isinstance(preset, Mapping) else None
+    return digest({"cam": cam, **{name: settings.get(name) for name in _MAPS_SETTINGS}})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The file of a picture as it was at one moment.
+
+    Attributes:
+        sha256: Of its bytes.
+        size: Their number.
+        touched: When it, or a link to it, was last changed in any way, in nanoseconds.
+    """
+
+    sha256: str
+    size: int
+    touched: int
+
+    @classmethod
+    def of(cls, path: Path) -> Picture:
+        """Read a file.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        size, touched = _state(path)
+        return cls(sha256_of(path), size, touched)
+
+    def is_still(self, path: Path) -> bool:
+        """Tell whether nothing has touched the file since."""
+        try:
+            return _state(path) == (self.size, self.touched)
+        except OSError:
+            return False
+
+
+def read_picture(path: Path) -> tuple[UInt8Array, Picture]:
+    """Read a photo, as ``read_image`` does, together with what its file is.
+
+    Raises:
+        ImageError: It cannot be read, or something writes to it meanwhile.
+    """
+    image = read_image(path)
+    try:
+        picture = Picture.of(path)
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error}", "check its permissions") from error
+    if not picture.is_still(path):
+        raise changing(path)
+    return image, picture
+
+
+def changing(path: Path) -> ImageError:
+    """Return the error of a picture that was replaced while it was worked on."""
+    return ImageError(
+        f"{path} was changed while it was worked on", "run the same command again when it is whole"
+    )
+
+
+def same_picture(path: Path, sha256: str, size: int, since: int) -> tuple[bool, bool]:
+    """Tell whether a file is still the picture that something was made from.
+
+    Args:
+        path: The file.
+        sha256: Of the picture that it was.
+        size: Its number of bytes.
+        since: When that something was written, in nanoseconds.
+
+    Returns:
+        Whether it is the same, and whether its bytes had to be read to know. A file that cannot
+        be looked at counts as the same: whoever reads it says what is wrong with it.
+    """
+    try:
+        now, touched = _state(path)
+        if now != size:
+            return False, False
+        if touched < since - _COARSE:
+            return True, False
+        return sha256_of(path) == sha256, True
+    except OSError:
+        return True, False
+
+
+def mark_seen(path: Path, when: int) -> None:
+    """Date a file at the moment when the pictures it was made from were found to be the same.
+
+    So a data set that was moved is read once, not at every command. Files that cannot be dated
+    stay as they are, and the pictures are read again next time.
+
+    Args:
+        path: The file.
+        when: Before the first picture was looked at, in nanoseconds.
+    """
+    with suppress(OSError):
+        os.utime(path, ns=(when, when))
+
+
+@dataclass(frozen=True)
+class MapsOrigin:
+    """What the maps of an image were made from.
+
+    Attributes:
+        image: sha256 of the picture's file.
+        bytes: Its size.
+        labels: 0-based classes, ascending.
+        settings: Digest of the settings, the tower and the class vectors: ``maps_settings``.
+        looks: Digest of what the classes look like; empty where each image stands on its own.
+    """
+
+    image: str
+    bytes: int
+    labels: tuple[int, ...]
+    settings: str
+    looks: str
+
+    def text(self) -> str:
+        """Return it as the line that is kept in the file."""
+        return _line(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> MapsOrigin | None:
+        """Read such a line; None for any other text, as in files of clipes before 0.1."""
+        match _plain(text):
+            case {
+                "image": str(image),
+                "bytes": int(size),
+                "labels": [*labels],
+                "settings": str(settings),
+                "looks": str(looks),
+            } if all(type(label) is int for label in labels):
+                return cls(image, size, tuple(labels), settings, looks)
+        return None
+
+
+@dataclass(frozen=True)
+class MaskOrigin:
+    """What the mask and the confidence map of an image were made from.
+
+    Attributes:
+        maps: Digest of the origin of the maps.
+        settings: Digest of the settings of ``refine``.
+    """
+
+    maps: str
+    settings: str
+
+    @classmethod
+    def of(cls, maps: str, settings: Mapping[str, Any]) -> MaskOrigin:
+        """Return the origin of what is made from maps of the origin ``maps`` (its line)."""
+        return cls(digest(maps), digest(settings))
+
+    def text(self) -> str:
+        """Return it as the line that is kept in the file."""
+        return _line(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> MaskOrigin | None:
+        """Read such a line; None for any other text."""
+        match _plain(text):
+            case {"maps": str(maps), "settings": str(settings)}:
+                return cls(maps, settings)
+        return None
+
+
+@dataclass(frozen=True)
+class PredictionOrigin:
+    """What a segmenter's mask of an image was made from.
+
+    Attributes:
+        image: sha256 of the picture's file.
+        bytes: Its size.
+        model: Digest of the segmenter and of how it was asked.
+    """
+
+    image: str
+    bytes: int
+    model: str
+
+    def text(self) -> str:
+        """Return it as the line that is kept in the file."""
+        return _line(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> PredictionOrigin | None:
+        """Read such a line; None for any other text."""
+        match _plain(text):
+            case {"image": str(image), "bytes": int(size), "model": str(model)}:
+                return cls(image, size, model)
+        return None
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _plain(text: str) -> object:
+    try:
+        return json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Return the size of a file and when it was last touched; a link counts with its target."""
+    target, link = path.stat(), path.lstat()
+    times = [target.st_ctime_ns, link.st_ctime_ns]
+    if os.name == "nt":  # where st_ctime is when the file was made
+        times += [target.st_mtime_ns, link.st_mtime_ns]
+    return target.st_size, max(times)

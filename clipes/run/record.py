@@ -1,0 +1,243 @@
+"""What run.json says: one frozen dataclass for each stage, written and read as these.
+
+::
+
+    {"schema": 1, "stages": {"cam": {"command", "settings", "facts", "packages"}, "refine": ...}}
+
+Settings are all that changes a stage's output; other ones are refused by name. Facts are worth
+knowing, and may change. What an older clipes did not write has the default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from clipes.choices import CrfBackend, Fusion, Precision
+from clipes.config import CrfParams, Preset, SegmenterPreset
+from clipes.disk.records import parse_record
+from clipes.errors import ArtifactError
+
+_T = TypeVar("_T")
+
+_REMEDY = "make the run again in another folder"
+
+
+@dataclass(frozen=True)
+class WeightsUsed:
+    """The weights of a run.
+
+    Attributes:
+        name: As in ``clipes.weights.Weights``.
+        sha256: Likewise.
+    """
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TextUsed:
+    """The class vectors of a run.
+
+    Attributes:
+        sha256: Of names and vectors.
+        note: What a reader of the results must know about their origin; may be empty.
+        fusion: How synonyms became one, of ``Fusion``.
+        templates: What the words were put into.
+    """
+
+    sha256: str
+    note: str = ""
+    fusion: str = Fusion.sentence.value
+    templates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CamSettings:
+    """All that changes maps.
+
+    Attributes:
+        dataset: Kind of data set.
+        classes: Class names in mask order.
+        split: Its list of images, as it was named.
+        labels: Path of a label file, ``auto``, or None for the labels of the data set.
+        difficult: Whether VOC's difficult objects count.
+        preset: What is done to an image.
+        precision: Of CLIP's linear layers, of ``Precision``.
+        weights: The image tower.
+        text: The class vectors.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    split: str | None = None
+    labels: str | None = None
+    difficult: bool = True
+    preset: Preset | None = None
+    precision: str = Precision.fp32.value
+    weights: WeightsUsed | None = None
+    text: TextUsed | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CamFacts:
+    """What is worth knowing of maps.
+
+    Attributes:
+        root: Where the data set is.
+        device: Where CLIP ran.
+        kernels: Which code computed what.
+        asked: What was asked of CLIP; see ``clipes.stages.cam``.
+    """
+
+    root: str = ""
+    device: str = ""
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CamRecord:
+    """What run.json says of ``cam``.
+
+    Attributes:
+        settings: All that changes maps.
+        command: The command line.
+        facts: The rest.
+        packages: Versions, by name.
+    """
+
+    settings: CamSettings
+    command: str = ""
+    facts: CamFacts = field(default_factory=CamFacts)
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """All that changes masks but the maps and the images.
+
+    Attributes:
+        crf: Settings of the CRF.
+        background_exponent: alpha of the background score.
+        backend: Implementation of the CRF, of ``CrfBackend``.
+    """
+
+    crf: CrfParams
+    background_exponent: float
+    backend: str = CrfBackend.numba.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All that changes a segmenter but the examples themselves.
+
+    Attributes:
+        preset: Model and recipe.
+        seed: Of weights, order and views.
+        threshold: Confidence that pixels need to count; None: none.
+        loss: Of ``Loss``.
+        amp: Precision of the network, of ``Amp``.
+        masks: Folder of masks that are learnt instead of the run's.
+        confidence: Folder of their confidence maps.
+        split: List of images that are learnt from, if not the run's.
+        examples: Number of images.
+        backbone_weights: What the backbone starts from.
+        val: List of images that are predicted.
+    """
+
+    preset: SegmenterPreset
+    seed: int
+    threshold: float | None
+    loss: str
+    amp: str
+    masks: str | None
+    confidence: str | None
+    split: str | None
+    examples: int
+    backbone_weights: str
+    val: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainFacts:
+    """What is worth knowing of a training.
+
+    Attributes:
+        processes: How many trained together.
+        device: Where.
+        learnt_from: Digest of the files of the examples; empty in runs of an older clipes.
+    """
+
+    processes: int = 1
+    device: str = ""
+    learnt_from: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """What run.json says of ``train-seg``, as far as later commands ask.
+
+    Attributes:
+        settings: All that changes the segmenter.
+        facts: The rest.
+    """
+
+    settings: TrainSettings
+    facts: TrainFacts = field(default_factory=TrainFacts)
+
+
+def parse_section(section: Mapping[str, Any], kind: type[_T], source: str) -> _T:
+    """Return what run.json says of a stage.
+
+    Args:
+        section: Plain data.
+        kind: ``CamRecord`` or another.
+        source: What the error begins with.
+
+    Raises:
+        ArtifactError: It does not say how the output was made, or says more than is known here.
+    """
+    record = parse_record(section, kind, source, _REMEDY)
+    written = section.get("settings")
+    if not isinstance(record, CamRecord) or not isinstance(written, Mapping):
+        return record
+    if unknown := _unknown(written.get("preset"), record.settings.to_dict()["preset"]):
+        raise ArtifactError(f"{source}: its preset has an unknown '{unknown}'", _REMEDY)
+    return record
+
+
+def _unknown(written: object, known: object) -> str:
+    """Return the name of a setting that was written and is not known; empty if all are.
+
+    A newer clipes may have settings that cannot be passed over.
+    """
+    if isinstance(written, Mapping) and isinstance(known, Mapping):
+        for name, value in written.items():
+            if name not in known:
+                return str(name)
+            if unknown := _unknown(value, known[name]):
+                return unknown
+    return ""

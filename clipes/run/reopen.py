@@ -1,0 +1,85 @@
+"""What a later stage starts from: the data set and the settings a run was made with."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from clipes.config import AUTO_LABELS, Preset
+from clipes.datasets import Dataset, open_dataset
+from clipes.errors import ArtifactError, DatasetError, WriteError
+from clipes.run.folder import Run
+
+
+def reopen(run: Run, root: Path | None, split: str | None = None) -> Dataset:
+    """Open the data set a run was made from, wherever ``root`` or run.json say it is.
+
+    Where ``root`` is another place than run.json says, run.json says so from then on.
+
+    Args:
+        run: The run folder.
+        root: Where the data set is, if not where run.json says.
+        split: Another list of its images than the one the run was made from.
+
+    Raises:
+        ArtifactError: run.json does not say how the maps were made.
+        DatasetError: The data set is not there, or cannot be used.
+    """
+    record = run.cam_record()
+    settings, recorded = record.settings, record.facts.root
+    if root is None:
+        root = _recorded_root(run, recorded)
+    tagged = settings.labels == AUTO_LABELS
+    data = open_dataset(
+        settings.dataset,
+        root=root,
+        split=split or settings.split,
+        labels=run.tags_path if tagged else _label_file(settings.labels, recorded, root),
+        classes=settings.classes,
+        difficult=settings.difficult,
+    )
+    if recorded != (place := str(data.root.absolute())):
+        with suppress(WriteError):  # a finished run may be read-only: then --root is said each time
+            run.note_fact("cam", "root", place)
+    return data.without_unlabelled() if tagged else data
+
+
+def _recorded_root(run: Run, recorded: str) -> Path:
+    if not recorded:
+        raise ArtifactError(
+            f"{run.manifest_path} does not say where the data set is", "say it once with --root"
+        )
+    if not Path(recorded).is_dir():
+        raise DatasetError(
+            f"the data set of {run.root} is no longer at {recorded}",
+            "say once where it is now with --root",
+        )
+    return Path(recorded)
+
+
+def _label_file(labels: str | None, recorded: str, root: Path) -> Path | None:
+    """Return the label file a run was made with; one in the data set has moved with it."""
+    if labels is None:
+        return None
+    path = Path(labels)
+    if not path.is_file() and recorded:
+        place = Path(recorded)
+        for moved in (path, path.absolute()):
+            if moved.is_relative_to(place) and (root / moved.relative_to(place)).is_file():
+                return root / moved.relative_to(place)
+    return path
+
+
+def preset_of(run: Run) -> Preset:
+    """Return the settings a run's maps were made with.
+
+    Raises:
+        ArtifactError: run.json does not say.
+    """
+    preset = run.cam_record().settings.preset
+    if preset is None:
+        raise ArtifactError(
+            f"{run.manifest_path} does not say how the maps were made: it names no preset",
+            "make the run again in another folder",
+        )
+    return preset

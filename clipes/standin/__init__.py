@@ -1,0 +1,1 @@
+"""Class vectors fitted on labelled photos, for weights without a text tower."""

@@ -1,0 +1,1 @@
+"""Frozen towers, and what one pass over an image leaves behind."""

@@ -1,0 +1,187 @@
+"""Text features: the vectors that stand for classes and background words.
+
+They come from CLIP's text tower, from a user's file, or, for weights without a text tower, from the
+stand-in vectors that ship with the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from clipes.choices import Fusion
+from clipes.disk.files import read_arrays, write_arrays
+from clipes.errors import VocabularyError
+from clipes.names import SAME_THING, folded, nearest
+from clipes.types import Float32Array
+from clipes.words.shipped import shipped_path
+from clipes.words.vocabulary import shipped_synonyms
+
+_ADVISED = 5
+"""Most names for which an error says what may be meant."""
+
+_ALIKE = 0.76
+"""How alike two names must be for one to be meant: "truk" is a truck, but no "goat" a boat."""
+
+_LARGEST_FILE = 1 << 28  # bytes; 254 classes of any CLIP are under a megabyte
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Vectors of the classes, in mask order, and of the background words.
+
+    Attributes:
+        classes: C class names.
+        background_words: B background words.
+        class_vectors: (C, E) float32 unit rows.
+        background_vectors: (B, E) float32 unit rows.
+        model: Name of the CLIP model they belong to.
+        note: What a reader of the results must know about their origin; may be empty.
+        synonym_vectors: For fusion of maps: for each of the C classes (S, E) float32 unit rows, one
+            for each synonym; the class's row of ``class_vectors`` stands for them all where one
+            vector is wanted. Empty without fusion of maps.
+        fusion: How synonyms became, or are to become, one.
+        templates: What the words were put into; empty where that is not known.
+    """
+
+    classes: tuple[str, ...]
+    background_words: tuple[str, ...]
+    class_vectors: Float32Array
+    background_vectors: Float32Array
+    model: str
+    note: str = ""
+    synonym_vectors: tuple[Float32Array, ...] = ()
+    fusion: Fusion = Fusion.sentence
+    templates: tuple[str, ...] = ()
+
+    def for_classes(self, classes: tuple[str, ...]) -> TextFeatures:
+        """Return these features for ``classes``, in that order.
+
+        Names are compared without regard to case, underscores and runs of spaces, unless one is
+        there letter by letter. A class may also be one of the background words; it then stops being
+        one, as no class can compete with itself.
+
+        Raises:
+            VocabularyError: A class has no vector here.
+        """
+        names = self.classes if self.synonym_vectors else (*self.classes, *self.background_words)
+        backwards = list(enumerate(names))[::-1]  # of several, the first wins
+        row = {folded(name): index for index, name in backwards}
+        row |= {name: index for index, name in backwards}
+        found = {name: row.get(name, row.get(folded(name))) for name in classes}
+        rows = [index for index in map(found.get, classes) if index is not None]
+        if len(rows) < len(classes):
+            raise self._lacks([name for name, index in found.items() if index is None], names)
+        vectors = np.concatenate([self.class_vectors, self.background_vectors])
+        taken = set(map(folded, classes))
+        others = [k for k, word in enumerate(self.background_words) if folded(word) not in taken]
+        return replace(
+            self,
+            classes=classes,
+            class_vectors=vectors[rows],
+            background_words=tuple(self.background_words[k] for k in others),
+            background_vectors=self.background_vectors[others],
+            synonym_vectors=tuple(self.synonym_vectors[k] for k in rows if self.synonym_vectors),
+        )
+
+    def _lacks(self, missing: Sequence[str], names: Sequence[str]) -> VocabularyError:
+        """Return the error of classes without a vector, with the names that may be meant."""
+        same = (*SAME_THING, *shipped_synonyms())
+        told = missing[:_ADVISED]
+        meant = {name: nearest(name, names, groups=same, alike=_ALIKE) for name in told}
+        near = [f"'{other}' for '{name}'" for name, other in meant.items() if other is not None]
+        advice = "use weights with a text tower (--weights openai) or give --text-features FILE.npz"
+        return VocabularyError(
+            f"no text feature for the class '{missing[0]}'"
+            f"{f' and {len(missing) - 1} more' if missing[1:] else ''}"
+            f" among those of {self.model or 'the given file'}",
+            f"did you mean {', '.join(near)}? Else {advice}" if near else advice,
+        )
+
+
+def unit_rows(vectors: np.ndarray) -> Float32Array:
+    """Scale (n, E) rows to length 1, as float32."""
+    wide = vectors.astype(np.float64)
+    scaled: Float32Array = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
+
+
+def fuse_vectors(vectors: Float32Array) -> Float32Array:
+    """Return the mean of (S, E) unit vectors, scaled to length 1: (E,). One stays as it is."""
+    if len(vectors) == 1:
+        only: Float32Array = vectors[0]
+        return only
+    fused: Float32Array = unit_rows(vectors.astype(np.float64).mean(0, keepdims=True))[0]
+    return fused
+
+
+def load_text_features(path: Path) -> TextFeatures:
+    """Read the ``--text-features`` format.
+
+    Arrays of the .npz: ``names`` (C+B,) strings, ``features`` (C+B, E) float, ``background`` (C+B,)
+    bool, ``model`` (); class rows in mask order, background rows anywhere; ``note`` () is optional.
+    Rows are scaled to length 1.
+
+    Raises:
+        VocabularyError: The file is missing, malformed, or holds values that are not finite.
+    """
+    remedy = "it needs the arrays names, features, background and model"
+    try:
+        arrays = read_arrays(path, _LARGEST_FILE)
+        names, features = arrays["names"], arrays["features"]
+        background, model = arrays["background"], arrays["model"]
+    except (OSError, ValueError, KeyError) as error:
+        raise VocabularyError(f"cannot read text features {path}: {error}", remedy) from error
+    note = str(arrays.get("note", ""))
+    rows = len(names) if names.ndim == 1 else -1
+    problem = ""
+    if names.dtype.kind != "U" or background.dtype != np.bool_ or model.shape != ():
+        problem = "names, background or model has the wrong type"
+    elif features.dtype.kind != "f" or features.ndim != 2:
+        problem = (
+            f"features is {features.dtype} with {features.ndim} dimensions, not (rows, E) float"
+        )
+    elif len(features) != rows or background.shape != (rows,):
+        problem = f"{rows} names, {len(features)} features, {background.size} background flags"
+    elif not np.isfinite(features).all() or not (np.abs(features).sum(1) > 0).all():
+        problem = "a feature is zero or not finite"
+    elif background.all():
+        problem = "no class row"
+    elif len(set(names[~background].tolist())) != int((~background).sum()):
+        problem = "a class appears twice"
+    if problem:
+        raise VocabularyError(f"text features {path}: {problem}", remedy)
+    unit = unit_rows(features)
+    return TextFeatures(
+        classes=tuple(names[~background].tolist()),
+        background_words=tuple(names[background].tolist()),
+        class_vectors=unit[~background],
+        background_vectors=unit[background],
+        model=str(model),
+        note=note,
+    )
+
+
+def save_text_features(path: Path, features: TextFeatures) -> None:
+    """Write the ``--text-features`` format, atomically."""
+    count = len(features.classes)
+    arrays = {
+        "names": np.array([*features.classes, *features.background_words]),
+        "features": np.concatenate([features.class_vectors, features.background_vectors]),
+        "background": np.arange(count + len(features.background_words)) >= count,
+        "model": np.array(features.model),
+        "note": np.array(features.note),
+    }
+    write_arrays(path, arrays, compress=False)
+
+
+def stand_in() -> TextFeatures:
+    """Return the class vectors that ship for OpenAI's ViT-B/16 without its text tower.
+
+    They were fitted to image-level labels by ``clipes prompts fit``; see the README for the command
+    and what it costs in mIoU.
+    """
+    return load_text_features(shipped_path("standin-vit-b-16.npz"))
