@@ -7,7 +7,7 @@ RUN ?=
 BASELINE ?= benchmarks/baselines
 TOLERANCE ?= 0.5
 
-.PHONY: help demo test check unit oldest wheel eval clean
+.PHONY: help demo test check unit oldest wheel docs eval clean
 
 help:  ## Print the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,18 +38,28 @@ oldest: wheel  ## After the wheel, the quick tests on the oldest Python
 	  .venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && \
 	  { .venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[crf]' \
 	    || echo "pydensecrf2 does not build here: its tests will be skipped"; } && \
-	  .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not weights" tests/unit tests/golden; \
+	  .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not weights" clipes tests/unit tests/golden; \
 	fi
+
+docs: .venv-docs/.installed  ## The documentation as a site, in site/; a warning is an error
+	@# Not --quiet: that hides warnings from --strict, too.
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 eval: $(VENV)/.installed  ## mIoU of every stage that has output, per class, against its baseline (RUN=folder, default the latest)
 	$(BIN)/clipes eval $(RUN) --baseline $(BASELINE) --tolerance $(TOLERANCE)
 
 clean:  ## Remove what make and the tests made, not runs/ and not cached weights
-	rm -rf $(VENV) .venv-oldest .demo build dist .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-docs .demo build dist site .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+
+.venv-docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet 'pip>=25.1'
+	.venv-docs/bin/python -m pip install --quiet --constraint constraints.txt --group docs
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples]'

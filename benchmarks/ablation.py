@@ -4,7 +4,7 @@
                                   [--skip WORD ...] [--limit N] [--crf main|all] [--json FILE]
 
 Every image is encoded once for all rows; all steps are the product's own functions, on the
-registry's weights and the text features of shared/WEIGHTS.md. The table goes to stdout: mIoU of
+registry's weights and the text features of docs/weights.md. The table goes to stdout: mIoU of
 half A (images 0, 2, 4, ...), half B (the others) and of all, of the maps and, with ``--crf``, of
 the masks; and the processor time per image, the published method's being 1. A row for which only
 some settings are named has the others of its section's first row.

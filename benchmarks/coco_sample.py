@@ -4,7 +4,7 @@
 
 Runs ``clipes cam``, ``refine`` and ``eval`` as a user would, lambda being COCO's 0.7. Weights:
 registry. Text features: the first 80 rows of coco_single.npy; background rows as in
-shared/WEIGHTS.md, less the keyboard, which is a class of COCO.
+docs/weights.md, less the keyboard, which is a class of COCO.
 """
 
 from __future__ import annotations

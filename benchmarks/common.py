@@ -17,7 +17,8 @@ from clipes.datasets import COCO_CLASSES, VOC_CLASSES
 
 SHARED = Path(os.environ.get("CLIPES_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
-# Background words of WEIGHTS.md and their rows in coco_single.npy (COCO, then COCO-Stuff by name).
+# Background words of docs/weights.md, and their rows in coco_single.npy (COCO, then COCO-Stuff by
+# name).
 BACKGROUND = {
     "ground-other": 114, "dirt": 99, "grass": 112, "tree": 157, "building-other": 84,
     "wall-other": 161, "sky-other": 145, "water-other": 166, "river": 136, "sea": 143,
@@ -31,8 +32,8 @@ def write_text_features(path: Path, kind: str) -> None:
 
     Args:
         path: The .npz to write.
-        kind: ``voc``: the classes and background words of WEIGHTS.md. ``coco``: COCO's classes and
-            the same background words, less those that are classes.
+        kind: ``voc``: the classes and background words of docs/weights.md. ``coco``: COCO's
+            classes and the same background words, less those that are classes.
     """
     coco = _load("coco_single.npy")
     names: tuple[str, ...] = VOC_CLASSES if kind == "voc" else COCO_CLASSES

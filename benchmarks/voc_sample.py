@@ -3,7 +3,7 @@
     python benchmarks/voc_sample.py [--preset reference] [--limit N] [--out RUN]
 
 Runs ``clipes cam``, ``refine`` and ``eval`` as a user would. Weights: registry. Text features and
-background rows: as in shared/WEIGHTS.md, where the reference's own scores are (66.50 CAM, 68.57
+background rows: as in docs/weights.md, where the reference's own scores are (66.50 CAM, 68.57
 with CRF).
 """
 

@@ -3,7 +3,7 @@
     python examples/one_photo.py photo.jpg cat,sofa mask.png
 
 Weights are fetched on the first run. With the registry's, labels are VOC's 20 classes and some 70
-other things; see the README.
+other things; see docs/weights.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Preset ``reference`` against what the published code computed (shared/golden, see WEIGHTS.md).
+"""Preset ``reference`` against what the published code computed (see docs/weights.md).
 
 The numbers were made by running linyq2117/CLIP-ES in fp32 on synthetic weights and four VOC images.
 """

@@ -44,7 +44,7 @@ def test_the_reference_recipe_scores_what_it_scored(
     """First eight images of voc_sample, published text features, preset reference.
 
     The numbers are this project's own, of the commit whose scores on all 164 images equal the
-    published code's (66.50 CAM, 68.57 with CRF, 70.00 where confident; shared/WEIGHTS.md).
+    published code's (66.50 CAM, 68.57 with CRF, 70.00 where confident; docs/weights.md).
     """
     script = ROOT / "benchmarks" / "voc_sample.py"
     run(script, "--limit", 8, "--json", tmp_path / "scores.json", cwd=tmp_path)

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import typer
 
+import clipes
 from clipes.cli import app
 from clipes.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "clipes"
 PAPERS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text("utf-8")
 FORMATS_PAGE = (ROOT / "docs" / "formats.md").read_text("utf-8")
@@ -69,9 +71,34 @@ def test_every_command_is_documented_with_an_example() -> None:
 
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_files_that_are_named_exist(paper: Path) -> None:
-    named = r"`((?:clipes|tests|benchmarks|examples|docs)/[\w./-]+)`"
+    """By their path in the repository, or in the package."""
+    named = r"`((?:clipes|tests|benchmarks|examples|docs)/[\w./-]+|[\w./-]+/\w+\.py)`"
     for name in re.findall(named, paper.read_text("utf-8")):
-        assert (ROOT / name).exists(), name
+        assert (ROOT / name).exists() or (PACKAGE / name).exists(), name
+
+
+def test_the_tree_has_all_rooms_and_modules_they_are_said_to_have() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rooms = set(re.findall(r"^      (\w+/|\w+\.py) ", page, re.MULTILINE))
+    there = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    files = {path.name for path in PACKAGE.glob("*.py")} - {"__main__.py"}
+    assert rooms == there | files
+    for room, module in re.findall(r"\b([a-z]+)/([a-z_]+)\b(?![/.])", page):
+        if f"{room}/" in there:
+            assert (PACKAGE / room / f"{module}.py").is_file(), f"{room}/{module}"
+
+
+def test_the_api_reference_has_all_public_names() -> None:
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    names = re.findall(r"^::: clipes\.(\w+)$", page, re.MULTILINE)
+    assert sorted([*names, "__version__"]) == sorted(clipes.__all__)
+
+
+def test_the_version_is_one() -> None:
+    cited = re.search(r"^version: (.*)", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert cited is not None
+    assert cited[1] == clipes.__version__
+    assert f"\n## {clipes.__version__} - " in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 def headings(paper: Path) -> set[str]:

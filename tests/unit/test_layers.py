@@ -1,4 +1,4 @@
-"""Dependencies point one way, as DESIGN.md says."""
+"""Dependencies point one way, as docs/architecture.md says."""
 
 from __future__ import annotations
 
