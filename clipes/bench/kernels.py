@@ -12,12 +12,12 @@ import torch
 
 from clipes.bench.cam import random_backbone
 from clipes.bench.crf import synthetic_image
+from clipes.choices import CrfBackend
 from clipes.config import get_preset
 from clipes.device import keep_freed_memory
 from clipes.errors import UsageError
 from clipes.maps.looks import Looks
 from clipes.maps.maker import CamMaker
-from clipes.masks.crf import BACKENDS
 from clipes.masks.pseudo import pseudo_label
 from clipes.types import Progress
 from clipes.words.features import TextFeatures, unit_rows
@@ -82,7 +82,7 @@ def _default_preset(left_out: str | None) -> Callable[[], object]:
                 "compare on an x86 processor with AVX2",
             )
         backbone = random_backbone(kernels=replace(backbone.kernels, **{left_out: "torch"}))
-    crf = BACKENDS[-1] if left_out == "lattice" else BACKENDS[0]
+    crf = (CrfBackend.pydensecrf if left_out == "lattice" else CrfBackend.numba).value
     preset, image = get_preset("default"), synthetic_image()
     patches = preset.cam.patches
     assert patches is not None
