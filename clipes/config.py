@@ -192,7 +192,7 @@ TRAIN_SCALES = (1.0, 0.75, 0.5)
 
 @dataclass(frozen=True)
 class SegmenterPreset:
-    """How a segmenter is built, trained and asked (METHOD section 5).
+    """How a segmenter is built, trained and asked (docs/method.md, section 6).
 
     Attributes:
         name: Name on the command line.

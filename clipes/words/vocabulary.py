@@ -183,7 +183,7 @@ def parse_vocabulary(text: str) -> Vocabulary:
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError and huge numbers
-        raise VocabularyError(f"not TOML: {error}", "see the README for an example") from error
+        raise VocabularyError(f"not TOML: {error}", "see docs/prompts.md for an example") from error
     unknown = sorted(set(table) - set(_KEYS))
     if unknown:
         raise VocabularyError(f"unknown key {unknown[0][:60]!r}", f"known are {', '.join(_KEYS)}")
