@@ -26,7 +26,7 @@ from clipes.masks.scores import (
 from clipes.masks.values import RULE, value_count, value_of
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
-from clipes.run.reopen import reopen
+from clipes.run.reopen import left_out, orphans, reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.words.vocabulary import load_vocabulary
 
@@ -107,6 +107,9 @@ def evaluate_run(
             f"no ground-truth masks for the images of {run.root}",
             "give their folder with --gt; masks and reports need none",
         )
+    for remark in (left_out(data), orphans(run, data, "cams") or orphans(run, data, "pseudo")):
+        if remark:
+            say(remark)
     outputs = {
         "cams": _Output(run.cams_path, lambda id_: _cam_masks(run.load_cams(id_), exponents)),
         "pseudo": _Output(run.pseudo_path, lambda id_: _pseudo_masks(run.load_pseudo(id_))),
@@ -210,7 +213,11 @@ def _made(
     present = set(run.ids(folder))
     some = {id_: path for id_, path in truths.items() if id_ in present}
     if present and len(some) < len(truths):
-        say(f"{folder}: {len(truths) - len(some)} of {len(truths)} images have none yet")
+        missing = next(id_ for id_ in truths if id_ not in some)
+        say(
+            f"{folder}: {len(truths) - len(some)} of {len(truths)} images have none yet, the first "
+            f"is {missing}"
+        )
     return some
 
 
@@ -221,9 +228,12 @@ def _truths(data: Dataset, gt: Path | None, say: Callable[[str], None]) -> dict[
         for sample in data.samples
         if (truth := _truth(sample, gt)) is not None and truth.is_file()
     }
-    missing = len(data.samples) - len(truths)
+    missing = [sample.id for sample in data.samples if sample.id not in truths]
     if truths and missing:
-        say(f"{missing} of {len(data.samples)} images have no ground truth and are not scored")
+        say(
+            f"{len(missing)} of {len(data.samples)} images have no ground truth and are not "
+            f"scored, the first is {missing[0]}"
+        )
     return truths
 
 

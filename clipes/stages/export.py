@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from clipes.datasets import Dataset
@@ -17,7 +17,7 @@ from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Summary
 from clipes.run.origin import digest
-from clipes.run.reopen import reopen
+from clipes.run.reopen import orphans, reopen
 from clipes.types import Failure, Progress, Sample
 
 
@@ -63,6 +63,8 @@ def export(
     form = FORMATS[name]
     _check_options(name, form, options)
     data = reopen(run, root)
+    if remark := orphans(run, data, form.source):
+        say(remark)
     samples = _ready(run, data.samples, form, options, say)
     folder = out or run.root / "export" / name
     settings = {
@@ -78,7 +80,9 @@ def export(
         job = _Job(run, plan, form, writer, written, current)
         summary = job.run_all(progress, report)
         job.remove_others(summary.failures, say)
-    return folder, summary
+    for failure in data.failures:
+        report(failure)
+    return folder, replace(summary, failures=(*summary.failures, *data.failures))
 
 
 @dataclass(frozen=True)
@@ -226,8 +230,11 @@ def _ready(
     if not ready:
         raise ArtifactError(f"no image of {run.root} has a {what}", remedy)
     if len(ready) < len(samples):
-        missing = len(samples) - len(ready)
-        say(f"left out: {missing} of {len(samples)} images have no {what} yet; {remedy}")
+        missing = [sample.id for sample in samples if sample.id not in present]
+        say(
+            f"left out: {len(missing)} of {len(samples)} images have no {what} yet, the first is "
+            f"{missing[0]}; {remedy}"
+        )
     return ready
 
 

@@ -21,7 +21,7 @@ from clipes.run.freshness import Freshness
 from clipes.run.loop import Shard, Summary
 from clipes.run.origin import digest
 from clipes.run.record import TrainFacts, TrainSettings
-from clipes.run.reopen import reopen
+from clipes.run.reopen import left_out, orphans, reopen
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import (
     Tally,
@@ -306,11 +306,13 @@ def training_pairs(
             f"the masks of {masks} come without confidence",
             "give --confidence DIR, or train with --no-cgl",
         )
+    _say_left_out(sources, data, say)
     current = None if sources.masks else Freshness.of(run, data.classes)
-    pairs, stale = [], []
+    pairs, stale, missing = [], [], []
     for sample in data.samples:
         mask = masks / f"{sample.id}.png"
         if not mask.is_file():
+            missing.append(sample.id)
             continue
         if current is not None and (reason := current.unusable(sample)):
             stale.append(f"{sample.id}: {reason}")
@@ -329,9 +331,20 @@ def training_pairs(
             f"no image of {run.root} has a mask in {masks} that is up to date",
             "run 'clipes refine' first, or name another folder with --masks",
         )
-    if missing := len(data.samples) - len(pairs) - len(stale):
-        say(f"{missing} of {len(data.samples)} images have no mask")
+    if missing:
+        count = f"{len(missing)} of {len(data.samples)} images"
+        say(f"{count} have no mask, the first is {missing[0]}")
     return pairs
+
+
+def _say_left_out(sources: Sources, data: Dataset, say: Callable[[str], None]) -> None:
+    """Say which images cannot be learnt from, and which masks of the run belong to none."""
+    if remark := left_out(data):
+        say(remark)
+    # Another list, or other masks, are meant not to be all of the run's.
+    own = sources.split is None and sources.masks is None
+    if own and (remark := orphans(sources.run, data, "pseudo")):
+        say(remark)
 
 
 def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:

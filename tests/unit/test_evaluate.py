@@ -82,7 +82,7 @@ def test_missing_masks_are_counted(run: Run, truth: Path) -> None:
     assert said == [f"2 of 4 ground-truth masks of {truth} have no mask in {run.root / 'pseudo'}"]
     scored, said = score_run(run)
     assert scored.stages["CRF"].images == 2
-    assert said == ["pseudo: 2 of 4 images have none yet"]
+    assert said == ["pseudo: 2 of 4 images have none yet, the first is p000"]
 
 
 def test_missing_ground_truth_is_counted(run: Run, truth: Path) -> None:
@@ -92,14 +92,15 @@ def test_missing_ground_truth_is_counted(run: Run, truth: Path) -> None:
     assert said == [f"1 of 4 masks have no ground truth in {truth}"]
     scored, said = score_run(run)
     assert scored.stages["CRF"].images == 3
-    assert said == ["1 of 4 images have no ground truth and are not scored"]
+    end = "the first is p003"
+    assert said == [f"1 of 4 images have no ground truth and are not scored, {end}"]
 
 
 def test_missing_predictions_are_counted(run: Run) -> None:
     write_mask(run.root / "predictions" / "p000.png", np.zeros((48, 64), np.uint8))
     scored, said = score_run(run)
     assert scored.stages["segmenter, train"].images == 1
-    assert said == ["predictions: 3 of 4 images have none yet"]
+    assert said == ["predictions: 3 of 4 images have none yet, the first is p001"]
 
 
 def test_sizes_that_differ_name_both_files_and_blame_none(run: Run, truth: Path) -> None:

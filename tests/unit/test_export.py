@@ -637,7 +637,9 @@ def test_images_that_fall_out_leave_nothing(do: Exporter, run: Run, name: str) -
     labels = json.loads((root / "labels.json").read_text())
     del labels["odd.png"]
     (root / "labels.json").write_text(json.dumps(labels))
+    (root / "odd.png").unlink()
     do(name)
+    assert any("1 files in" in line and "belong to no image" in line for line in do.said)
     one_file = name in ("coco", "cvat")
     assert any("removed: the files of 1 image (the first is odd)" in s for s in do.said) != one_file
     assert not list(folder.rglob("odd.*"))
