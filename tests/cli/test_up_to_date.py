@@ -242,8 +242,11 @@ def test_a_mask_that_a_person_edited_is_not_written_over(finished: Run, start: S
     assert start(*cam("run"), *FAST).returncode == 0
     done = start("refine", "run", "--workers", "1")
     assert done.returncode == 1
-    assert "and was edited since" in done.stderr
-    assert "delete it to have it made again" in done.stderr
+    assert "and was edited since: " in done.stderr
+    advice = "run/pseudo/p000.png; it may be a person's work: delete it and run 'clipes refine' to"
+    assert advice in done.stderr
+    for command in (("export", "run", "--format", "coco"), ("report", "run")):
+        assert advice in start(*command).stderr
     assert (read_mask(path) == 1).all()
     path.unlink()
     assert start("refine", "run", "--workers", "1").returncode == 0
