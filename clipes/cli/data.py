@@ -154,7 +154,9 @@ def masks(
     from clipes.stages.coco_masks import draw_coco_masks
 
     with progress_bar("masks") as progress:
-        folder, summary = draw_coco_masks(root, split, progress=progress, report=say_failure)
+        folder, summary = draw_coco_masks(
+            root, split, progress=progress, say=say, report=say_failure
+        )
     failed = len(summary.failures)
     say(f"masks: {summary.done} drawn, {summary.skipped} there before, {failed} failed")
     typer.echo(folder)

@@ -139,8 +139,8 @@ class Item:
 class Writer(Protocol):
     """Writes the images of a data set in one format."""
 
-    def path(self, sample: Sample) -> Path | None:
-        """Return the file whose existence means that an image is done; None if there is none."""
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """Return the files of an image alone; none where all images share a file."""
 
     def add(self, item: Item) -> None:
         """Write one image; if that fails, nothing of it remains.

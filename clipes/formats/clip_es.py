@@ -47,6 +47,10 @@ class ClipEsWriter:
         """Return where the maps of an image are."""
         return self._folder / f"{check_id(sample.id)}.npy"
 
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """Return the files of an image: its maps."""
+        return (self.path(sample),)
+
     def add(self, item: Item) -> None:
         """Write the maps of one image."""
         cams = item.cams()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from clipes.datasets.outlines import MOST_PIXELS, encode_runs
@@ -57,8 +58,9 @@ class CocoWriter:
         self._file = file
         self._annotations = 0
 
-    def path(self, sample: Sample) -> None:
-        """Return None: all images share a file, which is written anew."""
+    def files(self, _sample: Sample) -> tuple[Path, ...]:
+        """Return none: all images share a file, which is written anew."""
+        return ()
 
     def add(self, item: Item) -> None:
         """Write the annotations of one image."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 from xml.sax.saxutils import XMLGenerator
 from xml.sax.xmlreader import AttributesImpl
@@ -108,8 +109,9 @@ class CvatWriter:
         order = sorted(map(plan.name, plan.samples))
         self._frames = {name: index for index, name in enumerate(order)}
 
-    def path(self, sample: Sample) -> None:
-        """Return None: all images share a file, which is written anew."""
+    def files(self, _sample: Sample) -> tuple[Path, ...]:
+        """Return none: all images share a file, which is written anew."""
+        return ()
 
     def add(self, item: Item) -> None:
         """Write the masks of one image."""

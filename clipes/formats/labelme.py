@@ -53,6 +53,10 @@ class LabelmeWriter:
         """Return where the polygons of an image are."""
         return self._plan.folder / f"{check_id(sample.id)}.json"
 
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """Return the files of an image: its polygons."""
+        return (self.path(sample),)
+
     def add(self, item: Item) -> None:
         """Write the polygons of one image."""
         mask, path = item.mask(), self.path(item.sample)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from clipes.datasets.base import IMAGE_SUFFIXES
 from clipes.disk.files import write_text
 from clipes.disk.images import voc_palette
 from clipes.formats.base import Plan, image_suffix, list_text
@@ -69,6 +70,10 @@ def write_mmseg(plan: Plan) -> Iterator[FolderWriter]:
     for sample in writer.written():
         by_suffix.setdefault(image_suffix(sample), []).append(sample.id)
     lists = {suffix: _list_name(plan.split, suffix, by_suffix) for suffix in by_suffix}
+    # A list of before would name images that are gone, or that another list has now.
+    for suffix in IMAGE_SUFFIXES:
+        for old in {f"{plan.split}.txt", f"{plan.split}-{suffix[1:]}.txt"} - {*lists.values()}:
+            (plan.folder / old).unlink(missing_ok=True)
     for suffix, ids in by_suffix.items():
         write_text(plan.folder / lists[suffix], list_text(ids))
     write_text(plan.folder / "dataset.py", _config(plan, images, masks, lists))

@@ -65,11 +65,15 @@ class FolderWriter:
         """Return where the mask of an image is."""
         return self._masks / f"{check_id(sample.id)}.png"
 
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """Return the files of an image: itself and its mask."""
+        return placed_path(self._images, sample), self.path(sample)
+
     def add(self, item: Item) -> None:
         """Place the image, then write the mask, which stands for both."""
         mask = item.mask()
-        target = placed_path(self._images, item.sample)
-        place_image(item.sample, target, copy=self._plan.options.copy)
+        image, _ = self.files(item.sample)
+        place_image(item.sample, image, copy=self._plan.options.copy)
         write_mask(self.path(item.sample), mask)
 
     def written(self) -> list[Sample]:

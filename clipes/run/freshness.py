@@ -27,6 +27,9 @@ from clipes.types import Sample
 LARGEST_LOOKS = 1 << 28  # bytes; 254 classes of 1024 channels are 10 MB
 """Most bytes that the statistics of a run may take."""
 
+EDITED_REMEDY = "it may be a person's work: delete it and run 'clipes refine' to have it made again"
+"""What to do about a mask that was edited, and whose maps have changed."""
+
 
 class Freshness:
     """Compares what files say that they were made from with what there is now.
@@ -170,9 +173,11 @@ class Freshness:
         """Return why maps or mask of an image are out of date, and the remedy; empty if not."""
         if reason := self.unusable_maps(sample):
             return reason
-        if reason := self.mask(sample):
-            return f"{reason}; run 'clipes refine' again"
-        return ""
+        if not (reason := self.mask(sample)):
+            return ""
+        if self._run.has_pseudo(sample.id) and self.is_edited(sample):
+            return f"{reason}: {self._run.pseudo_path(sample.id)}; {EDITED_REMEDY}"
+        return f"{reason}; run 'clipes refine' again"
 
     def _mask_origin(self, image_id: str) -> tuple[MaskOrigin | None, bool] | None:
         """Return the origin of a mask, or else that of its confidence map, and whether it is that.

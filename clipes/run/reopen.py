@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipes.config import AUTO_LABELS, Preset
 from clipes.datasets import Dataset, open_dataset
+from clipes.disk.files import list_files
 from clipes.errors import ArtifactError, DatasetError, WriteError
 from clipes.run.folder import Run
 
@@ -42,6 +43,39 @@ def reopen(run: Run, root: Path | None, split: str | None = None) -> Dataset:
         with suppress(WriteError):  # a finished run may be read-only: then --root is said each time
             run.note_fact("cam", "root", place)
     return data.without_unlabelled() if tagged else data
+
+
+def orphans(run: Run, data: Dataset, stage: str) -> str:
+    """Return what to say of a run's files that belong to no image any more; empty if none do.
+
+    Args:
+        run: The run folder.
+        data: Its data set.
+        stage: The folder of the files: cams, pseudo.
+    """
+    known = {sample.id for sample in data.samples}
+    known |= {failure.id for failure in data.failures} | set(data.empty)
+    found = [path for path in list_files(run.root / stage) if path.stem not in known]
+    if not found:
+        return ""
+    return (
+        f"{len(found)} files in {run.root / stage} belong to no image of the data set any more and "
+        f"are not used, the first is {found[0].name}"
+    )
+
+
+def left_out(data: Dataset) -> str:
+    """Return what to say of images that the data set lacks something of; empty if there are none.
+
+    For stages whose result is one for all images; the others name each of them.
+    """
+    if not data.failures:
+        return ""
+    first = data.failures[0]
+    return (
+        f"left out: {len(data.failures)} of the data set's images cannot be used, the first is "
+        f"{first.id}: {first.reason}"
+    )
 
 
 def _recorded_root(run: Run, recorded: str) -> Path:

@@ -1,1 +1,1 @@
-"""The segmenter that is trained on the pseudo-masks (paper section 3.4; docs/method.md, section 6)."""
+"""The segmenter that is trained on the pseudo-masks (paper section 3.4; docs/method.md, 6)."""

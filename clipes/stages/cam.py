@@ -21,6 +21,7 @@ from clipes.run.freshness import Freshness
 from clipes.run.loop import Outcome, Shard, Summary
 from clipes.run.origin import digest
 from clipes.run.record import CamSettings
+from clipes.run.reopen import orphans
 from clipes.stages.looks_sources import looks_are_current
 from clipes.stages.open_data import open_labelled, open_unlabelled
 from clipes.stages.tag_file import open_tagged, untagged
@@ -289,11 +290,5 @@ def _note_place(run: Run, data: Dataset, listener: Listener) -> None:
 
 def say_orphans(run: Run, data: Dataset, listener: Listener) -> None:
     """Say which maps belong to no image any more."""
-    known = {sample.id for sample in data.samples}
-    known |= {failure.id for failure in data.failures} | set(data.empty)
-    orphans = [id_ for id_ in run.ids("cams") if id_ not in known]
-    if orphans:
-        listener.say(
-            f"{len(orphans)} files in {run.root / 'cams'} belong to no image of the data set any "
-            f"more and are not used, the first is {orphans[0]}.npz"
-        )
+    if remark := orphans(run, data, "cams"):
+        listener.say(remark)

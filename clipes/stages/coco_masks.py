@@ -18,13 +18,17 @@ from clipes.datasets.instances import (
 )
 from clipes.datasets.outlines import Outline, draw, parse_outline
 from clipes.datasets.rows import id_or_text, labels_of_classes
-from clipes.disk.images import MAX_PIXELS, write_mask
-from clipes.errors import DatasetError
+from clipes.disk.files import sha256_of
+from clipes.disk.images import MAX_PIXELS, read_origin, write_mask
+from clipes.errors import DatasetError, ImageError
 from clipes.run.loop import Summary
+from clipes.run.origin import digest
 from clipes.types import Failure, Progress, Sample, UInt8Array
 
 _IMAGES_AT_ONCE = 20_000
 """Images whose outlines are kept at once, about 200 MB of COCO's; each such part reads the file."""
+
+_DRAWN_FROM = "annotations "
 
 
 def draw_coco_masks(
@@ -32,6 +36,7 @@ def draw_coco_masks(
     split: str | None,
     *,
     progress: Progress,
+    say: Callable[[str], None],
     report: Callable[[Failure], None],
 ) -> tuple[Path, Summary]:
     """Draw the masks of a split of COCO into ``SegmentationClass``, where ``open_coco`` looks.
@@ -40,6 +45,7 @@ def draw_coco_masks(
         root: Folder of the data set, as for ``open_coco``.
         split: ``train``, ``val``, or a list of images.
         progress: Called after each image.
+        say: Told of masks that are there and cannot be compared with the annotations.
         report: Called with each image whose mask cannot be drawn; the others go on.
 
     Returns:
@@ -56,7 +62,7 @@ def draw_coco_masks(
             f"no instances file in {base / 'annotations'}", "download COCO's annotations"
         )
     folder = base / MASK_FOLDER
-    summary = draw_masks(files, data.samples, data.classes, folder, progress, report)
+    summary = draw_masks(files, data.samples, data.classes, folder, progress, say, report)
     return folder, summary
 
 
@@ -66,11 +72,13 @@ def draw_masks(
     classes: tuple[str, ...],
     folder: Path,
     progress: Progress,
+    say: Callable[[str], None],
     report: Callable[[Failure], None],
 ) -> Summary:
-    """Draw ``folder/<id>.png`` for every sample that has none there yet.
+    """Draw ``folder/<id>.png`` for every sample that has none drawn from these files.
 
-    Crowds are 255; of overlapping objects the smaller lies above, see ``outlines.draw``.
+    Crowds are 255; of overlapping objects the smaller lies above, see ``outlines.draw``. Masks that
+    do not say that they were drawn here may be anyone's work, and stay.
 
     Args:
         files: Instances files; each sample is looked for in all of them.
@@ -78,26 +86,30 @@ def draw_masks(
         classes: Class names in mask order.
         folder: Where the masks go.
         progress: Called after each image.
+        say: Told of masks that may be anyone's.
         report: Called with each image whose mask cannot be drawn.
 
     Raises:
         DatasetError: A file is no instances file.
         ArtifactError: A mask cannot be written.
     """
-    todo = {image_key(s.id): s for s in samples if not (folder / f"{s.id}.png").exists()}
+    origins = {path: _origin(path, classes) for path in files}
+    todo = {image_key(s.id): s for s in _waiting(samples, folder, {*origins.values()}, say)}
     total = len(todo)
     failures: list[Failure] = []
     done = 0
     progress(0, total)
 
-    def finish(sample: Sample, mask: UInt8Array | DatasetError) -> None:
+    def finish(sample: Sample, mask: UInt8Array | DatasetError, origin: str = "") -> None:
         nonlocal done
         done += 1
+        path = folder / f"{sample.id}.png"
         if isinstance(mask, DatasetError):
+            path.unlink(missing_ok=True)  # it was drawn here, from what the files no longer say
             failures.append(Failure(sample.id, str(mask)))
             report(failures[-1])
         else:
-            write_mask(folder / f"{sample.id}.png", mask)
+            write_mask(path, mask, origin=origin)
         progress(done, total)
 
     for path in files:
@@ -107,10 +119,50 @@ def draw_masks(
         while part := dict(islice(wanted, _IMAGES_AT_ONCE)):
             outlines = _read_outlines(header, part, classes)
             for key, sample in part.items():
-                finish(sample, _mask(header, key, outlines.pop(key, [])))
+                finish(sample, _mask(header, key, outlines.pop(key, [])), origins[path])
     for sample in todo.values():
         finish(sample, DatasetError(f"not listed in {', '.join(map(str, files))}"))
     return Summary(total - len(failures), len(samples) - total, tuple(failures))
+
+
+def _origin(path: Path, classes: tuple[str, ...]) -> str:
+    """Return what a mask says that was drawn from a file.
+
+    Raises:
+        DatasetError: The file cannot be read.
+    """
+    try:
+        return f"{_DRAWN_FROM}{digest([sha256_of(path), classes])}"
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error}", "check the path") from error
+
+
+def _waiting(
+    samples: Sequence[Sample], folder: Path, origins: Container[str], say: Callable[[str], None]
+) -> list[Sample]:
+    """Return the samples without a mask, or with one that was drawn here from other files."""
+    waiting, unknown = [], []
+    for sample in samples:
+        path = folder / f"{sample.id}.png"
+        origin = _origin_of(path)
+        if origin is None or (origin.startswith(_DRAWN_FROM) and origin not in origins):
+            waiting.append(sample)
+        elif origin not in origins:
+            unknown.append(path)
+    if unknown:
+        say(
+            f"{len(unknown)} of {len(samples)} masks do not say what they were drawn from and are "
+            f"kept, the first is {unknown[0]}; delete them to have them drawn"
+        )
+    return waiting
+
+
+def _origin_of(path: Path) -> str | None:
+    """Return what a mask says that it was drawn from; None if there is no mask."""
+    try:
+        return read_origin(path) if path.exists() else None
+    except ImageError:
+        return ""  # damaged: whoever reads it says so
 
 
 def _read_outlines(

@@ -11,9 +11,9 @@ import numpy as np
 
 from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets import Dataset
-from clipes.disk.files import list_files
 from clipes.disk.images import read_mask
 from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError
+from clipes.masks.folder import find_masks, require_some
 from clipes.masks.pseudo import in_mask_order, label_pixels, upsample, with_background
 from clipes.masks.scores import (
     CONFIDENT_MASKS,
@@ -26,7 +26,7 @@ from clipes.masks.scores import (
 from clipes.masks.values import RULE, value_count, value_of
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
-from clipes.run.reopen import reopen
+from clipes.run.reopen import left_out, orphans, reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.words.vocabulary import load_vocabulary
 
@@ -98,15 +98,22 @@ def evaluate_run(
 
     Raises:
         DatasetError: There is no ground truth.
-        ArtifactError: Nothing to score, or an output does not fit its ground truth.
+        ArtifactError: ``gt`` is absent or holds no mask of these images; nothing to score, or an
+            output does not fit its ground truth.
     """
     data = reopen(run, root)
     truths = _truths(data, gt, say)
     if not truths:
+        if gt is not None and data.samples:
+            ids = {sample.id for sample in data.samples}
+            require_some(gt, ids, f"an image of {run.root}", data.samples[0].id)
         raise DatasetError(
             f"no ground-truth masks for the images of {run.root}",
             "give their folder with --gt; masks and reports need none",
         )
+    for remark in (left_out(data), orphans(run, data, "cams") or orphans(run, data, "pseudo")):
+        if remark:
+            say(remark)
     outputs = {
         "cams": _Output(run.cams_path, lambda id_: _cam_masks(run.load_cams(id_), exponents)),
         "pseudo": _Output(run.pseudo_path, lambda id_: _pseudo_masks(run.load_pseudo(id_))),
@@ -158,13 +165,10 @@ def evaluate_folder(
     if gt is None:
         raise UsageError(f"{folder} is no run folder", "give the ground truth with --gt DIR")
     classes = load_vocabulary(prompts).classes
-    masks = {path.stem: path for path in list_files(folder, ".png")}
-    known = {path.stem: path for path in list_files(gt, ".png")}
+    masks, known = find_masks(folder, "the argument"), find_masks(gt, "--gt")
     truths = {id_: known[id_] for id_ in masks if id_ in known}
     if not truths:
-        raise ArtifactError(
-            f"no mask <id>.png of {folder} has ground truth in {gt}", "check both folders"
-        )
+        require_some(gt, masks, f"a mask in {folder}", min(masks, default="<id>"))
     if len(truths) < len(masks):
         say(f"{len(masks) - len(truths)} of {len(masks)} masks have no ground truth in {gt}")
     if len(truths) < len(known):
@@ -210,25 +214,30 @@ def _made(
     present = set(run.ids(folder))
     some = {id_: path for id_, path in truths.items() if id_ in present}
     if present and len(some) < len(truths):
-        say(f"{folder}: {len(truths) - len(some)} of {len(truths)} images have none yet")
+        missing = next(id_ for id_ in truths if id_ not in some)
+        say(
+            f"{folder}: {len(truths) - len(some)} of {len(truths)} images have none yet, the first "
+            f"is {missing}"
+        )
     return some
 
 
 def _truths(data: Dataset, gt: Path | None, say: Callable[[str], None]) -> dict[str, Path]:
     """Return the ground-truth masks there are, by id; say how many there are not."""
+    known = None if gt is None else find_masks(gt, "--gt")
     truths = {
         sample.id: truth
         for sample in data.samples
-        if (truth := _truth(sample, gt)) is not None and truth.is_file()
+        if (truth := sample.mask if known is None else known.get(sample.id)) is not None
+        and truth.is_file()
     }
-    missing = len(data.samples) - len(truths)
+    missing = [sample.id for sample in data.samples if sample.id not in truths]
     if truths and missing:
-        say(f"{missing} of {len(data.samples)} images have no ground truth and are not scored")
+        say(
+            f"{len(missing)} of {len(data.samples)} images have no ground truth and are not "
+            f"scored, the first is {missing[0]}"
+        )
     return truths
-
-
-def _truth(sample: Sample, gt: Path | None) -> Path | None:
-    return sample.mask if gt is None else gt / f"{sample.id}.png"
 
 
 def confident(pseudo: PseudoLabel, threshold: float = CONFIDENCE_THRESHOLD) -> UInt8Array:

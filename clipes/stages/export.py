@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from clipes.datasets import Dataset
 from clipes.datasets.coco import image_key
-from clipes.disk.files import write_json
-from clipes.disk.records import read_record
+from clipes.disk.claim import remove_leftovers
+from clipes.disk.files import sha256_of
 from clipes.errors import ArtifactError, ClipesError, UsageError, WriteError
 from clipes.formats import FORMATS, Format, Item, Options, Plan, Writer
-from clipes.run.folder import Run, check_same
+from clipes.formats.written import Written
+from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Summary
-from clipes.run.reopen import reopen
+from clipes.run.origin import digest
+from clipes.run.reopen import orphans, reopen
 from clipes.types import Failure, Progress, Sample
-
-SETTINGS = "export.json"
-"""What says how a folder was written, so that nothing else is mixed into it."""
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What has to be known of how a folder was written."""
-
-    settings: dict[str, Any]
 
 
 def export(
@@ -45,8 +35,9 @@ def export(
 ) -> tuple[Path, Summary]:
     """Write the masks or maps of a run in another format.
 
-    A file of an image that is younger than what it is made from is left as it is; files that hold
-    all images are written anew.
+    A file of an image that was made from what there is now is left as it is, and one of an image
+    that cannot be exported any more is removed; files that hold all images are written anew. Files
+    that someone edited since are neither written over nor removed.
 
     Args:
         run: The run folder.
@@ -56,7 +47,7 @@ def export(
         options: What the user chose.
         command: The command line, for the record.
         progress: Called after each image.
-        say: Told what is left out.
+        say: Told what is left out or removed.
         report: Called with each image that cannot be written; the others go on.
 
     Returns:
@@ -72,6 +63,8 @@ def export(
     form = FORMATS[name]
     _check_options(name, form, options)
     data = reopen(run, root)
+    if remark := orphans(run, data, form.source):
+        say(remark)
     samples = _ready(run, data.samples, form, options, say)
     folder = out or run.root / "export" / name
     settings = {
@@ -80,27 +73,133 @@ def export(
         "classes": data.classes,
         **{option: getattr(options, option) for option in sorted(form.options)},
     }
-    _begin(folder, settings, command)
+    written = Written(folder, settings, command)
     current = Freshness.of(run, data.classes)
-    stale = current.unusable if form.source == "pseudo" else current.unusable_maps
     plan = Plan(folder, samples, data.classes, _split(run), _numbers(data), options)
-    failures = []
     with form.write(plan) as writer:
-        todo = [s for s in samples if stale(s) or not _is_done(writer, s, run, form)]
+        job = _Job(run, plan, form, writer, written, current)
+        summary = job.run_all(progress, report)
+        job.remove_others(summary.failures, say)
+    for failure in data.failures:
+        report(failure)
+    return folder, replace(summary, failures=(*summary.failures, *data.failures))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An export under way.
+
+    Attributes:
+        run: What is exported.
+        plan: Which images, and how.
+        form: The format.
+        writer: Its writer, open.
+        written: What was written before.
+        current: Tells what is out of date.
+    """
+
+    run: Run
+    plan: Plan
+    form: Format
+    writer: Writer
+    written: Written
+    current: Freshness
+
+    def run_all(self, progress: Progress, report: Callable[[Failure], None]) -> Summary:
+        """Write every image that is not done; arguments and errors as for ``export``."""
+        made_from = {sample.id: self._made_from(sample) for sample in self.plan.samples}
+        todo = [s for s in self.plan.samples if not self._is_done(s, made_from[s.id])]
+        files = {sample.id: self.writer.files(sample) for sample in todo}
+        for folder in {path.parent for paths in files.values() for path in paths}:
+            remove_leftovers(folder)
+        self.written.begin(files)
+        failures = []
         progress(0, len(todo))
-        for index, sample in enumerate(todo):
-            try:
-                if reason := stale(sample):
-                    raise ArtifactError(reason)
-                writer.add(Item(sample, run, plan))
-            except WriteError:
-                raise
-            except ClipesError as error:
-                failures.append(Failure(sample.id, str(error)))
-                report(failures[-1])
-            progress(index + 1, len(todo))
-    summary = Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))
-    return folder, summary
+        try:
+            for index, sample in enumerate(todo):
+                try:
+                    self._write(sample)
+                    self.written.keep(sample.id, made_from[sample.id], files[sample.id])
+                except WriteError:
+                    raise
+                except ClipesError as error:
+                    failures.append(Failure(sample.id, str(error)))
+                    report(failures[-1])
+                progress(index + 1, len(todo))
+        finally:
+            self.written.save()
+        return Summary(
+            len(todo) - len(failures), len(self.plan.samples) - len(todo), tuple(failures)
+        )
+
+    def remove_others(self, failed: Sequence[Failure], say: Callable[[str], None]) -> None:
+        """Remove what was written before of images that are not in this export.
+
+        Args:
+            failed: Images that could not be written: what is there of them is of before, too.
+            say: Told what is removed, and what is not.
+        """
+        exported = {s.id for s in self.plan.samples} - {failure.id for failure in failed}
+        others = [id_ for id_ in self.written.ids if id_ not in exported]
+        removed = [id_ for id_ in others if self.written.remove(id_)]
+        self.written.save()
+        if removed:
+            say(f"removed: the files of {_images(removed)} that cannot be exported any more")
+        edited = [(id_, path) for id_ in others if (path := self.written.edited(id_))]
+        if edited:
+            say(
+                f"kept: the files of {_images([id_ for id_, _ in edited])} that cannot be exported "
+                f"any more; they were edited since they were written: {edited[0][1]}"
+            )
+
+    def _is_done(self, sample: Sample, made_from: str) -> bool:
+        files = self.writer.files(sample)
+        done = bool(files) and self.written.is_done(sample.id, made_from, files)
+        return done and not self._stale(sample)
+
+    def _stale(self, sample: Sample) -> str:
+        if self.form.source == "pseudo":
+            return self.current.unusable(sample)
+        return self.current.unusable_maps(sample)
+
+    def _write(self, sample: Sample) -> None:
+        if reason := self._stale(sample):
+            raise ArtifactError(reason)
+        if edited := self.written.edited(sample.id, self.writer.files(sample)):
+            raise ArtifactError(
+                f"{edited} was edited since it was written, and what it was made from has changed",
+                "it may be a person's work: delete it to have it written again",
+            )
+        self.writer.add(Item(sample, self.run, self.plan))
+
+    def _made_from(self, sample: Sample) -> str:
+        """Return the digest of all that the files of an image are made from.
+
+        The picture counts by where it is: what is in it changes the mask or the maps.
+        """
+        if self.form.source == "cams":
+            return digest([_sha256(self.run.cams_path(sample.id))])
+        unsure = self.plan.options.confidence is not None
+        return digest(
+            [
+                _sha256(self.run.pseudo_path(sample.id)),
+                _sha256(self.run.confidence_path(sample.id)) if unsure else "",
+                str(sample.image.absolute()),
+                sample.image.stat().st_size if sample.image.is_file() else 0,
+            ]
+        )
+
+
+def _sha256(path: Path) -> str:
+    """Return the sha256 of a file; empty if it cannot be read, which its reader will say."""
+    try:
+        return sha256_of(path)
+    except OSError:
+        return ""
+
+
+def _images(ids: Sequence[str]) -> str:
+    return f"{len(ids)} image{'s' * (len(ids) > 1)} (the first is {ids[0]})"
 
 
 def _check_options(name: str, form: Format, options: Options) -> None:
@@ -131,34 +230,12 @@ def _ready(
     if not ready:
         raise ArtifactError(f"no image of {run.root} has a {what}", remedy)
     if len(ready) < len(samples):
-        missing = len(samples) - len(ready)
-        say(f"left out: {missing} of {len(samples)} images have no {what} yet; {remedy}")
-    return ready
-
-
-def _is_done(writer: Writer, sample: Sample, run: Run, form: Format) -> bool:
-    path = writer.path(sample)
-    source = run.pseudo_path(sample.id) if form.source == "pseudo" else run.cams_path(sample.id)
-    try:
-        return path is not None and path.stat().st_mtime >= source.stat().st_mtime
-    except FileNotFoundError:
-        return False
-
-
-def _begin(folder: Path, settings: dict[str, object], command: str) -> None:
-    """Record how a folder is written, or check that it was written so before."""
-    path = folder / SETTINGS
-    plain = json.loads(json.dumps(settings))
-    if path.exists():
-        remedy = "delete the folder, or choose another --out"
-        before = read_record(path, _Record, "the record of an export", remedy)
-        check_same(folder, "export", before.settings, plain)
-    elif folder.is_dir() and any(folder.iterdir()):
-        # A data set has the same folders as some formats: its masks must not be written over.
-        raise ArtifactError(
-            f"{folder} holds files that 'clipes export' did not write", "choose an empty --out"
+        missing = [sample.id for sample in samples if sample.id not in present]
+        say(
+            f"left out: {len(missing)} of {len(samples)} images have no {what} yet, the first is "
+            f"{missing[0]}; {remedy}"
         )
-    write_json(path, {"command": command, "settings": plain})
+    return ready
 
 
 def _split(run: Run) -> str:

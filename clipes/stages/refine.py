@@ -15,7 +15,7 @@ from clipes.listener import Listener
 from clipes.masks.pseudo import SHRUNK, pseudo_label, workable_size
 from clipes.masks.values import value_count
 from clipes.run.folder import Run
-from clipes.run.freshness import Freshness
+from clipes.run.freshness import EDITED_REMEDY, Freshness
 from clipes.run.loop import Outcome, Shard, Summary, for_each
 from clipes.run.origin import MaskOrigin
 from clipes.run.record import RefineSettings
@@ -144,10 +144,7 @@ def _refine_one(
     if reason := current.maps(sample):
         raise ArtifactError(reason, "run 'clipes cam' again")
     if run.has_pseudo(sample.id) and current.is_edited(sample) and (why := current.mask(sample)):
-        raise ArtifactError(
-            f"{why}: {run.pseudo_path(sample.id)}",
-            "it may be a person's work: delete it to have it made again",
-        )
+        raise ArtifactError(f"{why}: {run.pseudo_path(sample.id)}", EDITED_REMEDY)
     cams, maps = run.load_cams(sample.id), run.maps_origin(sample.id)
     pseudo = pseudo_label(
         read_image(sample.image),

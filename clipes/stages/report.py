@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from functools import partial
@@ -25,7 +25,7 @@ from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import in_groups
 from clipes.run.record import CamRecord
-from clipes.run.reopen import preset_of, reopen
+from clipes.run.reopen import orphans, preset_of, reopen
 from clipes.stages.evaluate import evaluate_run
 from clipes.types import Failure, Progress, Sample, evenly_spaced
 
@@ -62,7 +62,8 @@ def make_report(
         workers: Threads; None for as many as there are cores.
         progress: Called after every few images.
         say: Told what is left out.
-        report: Called with each image that cannot be shown.
+        report: Called with each image that cannot be shown, also those that the data set lacks
+            something of.
 
     Returns:
         Path of the page.
@@ -76,6 +77,7 @@ def make_report(
     samples = [sample for sample in data.samples if sample.id in present]
     if not samples:
         raise ArtifactError(f"no image of {run.root} has maps", "run 'clipes cam' first")
+    _say_left_out(run, data, present, say)
     total = len(samples) + min(max(large, thumbnails), len(samples))
     rows, tally = measure_run(
         run, samples, data.classes, workers=workers, progress=lambda done, _: progress(done, total)
@@ -94,10 +96,24 @@ def make_report(
         counted = _counted(drawn, lambda done: progress(len(samples) + done, total))
         rows = write_page(path, head, rows, tally, scores, counted)
     write_queue(path.with_name(QUEUE), rows, data.classes)
-    for row in rows:
-        if row.failure:
-            report(Failure(row.id, row.failure))
+    unshown = [Failure(row.id, row.failure) for row in rows if row.failure]
+    for failure in (*unshown, *data.failures):
+        report(failure)
     return path
+
+
+def _say_left_out(
+    run: Run, data: Dataset, present: Container[str], say: Callable[[str], None]
+) -> None:
+    """Say which images and maps the page does not show."""
+    if remark := orphans(run, data, "cams"):
+        say(remark)
+    missing = [sample.id for sample in data.samples if sample.id not in present]
+    if missing:
+        say(
+            f"left out: {len(missing)} of {len(data.samples)} images have no maps yet, the first "
+            f"is {missing[0]}; run 'clipes cam' first"
+        )
 
 
 def measure_run(

@@ -15,13 +15,14 @@ from clipes.datasets import Dataset
 from clipes.disk.files import list_files, sha256_of, write_json
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
 from clipes.listener import Listener, ignore
+from clipes.masks.folder import find_masks, require_some
 from clipes.masks.values import RULE, value_count
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Shard, Summary
 from clipes.run.origin import digest
 from clipes.run.record import TrainFacts, TrainSettings
-from clipes.run.reopen import reopen
+from clipes.run.reopen import left_out, orphans, reopen
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import (
     Tally,
@@ -314,7 +315,8 @@ def training_pairs(
         say: Told how many images have no mask.
 
     Raises:
-        ArtifactError: No image has a mask, or one with a mask has no confidence map.
+        ArtifactError: No image has a mask, one with a mask has no confidence map, or a folder that
+            was named is absent.
     """
     run = sources.run
     masks = sources.masks or run.root / "pseudo"
@@ -324,11 +326,16 @@ def training_pairs(
             f"the masks of {masks} come without confidence",
             "give --confidence DIR, or train with --no-cgl",
         )
+    given = None if sources.masks is None else find_masks(sources.masks, "--masks")
+    if guided and sources.confidence is not None:
+        find_masks(sources.confidence, "--confidence")
+    _say_left_out(sources, data, say)
     current = None if sources.masks else Freshness.of(run, data.classes)
-    pairs, stale = [], []
+    pairs, stale, missing = [], [], []
     for sample in data.samples:
-        mask = masks / f"{sample.id}.png"
-        if not mask.is_file():
+        mask = masks / f"{sample.id}.png" if given is None else given.get(sample.id)
+        if mask is None or not mask.is_file():
+            missing.append(sample.id)
             continue
         if current is not None and (reason := current.unusable(sample)):
             stale.append(f"{sample.id}: {reason}")
@@ -343,13 +350,27 @@ def training_pairs(
     if stale:
         say(f"left out: {len(stale)} images, the first is {stale[0]}")
     if not pairs:
+        if given is not None and data.samples:
+            ids = {sample.id for sample in data.samples}
+            require_some(masks, ids, f"an image of {run.root}", data.samples[0].id)
         raise ArtifactError(
             f"no image of {run.root} has a mask in {masks} that is up to date",
             "run 'clipes refine' first, or name another folder with --masks",
         )
-    if missing := len(data.samples) - len(pairs) - len(stale):
-        say(f"{missing} of {len(data.samples)} images have no mask")
+    if missing:
+        count = f"{len(missing)} of {len(data.samples)} images"
+        say(f"{count} have no mask, the first is {missing[0]}")
     return pairs
+
+
+def _say_left_out(sources: Sources, data: Dataset, say: Callable[[str], None]) -> None:
+    """Say which images cannot be learnt from, and which masks of the run belong to none."""
+    if remark := left_out(data):
+        say(remark)
+    # Another list, or other masks, are meant not to be all of the run's.
+    own = sources.split is None and sources.masks is None
+    if own and (remark := orphans(sources.run, data, "pseudo")):
+        say(remark)
 
 
 def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:

@@ -181,7 +181,7 @@ def save_text_features(path: Path, features: TextFeatures) -> None:
 def stand_in() -> TextFeatures:
     """Return the class vectors that ship for OpenAI's ViT-B/16 without its text tower.
 
-    They were fitted to image-level labels by ``clipes prompts fit``; see docs/weights.md for the command
-    and what it costs in mIoU.
+    They were fitted to image-level labels by ``clipes prompts fit``; docs/weights.md has the
+    command, and what it costs in mIoU.
     """
     return load_text_features(shipped_path("standin-vit-b-16.npz"))

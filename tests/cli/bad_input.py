@@ -744,6 +744,25 @@ case("ground truth of another size")(truth(np.zeros((4, 4))))
 case("ground truth of a class out of range")(truth(np.full((48, 64), 99)))
 
 
+@case("a folder of ground truth that is absent")
+def _(root: Path) -> Command:
+    return [*truth(np.zeros((48, 64)))(root)[:-1], "truht"]
+
+
+@case("ground truth that is no PNG")
+def _(root: Path) -> Command:
+    command = truth(np.zeros((48, 64)))(root)
+    (root / "truth" / "a.png").rename(root / "truth" / "a.jpg")
+    return command
+
+
+@case("masks to learn from that are called otherwise")
+def _(root: Path) -> Command:
+    command = masks(lambda _: None)(root)
+    write_mask(root / "mine" / "a_mask.png", np.zeros((48, 64), np.uint8))
+    return [*command, "--masks", "mine"]
+
+
 def checkpoint(content: Callable[[], bytes]) -> Make:
     def make(root: Path) -> Command:
         folder(root)

@@ -106,7 +106,7 @@ def test_the_best_template_of_a_ranking_makes_maps(
         inline("cam", *options, "--template", "best", "--fusion", "feature")
     )
     other = inline("cam", *options, "--template", table[1][2])
-    assert "text.sha256" in one_line(other)
+    assert "text.templates" in one_line(other)
 
     (photos / "classes.txt").write_text("cat\ncow\ndog\nperson\nsofa\nsheep\n")
     assert "other classes" in one_line(

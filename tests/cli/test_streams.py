@@ -21,6 +21,7 @@ def photos(tmp_path: Path) -> Path:
     root = tmp_path / "photos"
     write_photos(root, 2)
     (root / "images" / "p000.jpg").rename(root / "images" / "猫.jpg")
+    (root / "masks" / "p000.png").rename(root / "masks" / "猫.png")
     labels = (root / "labels.csv").read_text().replace("p000.jpg,cat", "猫.jpg,犬")
     (root / "labels.csv").write_text(labels, "utf-8")
     return root

@@ -17,7 +17,7 @@ from clipes.disk.images import read_mask, write_mask
 from clipes.run.folder import Run
 from tests.cli.conftest import Cli
 from tests.cli.forked import Starter
-from tests.cli.small_data import CLASSES, cam, write_photos
+from tests.cli.small_data import CLASSES, cam, train, write_photos
 
 FAST = ("--preset", "fast")
 
@@ -246,6 +246,32 @@ def test_maps_of_images_that_are_gone_are_named(finished: Run, start: Starter) -
     assert "1 files in run/cams belong to no image of the data set any more" in done.stderr
 
 
+def test_images_that_the_data_set_no_longer_offers_are_named(finished: Run, start: Starter) -> None:
+    table = finished.root.parent / "photos" / "labels.csv"
+    table.write_text(table.read_text().replace("p000.jpg,cat", "p000.jpg,bird"))
+    why = f"p000: {table}: unknown class 'bird'"
+    for command in (("export", "run", "--format", "voc"), ("report", "run")):
+        done = start(*command)
+        assert done.returncode == 1
+        assert f"skipping {why}" in done.stderr
+    for command in (("eval", "run"), train("run", "run")):
+        done = start(*command)
+        assert done.returncode == 0, done.stderr
+        said = f"left out: 1 of the data set's images cannot be used, the first is {why}"
+        assert said in done.stderr
+    (finished.root.parent / "photos" / "images" / "p000.jpg").unlink()
+    table.write_text(table.read_text().replace("p000.jpg,bird\n", ""))
+    for folder, command in (
+        ("pseudo", ("export", "run", "--format", "voc")),
+        ("cams", ("report", "run")),
+        ("cams", ("eval", "run")),
+        ("pseudo", (*train("run", "run"), "--no-resume")),
+    ):
+        done = start(*command)
+        assert done.returncode == 0, done.stderr
+        assert f"1 files in run/{folder} belong to no image of the data set any" in done.stderr
+
+
 def test_a_mask_that_a_person_edited_is_not_written_over(finished: Run, start: Starter) -> None:
     path = finished.pseudo_path("p000")
     write_mask(path, np.full_like(read_mask(path), 1))
@@ -255,8 +281,11 @@ def test_a_mask_that_a_person_edited_is_not_written_over(finished: Run, start: S
     assert start(*cam("run"), *FAST).returncode == 0
     done = start("refine", "run", "--workers", "1")
     assert done.returncode == 1
-    assert "and was edited since" in done.stderr
-    assert "delete it to have it made again" in done.stderr
+    assert "and was edited since: " in done.stderr
+    advice = "run/pseudo/p000.png; it may be a person's work: delete it and run 'clipes refine' to"
+    assert advice in done.stderr
+    for command in (("export", "run", "--format", "coco"), ("report", "run")):
+        assert advice in start(*command).stderr
     assert (read_mask(path) == 1).all()
     path.unlink()
     assert start("refine", "run", "--workers", "1").returncode == 0

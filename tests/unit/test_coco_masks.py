@@ -11,7 +11,7 @@ from pycocotools import mask as tools
 
 from clipes.datasets import COCO_CLASSES, open_dataset
 from clipes.datasets.outlines import MOST_PIXELS, decode_runs, draw, encode_runs, parse_outline
-from clipes.disk.images import read_mask
+from clipes.disk.images import read_mask, write_mask
 from clipes.errors import ClipesError, DatasetError
 from clipes.stages import coco_masks as masks
 from clipes.types import Failure
@@ -243,11 +243,16 @@ def coco(tmp_path: Path) -> Path:
 def test_masks_are_drawn_where_the_data_set_looks(coco, monkeypatch, at_once):
     monkeypatch.setattr(masks, "_IMAGES_AT_ONCE", at_once)
     told: list[Failure] = []
+    said: list[str] = []
     steps: list[tuple[int, int]] = []
 
     def draw_all():
         return masks.draw_coco_masks(
-            coco, None, progress=lambda *step: steps.append(step), report=told.append
+            coco,
+            None,
+            progress=lambda *step: steps.append(step),
+            say=said.append,
+            report=told.append,
         )
 
     folder, summary = draw_all()
@@ -266,13 +271,55 @@ def test_masks_are_drawn_where_the_data_set_looks(coco, monkeypatch, at_once):
     assert second[:, 1:].max() == 0
     assert samples[2].mask is None
     assert draw_all()[1].skipped == 2
+    assert said == []
+
+
+def again(coco: Path) -> tuple[masks.Summary, list[str]]:
+    said: list[str] = []
+    told: list[Failure] = []
+    _, summary = masks.draw_coco_masks(
+        coco, None, progress=lambda *_: None, say=said.append, report=told.append
+    )
+    return summary, said
+
+
+def test_masks_of_other_annotations_are_drawn_again(coco):
+    again(coco)
+    path = coco / "annotations/instances_train2014.json"
+    first, second = (coco / f"SegmentationClass/COCO_train2014_{k:012d}.png" for k in (1, 2))
+    images = [picture(k) for k in (1, 2, 3, 4)]
+    objects = [annotation(1, CATEGORY_IDS[4]), annotation(2, 1, [[1, 2]]), annotation(3, 1)]
+    write_instances(path, images, objects)
+    summary, said = again(coco)
+    assert (summary.done, summary.skipped, said) == (2, 0, [])
+    assert [failure.id for failure in summary.failures] == [second.stem]
+    assert np.unique(read_mask(first)).tolist() == [0, 5]
+    assert not second.exists()  # what it showed is not in the annotations any more
+    assert again(coco)[0].skipped == 2
+
+
+def test_masks_that_were_not_drawn_here_are_kept_and_said(coco):
+    again(coco)
+    first, third = (coco / f"SegmentationClass/COCO_train2014_{k:012d}.png" for k in (1, 3))
+    mine = np.full((24, 32), 7, np.uint8)
+    write_mask(first, mine)
+    write_mask(third, mine, origin="made otherwise")
+    path = coco / "annotations/instances_train2014.json"
+    path.write_text(path.read_text() + " ")
+    summary, said = again(coco)
+    assert (summary.done, summary.skipped) == (1, 2)
+    assert (read_mask(first) == 7).all()
+    assert (read_mask(third) == 7).all()
+    assert said[0].startswith("2 of 3 masks do not say what they were drawn from and are kept")
 
 
 def test_masks_need_an_instances_file(coco):
     (coco / "annotations/instances_train2014.json").unlink()
     (coco / "labels.txt").write_text("1 0\n")
     with pytest.raises(DatasetError, match="no instances file in"):
-        masks.draw_coco_masks(coco, None, progress=lambda *_: None, report=lambda _: None)
+        masks.draw_coco_masks(
+            coco, None, progress=lambda *_: None, say=print, report=lambda _: None
+        )
 
 
 def test_an_image_of_unknown_size_is_a_failure(coco):
@@ -281,7 +328,7 @@ def test_an_image_of_unknown_size_is_a_failure(coco):
     path = write_instances(coco / "i.json", images, objects)
     data = open_dataset("coco", root=coco, labels=path)
     summary = masks.draw_masks(
-        [path], data.samples, COCO_CLASSES, coco / "out", lambda *_: None, lambda _: None
+        [path], data.samples, COCO_CLASSES, coco / "out", lambda *_: None, print, lambda _: None
     )
     assert [failure.reason for failure in summary.failures] == [
         f"{path} does not say how large it is"

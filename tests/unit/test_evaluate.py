@@ -11,7 +11,9 @@ import pytest
 from clipes.disk.images import read_mask, write_confidence, write_mask
 from clipes.errors import ArtifactError
 from clipes.run.folder import Run
+from clipes.run.reopen import reopen
 from clipes.stages.evaluate import Scored, evaluate_folder, evaluate_run
+from clipes.stages.train_seg import Sources, training_pairs
 from tests.cli.small_data import write_refined
 
 COUNT = 4
@@ -82,7 +84,7 @@ def test_missing_masks_are_counted(run: Run, truth: Path) -> None:
     assert said == [f"2 of 4 ground-truth masks of {truth} have no mask in {run.root / 'pseudo'}"]
     scored, said = score_run(run)
     assert scored.stages["CRF"].images == 2
-    assert said == ["pseudo: 2 of 4 images have none yet"]
+    assert said == ["pseudo: 2 of 4 images have none yet, the first is p000"]
 
 
 def test_missing_ground_truth_is_counted(run: Run, truth: Path) -> None:
@@ -92,14 +94,15 @@ def test_missing_ground_truth_is_counted(run: Run, truth: Path) -> None:
     assert said == [f"1 of 4 masks have no ground truth in {truth}"]
     scored, said = score_run(run)
     assert scored.stages["CRF"].images == 3
-    assert said == ["1 of 4 images have no ground truth and are not scored"]
+    end = "the first is p003"
+    assert said == [f"1 of 4 images have no ground truth and are not scored, {end}"]
 
 
 def test_missing_predictions_are_counted(run: Run) -> None:
     write_mask(run.root / "predictions" / "p000.png", np.zeros((48, 64), np.uint8))
     scored, said = score_run(run)
     assert scored.stages["segmenter, train"].images == 1
-    assert said == ["predictions: 3 of 4 images have none yet"]
+    assert said == ["predictions: 3 of 4 images have none yet, the first is p001"]
 
 
 def test_sizes_that_differ_name_both_files_and_blame_none(run: Run, truth: Path) -> None:
@@ -119,3 +122,49 @@ def test_a_value_that_is_no_class_says_what_masks_hold(run: Run, truth: Path) ->
         score_run(run)
     with pytest.raises(ArtifactError, match="masks hold 0 for background, 1 for the first class"):
         score_run(run)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (None, "there is no folder {gt}; check the path given by --gt"),
+        ([], "no mask in {gt} belongs to an image of {run}: it is empty; a mask is a PNG"),
+        (["p000.jpg", "x.txt"], ": none of its 2 files is a PNG, the first is p000.jpg; a mask is"),
+        (
+            ["q.png"],
+            "called otherwise, the first is q.png; a mask is a PNG of label numbers, called ",
+        ),
+    ],
+)
+def test_a_folder_of_ground_truth_that_is_none_is_described(
+    run: Run, tmp_path: Path, files: list[str] | None, said: str
+) -> None:
+    gt = tmp_path / "gt"
+    for name in files or []:
+        gt.mkdir(exist_ok=True)
+        (gt / name).write_bytes(b"")
+    if files == []:
+        gt.mkdir()
+    with pytest.raises(ArtifactError) as caught:
+        evaluate_run(run, None, gt, [1.0], progress=lambda *_: None, say=print)
+    assert said.format(gt=gt, run=run.root) in str(caught.value)
+    with pytest.raises(ArtifactError) as caught:
+        score_folder(run.root / "pseudo", gt)
+    assert said.format(gt=gt, run=run.root).replace("an image of", "a mask in").replace(
+        f"{run.root}:", f"{run.root / 'pseudo'}:"
+    ) in str(caught.value)
+    sources = Sources(run, run, masks=gt)
+    with pytest.raises(ArtifactError) as caught:
+        training_pairs(sources, reopen(run, None), guided=False, say=print)
+    assert said.format(gt=gt, run=run.root).replace("--gt", "--masks") in str(caught.value)
+
+
+def test_masks_of_suffix_in_capitals_are_found(run: Run, truth: Path, tmp_path: Path) -> None:
+    gt = tmp_path / "gt"
+    gt.mkdir()
+    for path in truth.glob("*.png"):
+        path.rename(gt / f"{path.stem}.PNG")
+    scored = evaluate_run(run, None, gt, [1.0], progress=lambda *_: None, say=print)
+    assert scored.stages["CRF"].images == COUNT
+    sources = Sources(run, run, masks=gt)
+    assert len(training_pairs(sources, reopen(run, None), guided=False, say=print)) == COUNT

@@ -26,6 +26,7 @@ from clipes.errors import ArtifactError, RunConflictError, UsageError
 from clipes.formats import FORMATS, Options
 from clipes.formats.base import IGNORE_LABEL
 from clipes.formats.regions import paint_order, regions, simplify
+from clipes.formats.written import Written
 from clipes.masks.pseudo import upsample
 from clipes.run.folder import Run
 from clipes.stages.export import export
@@ -579,15 +580,163 @@ def test_again_changes_nothing(do: Exporter, name: str) -> None:
     assert {path: path.read_bytes() for path in files} == before
 
 
+def change(run: Run, name: str) -> None:
+    """Make mask, confidence and maps of an image otherwise, and date them in the past."""
+    size = SIZES[name]
+    run.save_pseudo(name, PseudoLabel(np.full(size, 2, np.uint8), np.ones(size, np.float32)))
+    run.save_cams(name, CamMaps(np.array([3, 0]), np.ones((2, 2, 3), np.float32), size))
+    for path in (run.pseudo_path(name), run.confidence_path(name), run.cams_path(name)):
+        os.utime(path, (0, 0))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """What the files of an export hold, its record and its own path apart."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "export.json")
+    here = str(folder).encode()
+    return {path.relative_to(folder): path.read_bytes().replace(here, b".") for path in files}
+
+
+FILES = [name for name in FORMATS if name not in ("coco", "cvat")]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_was_made_anew_is_written_anew(do: Exporter, run: Run, name: str) -> None:
-    form = FORMATS[name]
     folder = do(name)
-    source = run.pseudo_path("odd") if form.source == "pseudo" else run.cams_path("odd")
-    later = max(path.stat().st_mtime for path in folder.rglob("*")) + 10
-    os.utime(source, (later, later))
+    before = contents(folder)
+    change(run, "odd")
     do(name)
     assert do.summary.done == (5 if name in ("coco", "cvat") else 1)
+    after = contents(folder)
+    assert after != before
+    assert after == contents(do(name, folder.with_name("anew")))
+
+
+def test_a_date_alone_writes_nothing(do: Exporter, run: Run) -> None:
+    folder = do("labelme")
+    later = folder.stat().st_mtime + 10
+    os.utime(run.pseudo_path("odd"), (later, later))
+    do("labelme")
+    assert do.summary.done == 0
+
+
+def test_confidence_counts_where_it_decides(do: Exporter, run: Run, masks: dict) -> None:
+    sure, all_ = do("voc", confidence=MU), do("voc", Path(run.root, "all"))
+    unsure = np.zeros(SIZES["odd"], np.float32)
+    run.save_pseudo("odd", PseudoLabel(masks["odd"], unsure))
+    do("voc", all_)
+    assert do.summary.done == 0
+    do("voc", sure, confidence=MU)
+    assert do.summary.done == 1
+    assert (read_mask(sure / "SegmentationClassAug" / "odd.png") == IGNORE).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_images_that_fall_out_leave_nothing(do: Exporter, run: Run, name: str) -> None:
+    folder = do(name)
+    root = Path(run.stage("cam")["facts"]["root"])
+    labels = json.loads((root / "labels.json").read_text())
+    del labels["odd.png"]
+    (root / "labels.json").write_text(json.dumps(labels))
+    (root / "odd.png").unlink()
+    do(name)
+    assert any("1 files in" in line and "belong to no image" in line for line in do.said)
+    one_file = name in ("coco", "cvat")
+    assert any("removed: the files of 1 image (the first is odd)" in s for s in do.said) != one_file
+    assert not list(folder.rglob("odd.*"))
+    assert contents(folder) == contents(do(name, folder.with_name("anew")))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_image_that_fails_later_leaves_nothing(run: Run, name: str) -> None:
+    do = Exporter(run)
+    folder = do(name)
+    run.pseudo_path("odd").write_bytes(b"no mask")
+    run.cams_path("odd").write_bytes(b"no maps")
+    with pytest.raises(AssertionError):
+        do(name)
+    assert [failure.id for failure in do.failures] == ["odd"]
+    assert not list(folder.rglob("odd.*"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_a_person_edited_is_neither_written_over_nor_removed(run: Run, name: str) -> None:
+    do = Exporter(run)
+    folder = do(name)
+    # Of what is linked to, the mask is what can be edited.
+    edited = next(path for path in folder.rglob("odd.*") if not path.is_symlink())
+    edited.write_bytes(b"mine")
+    do(name)
+    assert do.summary.done == 0
+    change(run, "odd")
+    with pytest.raises(AssertionError):
+        do(name)
+    assert f"{edited} was edited since it was written" in do.failures.pop().reason
+    (run.pseudo_path("odd") if FORMATS[name].source == "pseudo" else run.cams_path("odd")).unlink()
+    do(name)
+    assert edited.read_bytes() == b"mine"
+    assert any("kept: the files of 1 image" in line and str(edited) in line for line in do.said)
+
+
+def test_links_follow_a_data_set_that_moved(do: Exporter, run: Run, tmp_path: Path) -> None:
+    folders = {name: do(name) for name in ("voc", "mmseg", "labelme")}
+    moved = tmp_path / "elsewhere"
+    Path(run.stage("cam")["facts"]["root"]).rename(moved)
+    run.note_fact("cam", "root", str(moved))
+    for name, folder in folders.items():
+        do(name)
+        assert do.summary.done == 5
+        assert all(path.exists() for path in folder.rglob("*"))
+    path = folders["labelme"] / "odd.json"
+    assert (path.parent / json.loads(path.read_text())["imagePath"]).exists()
+
+
+def test_a_picture_of_another_suffix_replaces_the_old_one(do: Exporter, run: Run) -> None:
+    folder = do("mmseg")
+    root = Path(run.stage("cam")["facts"]["root"])
+    (root / "odd.png").unlink()
+    Image.new("RGB", SIZES["odd"][::-1]).save(root / "odd.jpg")
+    labels = (root / "labels.json").read_text().replace("odd.png", "odd.jpg")
+    (root / "labels.json").write_text(labels)
+    do("mmseg")
+    found = sorted(path.name for path in (folder / "img_dir" / "train").glob("odd.*"))
+    assert found == ["odd.jpg"]
+    assert not (folder / "train.txt").exists()  # it named odd, whose suffix is another one now
+    assert (folder / "train-jpg.txt").read_text() == "odd\n"
+
+
+def test_an_export_that_was_killed_is_written_again(
+    do: Exporter, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = do("labelme")
+    change(run, "odd")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        # Right after the file is written, and before the record says so; as SIGKILL, it is final.
+        patched.setattr(Written, "keep", die)
+        save, begun = Written.save, []
+        patched.setattr(Written, "save", lambda self: begun or begun.append(save(self)))
+        with pytest.raises(KeyboardInterrupt):
+            do("labelme")
+    do("labelme")
+    assert do.summary.done == 1
+    assert contents(folder) == contents(do("labelme", folder.with_name("anew")))
+
+
+def test_no_record_makes_an_export_remove_what_lies_outside(
+    do: Exporter, run: Run, tmp_path: Path
+) -> None:
+    folder = do("labelme")
+    other = tmp_path / "mine.txt"
+    other.write_text("mine")
+    record = json.loads((folder / "export.json").read_text())
+    for name in (os.path.relpath(other, folder), str(other)):
+        record["made"]["gone"] = {"made_from": "", "files": {name: ""}}
+        (folder / "export.json").write_text(json.dumps(record))
+        do("labelme")
+        assert other.read_text() == "mine"
 
 
 def test_other_options_need_another_folder(do: Exporter) -> None:
@@ -611,13 +760,22 @@ def test_where_links_cannot_be_made_images_are_copied(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"settings": 3}', "[" * 10**6, '{"settings": {}}' + " " * 2**24],
+    ["", "[]", "{}", '{"settings": 3}', "[" * 10**6, '{"settings": {}}' + " " * 2**26],
     ids=["empty", "list", "nothing", "number", "deep", "large"],
 )
 def test_a_damaged_record_is_named(do: Exporter, text: str) -> None:
     folder = do("voc")
     (folder / "export.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"cannot read the record of an export .*export\.json"):
+        do("voc")
+
+
+def test_a_record_that_names_no_files_is_of_another_version(do: Exporter) -> None:
+    path = do("voc") / "export.json"
+    record = json.loads(path.read_text())
+    del record["made"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ArtifactError, match="does not say which files the export wrote; delete"):
         do("voc")
 
 

@@ -200,6 +200,12 @@ def test_an_edited_mask_stays_done_until_its_maps_change(made: Made) -> None:
     made.sample = replace(made.sample, labels=(2,))
     made.save_maps(made.now())
     assert made.now().mask(made.sample).endswith("and was edited since")
+    advice = f"and was edited since: {path}; it may be a person's work: delete it"
+    assert advice in made.now().unusable(made.sample)
+    write_mask(path, read_mask(path), origin=MaskOrigin("other", "settings").text())
+    assert (
+        made.now().unusable(made.sample).endswith("than there are now; run 'clipes refine' again")
+    )
 
 
 def test_files_of_an_older_version_are_compared_by_labels_and_age(made: Made) -> None:
