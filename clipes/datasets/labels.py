@@ -12,7 +12,7 @@ from clipes.datasets.instances import instance_rows, is_instances
 from clipes.datasets.one_hot import one_hot_rows
 from clipes.datasets.problems import Kind, Problem, ProblemError
 from clipes.datasets.rows import Label, RawLabels
-from clipes.datasets.splitting import choose_split
+from clipes.datasets.splitting import Split, choose_split
 from clipes.datasets.tables import read_table
 from clipes.errors import DatasetError
 from clipes.names import folded
@@ -190,7 +190,7 @@ def _by_id(
             name = printable(image)
             problems[name] = Problem(name, f"{path}: {error}", Kind.unusable_entry)
             continue
-        found = split(labels) if isinstance(labels, str) else labels
+        found = labels if raw.classes else _split_all(labels, split)
         # Where the classes are unknown, a number can only be a name.
         row = LabelRow(image, tuple(found if classes else map(str, found)))
         first = rows.setdefault(id_, row)
@@ -209,6 +209,14 @@ def _by_id(
         remarks += (f"{path}: rows of one image add up, as those of {first_name}{more}",)
     usable = {id_: row for id_, row in rows.items() if id_ not in problems}
     return LabelFile(path, usable, problems, raw.classes, complete=raw.complete, remarks=remarks)
+
+
+def _split_all(labels: str | Sequence[Label], split: Split) -> list[Label]:
+    """Split a text of labels, or each of a list of them; numbers are whole."""
+    several: list[Label] = []
+    for label in [labels] if isinstance(labels, str) else labels:
+        several += split(label) if isinstance(label, str) else [label]
+    return several
 
 
 def _index(label: Label, classes: tuple[str, ...]) -> int:

@@ -275,6 +275,18 @@ def unnamed(rows: str) -> Make:
 
 
 case("a comma that may separate or not")(unnamed('a.jpg,cat\nb.jpg,"pipe, rusty"\n'))
+case("a slash that may separate or not")(
+    unnamed("a.jpg,cat\nb.jpg,cat/dog\na.jpg,dog\n"),
+)
+
+
+@case("a comma in a label of a JSON list")
+def _(root: Path) -> Command:
+    command = unnamed("a.jpg,cat\n")(root)
+    (root / "labels.json").write_text('{"a.jpg": ["cat,dog"], "b.jpg": ["dog", "cat"]}')
+    return [*command, "--labels", "labels.json"]
+
+
 case("commas between labels, no other mark")(unnamed('a.jpg,cat\nb.jpg,"cat,dog"\n'))
 case("a space in a name, no mark")(unnamed("a.jpg,cat\nb.jpg,traffic light\n"))
 
