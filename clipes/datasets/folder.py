@@ -134,7 +134,14 @@ def _names(table: LabelFile) -> tuple[str, ...]:
             f"{table.path} says nothing usable about any image; the first of "
             f"{len(table.problems)} problems: {first.id}: {first.reason}"
         )
-    return table.names()
+    names = table.names()
+    if not names:
+        raise DatasetError(
+            f"{table.path} gives no image a label",
+            "write an image and its labels on each line, in a .txt a space or tab after the image, "
+            "in a .csv the labels in the column 'labels'",
+        )
+    return names
 
 
 def _no_labels(pictures: Pictures) -> LabelFile:

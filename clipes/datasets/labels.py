@@ -130,7 +130,7 @@ def read_labels(
 
     The suffix tells the format:
 
-    - ``.csv`` with the header ``image,labels``;
+    - ``.csv`` with the header ``image,labels``, or what else people call these columns;
     - ``.json``: COCO's instances, ``{image: [labels]}`` or
       ``[{"image": image, "labels": [labels]}]``;
     - ``.npz``: ``ids`` (n,) and ``labels`` (n, C), 1 where image i shows class k, and maybe
@@ -181,7 +181,8 @@ def _by_id(
     """Index rows by image; those of one image add up, two images of one id are a problem."""
     rows: dict[str, LabelRow] = {}
     problems = dict(raw.problems)
-    split, remarks = choose_split(path, raw, classes)
+    split, about_marks = choose_split(path, raw, classes)
+    remarks = (*raw.remarks, *about_marks)
     joined: dict[str, None] = {}
     for image, labels in raw.rows:
         try:

@@ -306,6 +306,25 @@ case("an absolute path: only its last part counts")(labels("a.jpg,cat\n/etc/pass
 case("an id that is a hidden file's")(labels("a.jpg,cat\n.ssh,cat\n"))
 case("a row of the wrong length")(labels("a.jpg,cat\nb.jpg,cat,dog\n"))
 case("a CSV without header")(labels("a.jpg,cat\n", header=""))
+case("a CSV whose columns are called otherwise")(
+    labels("a.jpg,cat\nb.jpg,dog\n", header="filename,class\n")
+)
+case("a CSV whose columns could be anything")(labels("a.jpg,cat\n", header="photo,animal\n"))
+
+
+def in_lines(text: str) -> Make:
+    """Labels in a ``.txt`` of which nothing else says what the classes are."""
+
+    def make(root: Path) -> Command:
+        command = unnamed("a.jpg,cat\n")(root)
+        (root / "labels.txt").write_text(text)
+        return [*command, "--labels", "labels.txt"]
+
+    return make
+
+
+case("labels in lines, a comma after the image's name")(in_lines("a.jpg,cat,dog\nb.jpg,dog\n"))
+case("labels in lines, a comma after an image's id")(in_lines("a,cat\nb,dog\n"))
 case("labels that are empty")(labels("", header="image,labels\n"))
 
 

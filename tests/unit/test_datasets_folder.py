@@ -49,12 +49,16 @@ CLASSES = "cat\ndog\ndining table\n"
         ("labels.csv", "image,labels\na.jpg,dining table;cat\nb.png,dog\n"),
         ("labels.csv", "image,labels\na.jpg,dining table | cat|\nb.png,dog\n"),
         ("labels.csv", "labels,note,image\r\n2 0,hm,a.jpg\r\n1,,b.png\r\n"),
+        ("labels.csv", "Filename,Class\na.jpg,dining table;cat\nb.png,dog\n"),
+        ("labels.csv", "label,name,path\n2 0,my cat,images/a.jpg\n1,,b.png\n"),
         ("labels.csv", 'Image;Labels\na.jpg;"dining table;cat"\nb.png;dog\n'),
         ("labels.csv", "\ufeffimage,labels\nimages/a.jpg,2 cat cat\nb,dog\n\n"),
         ("labels.json", '{"a.jpg": ["dining table", "cat"], "b": "dog"}'),
         ("labels.json", '{"a": [2, 0], "b.png": [1]}'),
         ("labels.json", '[{"image": "a.jpg", "labels": [2, "cat"]}, {"image": "b", "labels": 1}]'),
         ("labels.txt", "a.jpg 2 0\nb dog\n"),
+        ("labels.txt", "a.jpg,dining table,cat\nb.png, dog\n"),
+        ("labels.txt", "a.jpg;dining table;cat\nb.png;dog\n"),
         ("labels.txt", "/elsewhere/a.jpg dining table;cat\n\nb.png\tdog\n"),
     ],
 )
@@ -69,6 +73,18 @@ def test_every_label_format_in_every_place(tmp_path, name, text, where):
     assert [sample.image for sample in data.samples] == [
         root / where / n for n in ("a.jpg", "b.png")
     ]
+
+
+def test_columns_of_other_names_are_said(tmp_path):
+    text = "class,file,tags,labels\nx,a.jpg,y,cat\n"
+    root = folder(tmp_path, "a.jpg", labels_csv=text)
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"a": ["cat"]}
+    assert data.remarks == (
+        f"{root}/labels.csv: column 'file' taken for 'image', 'labels' for 'labels'",
+    )
+    folder(root, labels_csv="image,labels\na.jpg,cat\n")
+    assert open_dataset("folder", root=root).remarks == ()
 
 
 def test_classes_that_are_not_stated_are_the_names_seen_sorted(tmp_path):
@@ -430,7 +446,10 @@ def test_masks_are_found_by_name(tmp_path, masks):
         ({"labels_csv": "a.jpg,x\n"}, "no header 'image,labels'"),
         ({"labels_csv": ""}, "no header"),
         ({"labels_csv": "image,labels\n"}, "lists no image"),
-        ({"labels_csv": "image,labels\na.jpg,\n"}, "names no class"),
+        ({"labels_csv": "image,labels\na.jpg,\n"}, "gives no image a label; write an image"),
+        ({"labels_txt": "a,cat\nb,dog\n"}, r"gives no image a label.* tab after the image"),
+        ({"labels_csv": "photo,animal\na.jpg,x\n"}, "first line is 'photo,animal', not 'image,"),
+        ({"labels_csv": "file,tags,class\na.jpg,x,y\n"}, "first line is 'file,tags,class'"),
         ({"labels_json": "{"}, "is no JSON"),
         ({"labels_json": "[" * 100_000}, "is no JSON"),
         ({"labels_json": "3"}, "neither an object nor a list"),
