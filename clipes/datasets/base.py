@@ -165,6 +165,16 @@ def without_suffix(name: str) -> str:
     return stem if known else name
 
 
+def suffixes_agree(one: str, other: str) -> bool:
+    """Tell whether two names of pictures have the same suffix, or one has none.
+
+    >>> [suffixes_agree("a.jpg", other) for other in ("x/a", "a.JPG", "a.png")]
+    [True, True, False]
+    """
+    found = {name.strip()[len(without_suffix(name.strip())) :].lower() for name in (one, other)}
+    return len(found - {""}) < 2
+
+
 def printable(text: str) -> str:
     """Return the start of any text in a form that can stand in a message."""
     text = text[:60]

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from clipes.datasets.base import class_index, image_id, printable, same_class
+from clipes.datasets.base import (
+    class_index,
+    image_id,
+    printable,
+    same_class,
+    suffixes_agree,
+    without_suffix,
+)
 from clipes.datasets.instances import instance_rows, is_instances
 from clipes.datasets.one_hot import one_hot_rows
 from clipes.datasets.problems import Kind, Problem, ProblemError
@@ -120,11 +127,21 @@ class LabelFile:
         return tuple(dict.fromkeys(found))
 
 
+def _one_picture(one: str, other: str) -> bool:
+    """Tell whether two paths of one id may be of one picture: neither says another folder."""
+    folders = [
+        PurePosixPath(name.strip().replace("\\", "/")).parts[-2::-1] for name in (one, other)
+    ]
+    agree = all(here == there for here, there in zip(*folders, strict=False))
+    return agree and suffixes_agree(one, other)
+
+
 def read_labels(
     path: Path,
     classes: Sequence[str] = (),
     ids: Sequence[str] | None = None,
     to_id: Callable[[str], str] = image_id,
+    same: Callable[[str, str], bool] = _one_picture,
 ) -> LabelFile:
     """Read a label file.
 
@@ -145,6 +162,7 @@ def read_labels(
         classes: The class names, where they are known.
         ids: The images of the split in order, where there is a split.
         to_id: Returns the id of the image that a row names, or raises a ``DatasetError``.
+        same: Tells whether two names of one id are names of one picture.
 
     Raises:
         DatasetError: The file cannot be read, is not in the format its suffix promises, or does not
@@ -157,7 +175,7 @@ def read_labels(
         raw = instance_rows(path, classes)
     else:
         raw = read_table(path)
-    return _by_id(path, raw, classes, to_id)
+    return _by_id(path, raw, classes, to_id, same)
 
 
 def find_label_file(root: Path) -> Path | None:
@@ -176,7 +194,11 @@ def find_label_file(root: Path) -> Path | None:
 
 
 def _by_id(
-    path: Path, raw: RawLabels, classes: Sequence[str], to_id: Callable[[str], str]
+    path: Path,
+    raw: RawLabels,
+    classes: Sequence[str],
+    to_id: Callable[[str], str],
+    same: Callable[[str, str], bool],
 ) -> LabelFile:
     """Index rows by image; those of one image add up, two images of one id are a problem."""
     rows: dict[str, LabelRow] = {}
@@ -195,13 +217,16 @@ def _by_id(
         # Where the classes are unknown, a number can only be a name.
         row = LabelRow(image, tuple(found if classes else map(str, found)))
         first = rows.setdefault(id_, row)
-        if first.image != image:
+        if first.image != image and not same(first.image, image):
             both = f"{printable(first.image)} and {printable(image)}"
             reason = f"{path} lists it twice, as {both}; remove or rename one"
             problems[id_] = Problem(id_, reason, Kind.duplicate_id)
-        elif first.labels != row.labels:
-            rows[id_] = LabelRow(image, tuple(dict.fromkeys((*first.labels, *row.labels))))
-            joined[image] = None
+        elif first != row:
+            # Of several names, one with a suffix says more: a third row may have another.
+            name = image if without_suffix(first.image) == first.image else first.image
+            rows[id_] = LabelRow(name, tuple(dict.fromkeys((*first.labels, *row.labels))))
+            if first.labels != row.labels:
+                joined[image] = None
     if not raw.rows and not problems:
         raise DatasetError(f"{path} lists no image", "put one image with its labels on each line")
     if joined:

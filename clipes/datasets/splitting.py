@@ -50,7 +50,8 @@ def choose_split(
     Raises:
         DatasetError: The classes are unknown and a text may be one label or several.
     """
-    names, remarks = frozenset(map(folded, classes)), ("",)
+    names = frozenset(map(folded, classes))
+    remarks: list[str] = []
     if not classes:
         texts: dict[str, str] = {}
         listed: dict[str, str] = {}
@@ -64,7 +65,7 @@ def choose_split(
         found, remark = find_names(path, texts, single, words=words)
         # Split by names here too: with these as its classes the file will read the same again.
         names = frozenset({*single, *map(folded, found)})
-        remarks = (remark, "" if raw.classes else _whole_in_lists(path, listed, names))
+        remarks = [remark, "" if raw.classes else _whole_in_lists(path, listed, names)]
     longest = max((len(_WORD.findall(name)) for name in names), default=1)
     return lambda text: split_by_classes(text, names, longest), tuple(filter(None, remarks))
 

@@ -127,6 +127,18 @@ def saved(mode: str, suffix: str, kind: str | None = None, **options: Any) -> Ma
     return make
 
 
+@case("one that is there in other capitals")
+def _(root: Path) -> Command:
+    picture().save(with_bad(root, "BAD.jpg").with_name("bad.jpg"))
+    return cam("run")
+
+
+@case("a JPEG without a suffix")
+def _(root: Path) -> Command:
+    picture().save(folder(root) / "b", "JPEG")
+    return cam("run")
+
+
 case("a PNG that is called `.jpg`")(saved("RGB", ".jpg", "PNG"))
 case("a PNG with transparent parts: they are laid on white")(saved("RGBA", ".png"))
 case("a grey JPEG")(saved("L", ".jpg"))
@@ -260,6 +272,9 @@ case("a class in other capitals")(labels("a.jpg,cat\nb.jpg,DOG\n"))
 case("a row for every label, one of them twice")(
     labels("a.jpg,cat\na.jpg,dog\na.jpg,cat\nb.jpg,dog\n")
 )
+case("a row by the path of an image, another by its id")(
+    lambda root: in_folders("a.jpg,cat\nx/1.jpg,cat\nx_1,dog\n", "images/x/1.jpg")(root)
+)
 case("two images that have one name")(labels("a.jpg,cat\nb.jpg,cat\nb.png,dog\n"))
 
 
@@ -364,6 +379,9 @@ case("masks that are called otherwise")(
 case("sub-folders in the folder of a class")(
     in_folders("", "images/cat/1.jpg", "images/dog/x/1.jpg")
 )
+case("a picture beside the folders of classes")(
+    in_folders("", "images/1.jpg", "images/cat/1.jpg", "images/dog/1.jpg")
+)
 case("folders of classes in folders of another kind")(
     in_folders("", "images/train/cat/1.jpg", "images/val/dog/1.jpg")
 )
@@ -450,6 +468,19 @@ def _(root: Path) -> Command:
 def _(root: Path) -> Command:
     folder(root)
     return [*cam("run"), "--split", "train"]
+
+
+@case("a list of images that names one that is absent")
+def _(root: Path) -> Command:
+    folder(root)
+    (root / "train.txt").write_text("a.jpg\nnope.jpg\n")
+    return [*cam("run"), "--split", "train.txt"]
+
+
+@case("a run folder for a data set")
+def _(root: Path) -> Command:
+    maps(lambda run: write_mask(run.pseudo_path("a"), np.zeros((48, 64), np.uint8)))(root)
+    return cam("out", "run")
 
 
 @case("a data set that is absent")

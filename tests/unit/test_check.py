@@ -33,7 +33,7 @@ def photos(tmp_path: Path) -> Path:
         write_image(tmp_path / f"{name}.jpg", SIZE)
         write_mask(tmp_path / "masks" / f"{name}.png", mask_of(1, IGNORE))
         lines.append(f"{name},cat")
-    lines += ["missing,cat", "typo,cta", "silent,", "twice.jpg,cat"]
+    lines += ["missing,cat", "typo,cta", "silent,", "twice.jpg,cat", "twice.png,cat"]
     for name in ("typo", "silent"):
         write_image(tmp_path / f"{name}.jpg", SIZE)
     write_image(tmp_path / "a..b.jpg", SIZE)
