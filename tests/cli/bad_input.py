@@ -802,6 +802,15 @@ def truth(mask: np.ndarray) -> Make:
 
 
 case("ground truth of 0 and 255, in `eval`")(truth(np.tile([0, 255], (48, 32))))
+
+
+@case("the same in `check`")
+def _(root: Path) -> Command:
+    folder(root)
+    write_mask(root / "photos/masks/a.png", np.tile([0, 255], (48, 32)).astype(np.uint8))
+    return list(CHECK)
+
+
 case("ground truth of another size")(truth(np.zeros((4, 4))))
 case("ground truth of a class out of range")(truth(np.full((48, 64), 99)))
 

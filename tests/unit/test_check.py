@@ -143,6 +143,23 @@ def test_a_clean_data_set_and_one_without_masks_are_fine(tmp_path):
     assert not run(open_dataset("folder", root=tmp_path)).stops()
 
 
+@pytest.mark.parametrize("values", [(0,), (IGNORE,), (0, IGNORE)])
+def test_masks_that_show_no_class_fail_as_in_eval(tmp_path, values):
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.jpg")
+        mask = np.full(SIZE, values[0], np.uint8)
+        mask[:4] = values[-1]
+        write_mask(tmp_path / f"masks/{name}.png", mask)
+    (tmp_path / "labels.txt").write_text("a cat\nb cat\n")
+    findings = run(open_dataset("folder", root=tmp_path))
+    (problem,) = [item for item in findings.problems if item.kind is Kind.shows_no_class]
+    assert findings.stops()
+    assert problem.id == "a"
+    assert f"a.png hold only {' and '.join(map(str, values))}, eval fails;" in problem.reason
+    write_mask(tmp_path / "masks/b.png", mask_of(1))
+    assert not run(open_dataset("folder", root=tmp_path)).stops()
+
+
 def test_without_labels_masks_are_held_to_the_classes_only(tmp_path):
     write_image(tmp_path / "a.jpg")
     write_mask(tmp_path / "masks/a.png", mask_of(2, 3))

@@ -221,6 +221,17 @@ def test_spellings_of_one_name_are_one_class_and_that_is_said(tmp_path):
     assert class_index("CAT", table.names()) == 2
 
 
+def test_a_hyphen_is_a_space_and_names_may_be_split_at_either(tmp_path):
+    table = read(tmp_path, ["traffic-light", "Traffic Light", "traffic_light;car", "traffic-light"])
+    assert table.names() == ("car", "traffic-light")
+    assert said(table)[-2:] == [
+        "'Traffic Light' (1) taken for 'traffic-light' (2)",
+        "'traffic_light' (1) taken for 'traffic-light' (2)",
+    ]
+    known = read(tmp_path, ["traffic-light car", "traffic light,car"], classes=CLASSES)
+    assert [known.indices(k, CLASSES) for k in "01"] == [(1, 2), (1, 2)]
+
+
 def test_a_list_of_classes_in_other_letters_is_not_taken_for_another_order():
     assert labels_of_classes(["Dog", "Cat"], ["cat", "dog"]) == ["Dog", "Cat"]
     assert labels_of_classes(["Hund", "Katze"], ["dog", "cat"]) == [0, 1]
