@@ -189,13 +189,23 @@ class Pictures:
                 return not_read(self.folder / path)
         spelt = (_plain(called).casefold(), id_.casefold())
         near = next((self._by_caseless[key] for key in spelt if key in self._by_caseless), None)
-        return ProblemError(
-            Kind.missing_image,
-            f"no image {printable(called)} in {self.folder}",
-            f"did you mean {printable(near)}? Capitals count"
-            if near
-            else "add it, or drop its row",
-        )
+        return not_there(called, self.folder, near, "its row")
+
+
+def not_there(called: str, folder: Path, near: str | None, entry: str) -> ProblemError:
+    """Return what is wrong with an image that is not there.
+
+    Args:
+        called: What names it.
+        folder: Where it should be.
+        near: The image there that has that name in other capitals, if any.
+        entry: What to drop.
+    """
+    return ProblemError(
+        Kind.missing_image,
+        f"no image {printable(called)} in {folder}",
+        f"did you mean {printable(near)}? Capitals count" if near else f"add it, or drop {entry}",
+    )
 
 
 def not_read(path: Path) -> ProblemError:

@@ -60,7 +60,7 @@ class TextFeatures:
     def for_classes(self, classes: tuple[str, ...]) -> TextFeatures:
         """Return these features for ``classes``, in that order.
 
-        Names are compared without regard to case, underscores and runs of spaces, unless one is
+        Names are compared without regard to spelling (``folded``), unless one is
         there letter by letter. A class may also be one of the background words; it then stops being
         one, as no class can compete with itself.
 
