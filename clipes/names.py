@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -18,17 +19,22 @@ SAME_THING = (
 """Names that VOC, COCO and MSRC have for the same things, or for parts of them."""
 
 
+_HYPHEN = re.compile(r"(?<=\S)[-\u2010\u2011](?=\S)")
+"""Not a sign, as in -1."""
+
+
 def folded(name: str) -> str:
     """Return what the spellings of one name have in common.
 
-    Names that differ only in case, underscores, runs of spaces, or in how accents are composed are
-    one name: CLIP's tokenizer tells no case apart, and people write the others as it comes.
+    Names that differ only in case, underscores, hyphens between words, runs of spaces, or in how
+    accents are composed are one name: CLIP's tokenizer tells no case apart, and people write the
+    others as it comes.
 
-    >>> folded("Dining_Table"), folded(" dining  table")
-    ('dining table', 'dining table')
+    >>> folded("Dining_Table"), folded(" dining  table"), folded("dining-table"), folded("-1")
+    ('dining table', 'dining table', 'dining table', '-1')
     """
     plain = unicodedata.normalize("NFC", name.replace("_", " ").casefold())
-    return " ".join(plain.split())
+    return " ".join(_HYPHEN.sub(" ", plain).split())
 
 
 def nearest(

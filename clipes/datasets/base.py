@@ -37,7 +37,8 @@ _KNOWN_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
 _SPLIT_FOLDER = Path("ImageSets", "Segmentation")
 
 _LEADING_IMAGE = re.compile(
-    rf"(.+?(?:{'|'.join(map(re.escape, (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)))}))(?:\s+(.*))?$",
+    rf"(.+?(?:{'|'.join(map(re.escape, (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)))}))"
+    r"(?:(?:[,;]\s*|\s+)(.*))?$",
     re.IGNORECASE,
 )
 
@@ -114,10 +115,10 @@ def split_line(line: str) -> tuple[str, str]:
     """Split a line into the image it starts with and the rest.
 
     A name that ends in an image suffix, or before a tab, may contain spaces; any other ends at the
-    first space.
+    first space. After an image suffix a comma or semicolon may stand for the space.
 
-    >>> split_line("my cat.jpg cat sofa"), split_line("2007_000032 14")
-    (('my cat.jpg', 'cat sofa'), ('2007_000032', '14'))
+    >>> split_line("my cat.jpg cat sofa"), split_line("2007_000032 14"), split_line("a.jpg,cat,dog")
+    (('my cat.jpg', 'cat sofa'), ('2007_000032', '14'), ('a.jpg', 'cat,dog'))
     """
     line = line.strip()
     match = _LEADING_IMAGE.match(line)
@@ -162,6 +163,16 @@ def without_suffix(name: str) -> str:
     stem, _, suffix = name.rpartition(".")
     known = f".{suffix.lower()}" in _KNOWN_SUFFIXES and stem and not stem.endswith("/")
     return stem if known else name
+
+
+def suffixes_agree(one: str, other: str) -> bool:
+    """Tell whether two names of pictures have the same suffix, or one has none.
+
+    >>> [suffixes_agree("a.jpg", other) for other in ("x/a", "a.JPG", "a.png")]
+    [True, True, False]
+    """
+    found = {name.strip()[len(without_suffix(name.strip())) :].lower() for name in (one, other)}
+    return len(found - {""}) < 2
 
 
 def printable(text: str) -> str:

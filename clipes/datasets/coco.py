@@ -20,7 +20,7 @@ from clipes.datasets.base import (
     read_split,
 )
 from clipes.datasets.labels import LabelFile, LabelRow, find_label_file, read_labels
-from clipes.datasets.pictures import flat_mask_remarks, not_read
+from clipes.datasets.pictures import flat_mask_remarks, not_read, not_there
 from clipes.datasets.problems import Kind, Problem, ProblemError
 from clipes.errors import DatasetError
 from clipes.types import Sample
@@ -102,6 +102,7 @@ def open_coco(
     part = _read_part(root, split)
     images = _index(_image_folders(root, part), *IMAGE_SUFFIXES)
     unread = _index(_image_folders(root, part), *UNREAD_SUFFIXES)
+    capitals = {known.casefold(): known for known in images}
     if not images:
         places = ", ".join(map(str, _image_folders(root, part)))
         raise DatasetError(
@@ -118,13 +119,13 @@ def open_coco(
         keys = dict.fromkeys([*known, *images])
 
     def make(key: str) -> Sample:
-        present = table.indices(key, names) if table is not None else ()
+        if table is not None and (key in table.rows or key in table.problems):
+            table.indices(key, names)  # what is wrong with its labels is told first
         if key not in images and key in unread:
             raise not_read(unread[key])
         if key not in images:
-            raise ProblemError(
-                Kind.missing_image, f"no image {key} in {root}", "add it, or drop it from the list"
-            )
+            raise not_there(key, root, capitals.get(key.casefold()), "it from the list")
+        present = table.indices(key, names) if table is not None else ()
         try:
             id_ = image_id(images[key].name)
         except DatasetError as error:

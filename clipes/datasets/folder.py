@@ -23,8 +23,9 @@ from clipes.datasets.labels import (
     find_label_file,
     read_labels,
 )
-from clipes.datasets.pictures import Pictures, count_text, find_masks, find_pictures
-from clipes.datasets.problems import Problem
+from clipes.datasets.pictures import IMAGE_FOLDERS, Pictures, count_text, find_masks, find_pictures
+from clipes.datasets.problems import Kind, Problem
+from clipes.disk.files import list_files
 from clipes.errors import DatasetError
 from clipes.types import Sample
 
@@ -72,7 +73,7 @@ def open_folder(
         listed, failures = read_split(root, split, pictures.id_of)
     path = (labels or find_label_file(root)) if labelled else None
     if path is not None:
-        table = read_labels(path, names, listed, pictures.id_of)
+        table = read_labels(path, names, listed, pictures.id_of, pictures.same)
         # Sub-folders may hold pictures that are not meant; those beside the meant ones are.
         known = {id_: "" for file, id_ in pictures.ids.items() if "/" not in file}
         bad = [item for file, item in pictures.problems.items() if "/" not in file]
@@ -85,6 +86,8 @@ def open_folder(
     masks, about_masks = find_masks(root, pictures)
 
     def make(id_: str) -> Sample:
+        if labelled and id_ not in table.rows and id_ not in table.problems:
+            pictures.locate(id_)  # an image that is not there needs no labels
         present = table.indices(id_, names) if labelled else ()
         row = table.rows.get(id_) if path is not None else None
         image = pictures.locate(id_, row.image if row else None)
@@ -99,6 +102,7 @@ def open_folder(
 def _find(root: Path | None) -> Pictures:
     """Return the pictures of the folder that was named, or of a usual one."""
     base = find_base(root)
+    _refuse_run(base)
     places = [base] if root is not None else [base / "folder", base]
     seen: list[str] = []
     for place in places:
@@ -113,6 +117,21 @@ def _find(root: Path | None) -> Pictures:
         f"{', '.join(map(str, places))} and their sub-folders"
     )
     raise DatasetError("; ".join([looked, *seen]), "name the folder with --root or CLIPES_DATA")
+
+
+def _refuse_run(root: Path) -> None:
+    """Refuse a run folder, unless photos lie in it, too: its masks would be taken for photos.
+
+    Raises:
+        DatasetError: It is one.
+    """
+    if not (root / "run.json").is_file() or any((root / name).is_dir() for name in IMAGE_FOLDERS):
+        return
+    if not list_files(root, *IMAGE_SUFFIXES):
+        raise DatasetError(
+            f"{root} is a run folder, its pictures are masks",
+            "name the folder of the photos with --root",
+        )
 
 
 def _known_classes(root: Path, classes: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -134,7 +153,14 @@ def _names(table: LabelFile) -> tuple[str, ...]:
             f"{table.path} says nothing usable about any image; the first of "
             f"{len(table.problems)} problems: {first.id}: {first.reason}"
         )
-    return table.names()
+    names = table.names()
+    if not names:
+        raise DatasetError(
+            f"{table.path} gives no image a label",
+            "write an image and its labels on each line, in a .txt a space or tab after the image, "
+            "in a .csv the labels in the column 'labels'",
+        )
+    return names
 
 
 def _no_labels(pictures: Pictures) -> LabelFile:
@@ -161,7 +187,17 @@ def _labels_by_folder(pictures: Pictures) -> LabelFile:
             "labels.csv",
         )
     rows = {pictures.ids[path]: LabelRow(path, (path.split("/")[0],)) for path in below}
-    return LabelFile(folder, rows, {})
+    beside = {
+        id_: Problem(
+            id_,
+            f"{folder / printable(path)} lies beside the folders of the classes; move it into that "
+            "of its class",
+            Kind.no_labels,
+        )
+        for path, id_ in pictures.ids.items()
+        if "/" not in path and id_ not in rows
+    }
+    return LabelFile(folder, rows, beside)
 
 
 def _deeper(paths: Sequence[str]) -> list[str]:

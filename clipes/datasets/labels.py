@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from clipes.datasets.base import class_index, image_id, printable, same_class
+from clipes.datasets.base import (
+    class_index,
+    image_id,
+    printable,
+    same_class,
+    suffixes_agree,
+    without_suffix,
+)
 from clipes.datasets.instances import instance_rows, is_instances
 from clipes.datasets.one_hot import one_hot_rows
 from clipes.datasets.problems import Kind, Problem, ProblemError
 from clipes.datasets.rows import Label, RawLabels
-from clipes.datasets.splitting import choose_split
+from clipes.datasets.splitting import Split, choose_split
 from clipes.datasets.tables import read_table
 from clipes.errors import DatasetError
 from clipes.names import folded
@@ -120,17 +127,27 @@ class LabelFile:
         return tuple(dict.fromkeys(found))
 
 
+def _one_picture(one: str, other: str) -> bool:
+    """Tell whether two paths of one id may be of one picture: neither says another folder."""
+    folders = [
+        PurePosixPath(name.strip().replace("\\", "/")).parts[-2::-1] for name in (one, other)
+    ]
+    agree = all(here == there for here, there in zip(*folders, strict=False))
+    return agree and suffixes_agree(one, other)
+
+
 def read_labels(
     path: Path,
     classes: Sequence[str] = (),
     ids: Sequence[str] | None = None,
     to_id: Callable[[str], str] = image_id,
+    same: Callable[[str, str], bool] = _one_picture,
 ) -> LabelFile:
     """Read a label file.
 
     The suffix tells the format:
 
-    - ``.csv`` with the header ``image,labels``;
+    - ``.csv`` with the header ``image,labels``, or what else people call these columns;
     - ``.json``: COCO's instances, ``{image: [labels]}`` or
       ``[{"image": image, "labels": [labels]}]``;
     - ``.npz``: ``ids`` (n,) and ``labels`` (n, C), 1 where image i shows class k, and maybe
@@ -145,6 +162,7 @@ def read_labels(
         classes: The class names, where they are known.
         ids: The images of the split in order, where there is a split.
         to_id: Returns the id of the image that a row names, or raises a ``DatasetError``.
+        same: Tells whether two names of one id are names of one picture.
 
     Raises:
         DatasetError: The file cannot be read, is not in the format its suffix promises, or does not
@@ -157,7 +175,7 @@ def read_labels(
         raw = instance_rows(path, classes)
     else:
         raw = read_table(path)
-    return _by_id(path, raw, classes, to_id)
+    return _by_id(path, raw, classes, to_id, same)
 
 
 def find_label_file(root: Path) -> Path | None:
@@ -176,12 +194,17 @@ def find_label_file(root: Path) -> Path | None:
 
 
 def _by_id(
-    path: Path, raw: RawLabels, classes: Sequence[str], to_id: Callable[[str], str]
+    path: Path,
+    raw: RawLabels,
+    classes: Sequence[str],
+    to_id: Callable[[str], str],
+    same: Callable[[str, str], bool],
 ) -> LabelFile:
     """Index rows by image; those of one image add up, two images of one id are a problem."""
     rows: dict[str, LabelRow] = {}
     problems = dict(raw.problems)
-    split, remarks = choose_split(path, raw, classes)
+    split, about_marks = choose_split(path, raw, classes)
+    remarks = (*raw.remarks, *about_marks)
     joined: dict[str, None] = {}
     for image, labels in raw.rows:
         try:
@@ -190,17 +213,20 @@ def _by_id(
             name = printable(image)
             problems[name] = Problem(name, f"{path}: {error}", Kind.unusable_entry)
             continue
-        found = split(labels) if isinstance(labels, str) else labels
+        found = labels if raw.classes else _split_all(labels, split)
         # Where the classes are unknown, a number can only be a name.
         row = LabelRow(image, tuple(found if classes else map(str, found)))
         first = rows.setdefault(id_, row)
-        if first.image != image:
+        if first.image != image and not same(first.image, image):
             both = f"{printable(first.image)} and {printable(image)}"
             reason = f"{path} lists it twice, as {both}; remove or rename one"
             problems[id_] = Problem(id_, reason, Kind.duplicate_id)
-        elif first.labels != row.labels:
-            rows[id_] = LabelRow(image, tuple(dict.fromkeys((*first.labels, *row.labels))))
-            joined[image] = None
+        elif first != row:
+            # Of several names, one with a suffix says more: a third row may have another.
+            name = image if without_suffix(first.image) == first.image else first.image
+            rows[id_] = LabelRow(name, tuple(dict.fromkeys((*first.labels, *row.labels))))
+            if first.labels != row.labels:
+                joined[image] = None
     if not raw.rows and not problems:
         raise DatasetError(f"{path} lists no image", "put one image with its labels on each line")
     if joined:
@@ -209,6 +235,14 @@ def _by_id(
         remarks += (f"{path}: rows of one image add up, as those of {first_name}{more}",)
     usable = {id_: row for id_, row in rows.items() if id_ not in problems}
     return LabelFile(path, usable, problems, raw.classes, complete=raw.complete, remarks=remarks)
+
+
+def _split_all(labels: str | Sequence[Label], split: Split) -> list[Label]:
+    """Split a text of labels, or each of a list of them; numbers are whole."""
+    several: list[Label] = []
+    for label in [labels] if isinstance(labels, str) else labels:
+        several += split(label) if isinstance(label, str) else [label]
+    return several
 
 
 def _index(label: Label, classes: tuple[str, ...]) -> int:

@@ -16,6 +16,7 @@ from clipes.datasets.base import (
     image_id,
     path_id,
     printable,
+    suffixes_agree,
     without_suffix,
 )
 from clipes.datasets.problems import Kind, Problem, ProblemError
@@ -30,6 +31,9 @@ MASK_FOLDERS = ("masks", "SegmentationClassAug", "SegmentationClass")
 
 _NO_PHOTOS = frozenset({*MASK_FOLDERS, "SegmentationObject", "@eaDir"})  # the last: thumbnails
 _WRITTEN_HERE = ("run.json", "export.json")  # in a run folder, in an export: their PNGs are masks
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+"""What JPEG, PNG, GIF, WebP and TIFF files start with."""
+
 _NAMED = 3  # files that a message names
 
 
@@ -45,6 +49,7 @@ class Pictures:
         unread: Paths below ``folder`` of pictures of a kind that is not read.
         beside: Paths below ``root`` of pictures outside ``folder``, at most a folder deep.
         links: Paths below ``folder`` of links to folders, which were not followed.
+        unnamed: Paths below ``folder`` of pictures whose names do not say that they are.
     """
 
     root: Path
@@ -54,6 +59,7 @@ class Pictures:
     unread: tuple[str, ...]
     beside: tuple[str, ...]
     links: tuple[str, ...]
+    unnamed: tuple[str, ...]
 
     @cached_property
     def by_id(self) -> dict[str, list[str]]:
@@ -77,6 +83,10 @@ class Pictures:
         if ids:
             return next(iter(ids))
         return plain if PureWindowsPath(name.strip()).anchor else path_id(name.strip())
+
+    def same(self, one: str, other: str) -> bool:
+        """Tell whether two names of one id are names of one picture."""
+        return suffixes_agree(one, other) and self._named(one) == self._named(other)
 
     def locate(self, id_: str, called: str | None = None) -> Path:
         """Return the file of an image.
@@ -123,6 +133,11 @@ class Pictures:
                 f"{count_text(self.unread)} of a kind that is not read ({kinds}): convert to JPEG, "
                 f"the first is {self.folder / printable(self.unread[0])}"
             )
+        if self.unnamed:
+            lines.append(
+                f"{count_text(self.unnamed)} not used for want of a suffix: add .jpg or what they "
+                f"are, the first is {self.folder / printable(self.unnamed[0])}"
+            )
         beside = [path for path in self.beside if self.root / path not in used]
         if beside:
             lines.append(
@@ -162,15 +177,35 @@ class Pictures:
         last = parts[-1] if parts else ""
         return _closest(self.by_id.get(last) or self._by_stem.get(last, []), name)
 
+    @cached_property
+    def _by_caseless(self) -> dict[str, str]:
+        stems = {_last(_plain(path)).casefold(): path for path in self.ids}
+        ids = {id_.casefold(): path for path, id_ in self.ids.items()}
+        return {**stems, **ids, **{_plain(path).casefold(): path for path in self.ids}}
+
     def _missing(self, id_: str, called: str) -> ProblemError:
         for path in self.unread:
             if _plain(path).replace("/", "_") == id_ or _same_end(path, called):
                 return not_read(self.folder / path)
-        return ProblemError(
-            Kind.missing_image,
-            f"no image {printable(called)} in {self.folder}",
-            "add it, or drop its row",
-        )
+        spelt = (_plain(called).casefold(), id_.casefold())
+        near = next((self._by_caseless[key] for key in spelt if key in self._by_caseless), None)
+        return not_there(called, self.folder, near, "its row")
+
+
+def not_there(called: str, folder: Path, near: str | None, entry: str) -> ProblemError:
+    """Return what is wrong with an image that is not there.
+
+    Args:
+        called: What names it.
+        folder: Where it should be.
+        near: The image there that has that name in other capitals, if any.
+        entry: What to drop.
+    """
+    return ProblemError(
+        Kind.missing_image,
+        f"no image {printable(called)} in {folder}",
+        f"did you mean {printable(near)}? Capitals count" if near else f"add it, or drop {entry}",
+    )
 
 
 def not_read(path: Path) -> ProblemError:
@@ -253,9 +288,10 @@ def mask_remarks(
 
 
 def find_pictures(root: Path, *, deepest: int = 64, leave_out: Path | None = None) -> Pictures:
-    """Find the pictures in and below a folder; none is read.
+    """Find the pictures in and below a folder; none is decoded.
 
-    Folders of masks, and what clipes itself wrote, are left out.
+    Folders of masks, and what clipes itself wrote, are left out; of files without a suffix it is
+    looked whether they start as pictures do.
 
     Args:
         root: The folder, or one that holds one of ``IMAGE_FOLDERS``.
@@ -286,7 +322,23 @@ def find_pictures(root: Path, *, deepest: int = 64, leave_out: Path | None = Non
         ids[path] = id_
     unread = tuple(_of_kind(files, UNREAD_SUFFIXES))
     beside = tuple(_of_kind(beside, IMAGE_SUFFIXES))
-    return Pictures(root, folder, ids, problems, unread, beside, tuple(links))
+    unnamed = tuple(p for p in files if _may_be_unnamed(p) and _is_picture(folder / p))
+    return Pictures(root, folder, ids, problems, unread, beside, tuple(links), unnamed)
+
+
+def _may_be_unnamed(path: str) -> bool:
+    """Tell whether a path has no suffix, or one like ``.jpg_large`` or ``.png~``."""
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 - many
+    return not suffix or (suffix not in IMAGE_SUFFIXES and suffix.startswith(IMAGE_SUFFIXES))
+
+
+def _is_picture(path: Path) -> bool:
+    """Tell whether a file starts as a picture does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith(_MAGIC)
+    except OSError:
+        return False  # it is no use anyway, and nobody asked for it
 
 
 def _outside(left_out: Path, folder: Path, paths: Sequence[str]) -> Sequence[str]:

@@ -22,6 +22,7 @@ class Kind(str, Enum):
     unreadable_mask = "unreadable mask"
     size_mismatch = "mask of another size"
     mask_value = "mask value out of range"
+    shows_no_class = "masks show no class"
     not_in_labels = "class in mask, not in labels"
     not_in_mask = "class in labels, not in mask"
     no_mask = "no mask, others have one"

@@ -24,12 +24,14 @@ class RawLabels:
         problems: What is wrong with the entries that are not among ``rows``, by name.
         classes: Class names in order, if the file lists them.
         complete: Whether an image without labels shows none of the classes.
+        remarks: How the file was understood where it could be understood otherwise.
     """
 
     rows: Sequence[tuple[str, str | Sequence[Label]]]
     problems: dict[str, Problem] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     complete: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 def labels_of_classes(stated: Sequence[str], classes: Sequence[str]) -> list[Label]:

@@ -20,13 +20,17 @@ from clipes.names import folded
 
 Split: TypeAlias = Callable[[str], list[str]]
 
-_MARK = re.compile(r"[;|\t\r\n]")
+_MARK = re.compile(r"[;\uff1b|\t\r\n]")  # U+FF1B: the wide semicolon
 """What is in no name."""
 
 _BREAK = re.compile(r"[\t\r\n]")
-_COMMA = re.compile(",")
+_COMMA = re.compile(r"[,\u3001\uff0c]")  # also the ideographic and the wide comma
+_JOINT = re.compile(r"[/+&]")
+"""What joins names, and is also in names: nothing is split there."""
+
 _SPACE = re.compile(r"\s+")
-_WORD = re.compile(r"[^\s,]+")
+_WORD = re.compile(r"[^\s,\u3001\uff0c]+")
+_PIECE = re.compile(r"[^\s,\u3001\uff0c/+&]+")
 _FREE_TEXT = (".csv", ".json")
 """Formats in which a space is no separator unless the file shows it."""
 
@@ -46,21 +50,24 @@ def choose_split(
     Raises:
         DatasetError: The classes are unknown and a text may be one label or several.
     """
-    names, remark = frozenset(map(folded, classes)), ""
+    names = frozenset(map(folded, classes))
+    remarks: list[str] = []
     if not classes:
         texts: dict[str, str] = {}
-        single: set[str] = set()
+        listed: dict[str, str] = {}
         for image, labels in raw.rows:
-            if not isinstance(labels, str):
-                single.update(folded(str(label)) for label in labels)
-            elif labels.strip():
-                texts.setdefault(labels.strip(), image)
+            into = texts if isinstance(labels, str) else listed
+            for text in [labels] if isinstance(labels, str) else map(str, labels):
+                if text.strip():
+                    into.setdefault(text.strip(), image)
+        single = {folded(part) for text in listed for part in _parts(_MARK, text)}
         words = path.suffix.lower() not in _FREE_TEXT
         found, remark = find_names(path, texts, single, words=words)
         # Split by names here too: with these as its classes the file will read the same again.
         names = frozenset({*single, *map(folded, found)})
+        remarks = [remark, "" if raw.classes else _whole_in_lists(path, listed, names)]
     longest = max((len(_WORD.findall(name)) for name in names), default=1)
-    return lambda text: split_by_classes(text, names, longest), (remark,) if remark else ()
+    return lambda text: split_by_classes(text, names, longest), tuple(filter(None, remarks))
 
 
 def split_by_classes(text: str, names: Collection[str], longest: int) -> list[str]:
@@ -83,7 +90,7 @@ def split_by_classes(text: str, names: Collection[str], longest: int) -> list[st
     found = _cover(text, words, names, longest)
     if found or not words:
         return found
-    if "," in text:
+    if _COMMA.search(text):
         return _parts(_COMMA, text)
     singly = [text[slice(*word)] for word in words]
     return singly if any(_known(word, names) for word in singly) else [text.strip()]
@@ -97,7 +104,8 @@ def find_names(
     A mark that is in no name (``;``, ``|``, tab) anywhere in the file separates, and nothing else.
     Else commas separate if every text that holds one has a part that stands alone elsewhere, or in
     another place of another such text. Else spaces separate if every word of these texts
-    stands alone elsewhere, or is a number.
+    stands alone elsewhere, or is a number. ``/``, ``+`` and ``&`` never separate, but a text of
+    which every part between them stands alone elsewhere is refused.
 
     Args:
         path: The file, for messages.
@@ -115,12 +123,16 @@ def find_names(
     marks = list(filter(None, map(_MARK.search, texts)))
     if marks:
         return _found(path, texts, _MARK, f"{marks[0][0]!r} separates labels", silent=True)
-    listed = [text for text in texts if "," in text]
+    if joined := _joined(texts, {*single, *map(folded, texts)}, _JOINT):
+        raise _ambiguous(path, joined[0], texts)
+    listed = [text for text in texts if _COMMA.search(text)]
     if listed:
         doubtful = _doubtful_lists(listed, {*single, *map(folded, texts.keys() - set(listed))})
         if doubtful:
             raise _ambiguous(path, doubtful[0], texts)
-        return _found(path, texts, _COMMA, f"',' separates labels, as in {_quoted(listed[:1])}")
+        comma = _COMMA.findall(listed[0])[0]
+        rule = f"{comma!r} separates labels, as in {_quoted(listed[:1])}"
+        return _found(path, texts, _COMMA, rule)
     spaced = [text for text in texts if _SPACE.search(text)]
     alone = {*single, *map(folded, texts.keys() - set(spaced))}
     several = [text for text in spaced if _all_in(text.split(), alone)]
@@ -128,7 +140,34 @@ def find_names(
         return _found(path, texts, _SPACE, f"a space separates labels, as in {_quoted(spaced[:1])}")
     if several or (spaced and words):
         raise _ambiguous(path, (several or spaced)[0], texts)
-    return _found(path, texts, _MARK, "labels are not split at spaces", silent=True)
+    also = " or '/'" if any(map(_JOINT.search, texts)) else ""
+    return _found(path, texts, _MARK, f"labels are not split at spaces{also}", silent=True)
+
+
+def _whole_in_lists(path: Path, listed: Mapping[str, str], names: Collection[str]) -> str:
+    """Return what is to be said of labels given one by one that look like several.
+
+    Args:
+        path: The file, for messages.
+        listed: The labels, with the first image that each is given.
+        names: All names, folded.
+
+    Raises:
+        DatasetError: Every part of one of them is a name, too.
+    """
+    separator = re.compile(f"{_COMMA.pattern}|{_JOINT.pattern}")
+    plain = [text for text in listed if not _MARK.search(text)]
+    if joined := _joined(plain, names, separator):
+        raise _ambiguous(path, joined[0], listed)
+    whole = [text for text in plain if len(_parts(separator, text)) > 1]
+    rule = "labels in lists are split at ';' only; one label each"
+    return f"{path}: {rule}: {_quoted(whole)}" if whole else ""
+
+
+def _joined(texts: Iterable[str], names: Collection[str], separator: re.Pattern[str]) -> list[str]:
+    """Return the texts of which every part between separators is one of the folded ``names``."""
+    parts = {text: _parts(separator, text) for text in texts}
+    return [text for text, found in parts.items() if len(found) > 1 and _all_in(found, names)]
 
 
 def _found(
@@ -144,12 +183,12 @@ def _found(
         silent: Whether there is nothing to say unless a name of several words was left whole.
     """
     names = list(dict.fromkeys(part for text in texts for part in _parts(separator, text)))
-    whole = [name for name in names if len(_WORD.findall(name)) > 1]
+    whole = [name for name in names if len(_PIECE.findall(name)) > 1]
     if not whole:
         return names, "" if silent else f"{path}: {rule}"
     # Those that are most likely to be several labels are told first.
     known = set(map(folded, names))
-    whole.sort(key=lambda name: not _all_in(_WORD.findall(name), known))
+    whole.sort(key=lambda name: not _all_in(_PIECE.findall(name), known))
     return names, f"{path}: {rule}; one label each: {_quoted(whole)}"
 
 

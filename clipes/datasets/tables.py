@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from clipes.datasets.base import read_list, split_line
+from clipes.datasets.base import printable, read_list, split_line, without_suffix
 from clipes.datasets.problems import Kind, Problem
 from clipes.datasets.rows import Label, RawLabels, id_or_text
 from clipes.errors import DatasetError
 
 _Row: TypeAlias = tuple[str, "str | list[Label]"]
 _Complain: TypeAlias = Callable[[str, str], None]
+
+_IMAGE_COLUMNS = ("image", "filename", "file_name", "file", "path", "images", "img", "name")
+_LABEL_COLUMNS = ("labels", "label", "classes", "class", "tags", "tag", "categories", "category")
+"""What people call the columns of a table; the first is what it should be."""
 
 
 def read_table(path: Path) -> RawLabels:
@@ -25,24 +29,31 @@ def read_table(path: Path) -> RawLabels:
         DatasetError: The file cannot be read or is not in that format.
     """
     problems: dict[str, Problem] = {}
+    remarks: list[str] = []
 
     def complain(image: str, reason: str) -> None:
         name = id_or_text(image)
         problems[name] = Problem(name, f"{path} {reason}", Kind.unusable_entry)
 
     reader = {".csv": _csv_rows, ".json": _json_rows}.get(path.suffix.lower(), _text_rows)
-    return RawLabels(list(reader(path, read_list(path), complain)), problems)
+    rows = list(reader(path, read_list(path), complain, remarks.append))
+    return RawLabels(rows, problems, remarks=tuple(remarks))
 
 
-def _csv_rows(path: Path, text: str, complain: _Complain) -> Iterator[_Row]:
+def _csv_rows(
+    path: Path, text: str, complain: _Complain, say: Callable[[str], None]
+) -> Iterator[_Row]:
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in ",;\t" if mark in header), ",")
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         columns = [name.strip().lower() for name in next(lines, [])]
-        if "image" not in columns or "labels" not in columns:
-            raise DatasetError(f"{path} has no header 'image,labels'", "put it on the first line")
-        image, labels = columns.index("image"), columns.index("labels")
+        image, labels = _find_columns(path, columns)
+        if (columns[image], columns[labels]) != ("image", "labels"):
+            say(
+                f"{path}: column '{columns[image]}' taken for 'image', '{columns[labels]}' for "
+                "'labels'"
+            )
         for fields in lines:
             # Spreadsheets leave out empty fields at the end of a row.
             if max(image, labels) < len(fields) <= len(columns) and fields[image].strip():
@@ -58,7 +69,31 @@ def _csv_rows(path: Path, text: str, complain: _Complain) -> Iterator[_Row]:
         raise DatasetError(f"{path} is no CSV: {error}", "save it again as CSV") from error
 
 
-def _text_rows(path: Path, text: str, complain: _Complain) -> Iterator[_Row]:
+def _find_columns(path: Path, columns: Sequence[str]) -> tuple[int, int]:
+    """Return which columns hold the images and the labels.
+
+    Raises:
+        DatasetError: None does, or several may hold labels.
+    """
+    images = [name for name in _IMAGE_COLUMNS if name in columns]
+    labels = [name for name in _LABEL_COLUMNS if name in columns]
+    if "labels" in labels:
+        labels = ["labels"]
+    if images and len(labels) == 1:
+        return columns.index(images[0]), columns.index(labels[0])
+    first = printable(",".join(columns))
+    # A first line that is a row must stay, any other is to be put right.
+    if not first or any(without_suffix(name) != name for name in columns):
+        raise DatasetError(f"{path} has no header 'image,labels'", "put it on the first line")
+    raise DatasetError(
+        f"{path}: the first line is '{first}', not 'image,labels'",
+        "call the column of the images 'image' there, and that of the labels 'labels'",
+    )
+
+
+def _text_rows(
+    path: Path, text: str, complain: _Complain, say: Callable[[str], None]
+) -> Iterator[_Row]:
     for line in text.splitlines():
         if line.strip():
             yield split_line(line)
@@ -68,7 +103,9 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object that keeps repeated keys."""
 
 
-def _json_rows(path: Path, text: str, complain: _Complain) -> Iterator[_Row]:
+def _json_rows(
+    path: Path, text: str, complain: _Complain, say: Callable[[str], None]
+) -> Iterator[_Row]:
     try:
         value = json.loads(text, object_pairs_hook=_Pairs)
     # Depth and long numbers are bounded by the interpreter, with errors of their own.

@@ -21,7 +21,7 @@ from clipes.datasets.base import (
     read_split,
 )
 from clipes.datasets.labels import read_labels
-from clipes.datasets.pictures import flat_mask_remarks, not_read
+from clipes.datasets.pictures import flat_mask_remarks, not_read, not_there
 from clipes.datasets.problems import Kind, ProblemError
 from clipes.errors import DatasetError
 from clipes.types import Sample
@@ -102,6 +102,7 @@ def open_voc(
         )
     images = index_files(root / "JPEGImages", *IMAGE_SUFFIXES)
     unread = index_files(root / "JPEGImages", *UNREAD_SUFFIXES)
+    capitals = {known.casefold(): known for known in images}
     folders = [root / name for name in _MASK_FOLDERS]
     masks = {id_: path for f in folders for id_, path in index_files(f, ".png").items()}
 
@@ -109,11 +110,8 @@ def open_voc(
         if id_ not in images and id_ in unread:
             raise not_read(unread[id_])
         if id_ not in images:
-            raise ProblemError(
-                Kind.missing_image,
-                f"no image {id_} in {root / 'JPEGImages'}",
-                "add it, or drop it from the split",
-            )
+            near = capitals.get(id_.casefold())
+            raise not_there(id_, root / "JPEGImages", near, "it from the split")
         present: tuple[int, ...] = ()
         if table is not None:
             present = table.indices(id_, names)

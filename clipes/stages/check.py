@@ -14,8 +14,8 @@ from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.problems import Kind, Problem
 from clipes.disk.images import read_image, read_mask
 from clipes.errors import ImageError
-from clipes.masks.values import classes_in, strange_values, values_in
-from clipes.types import Progress, Sample, UInt8Array, size_text
+from clipes.masks.values import RULE, classes_in, strange_values, values_in
+from clipes.types import IGNORE, Progress, Sample, UInt8Array, size_text
 from clipes.words.vocabulary import load_vocabulary
 
 RARE = 5
@@ -135,6 +135,7 @@ def check(data: Dataset, *, workers: int, progress: Progress) -> Findings:
         workers: Threads: decoding, which is what takes the time, runs outside the interpreter.
         progress: Called after each image.
     """
+    values: set[int] = set()
     some_masks = any(sample.mask is not None for sample in data.samples)
     found: list[Problem] = [
         *data.failures,
@@ -143,9 +144,11 @@ def check(data: Dataset, *, workers: int, progress: Progress) -> Findings:
     progress(0, len(data.samples))
     parallel = Parallel(n_jobs=workers, backend="threading", return_as="generator")
     jobs = (delayed(check_sample)(s, data.classes, some_masks) for s in data.samples)
-    for index, problems in enumerate(parallel(jobs)):
+    for index, (problems, held) in enumerate(parallel(jobs)):
         found += problems
+        values |= held
         progress(index + 1, len(data.samples))
+    found += _no_class(data.samples, values)
     return Findings(
         data.name,
         data.root,
@@ -164,13 +167,34 @@ def count_classes(data: Dataset) -> tuple[ClassCount, ...]:
     return tuple(ClassCount(name, counts[label]) for label, name in named)
 
 
-def check_sample(sample: Sample, classes: Sequence[str], some_masks: bool) -> list[Problem]:
+def _no_class(samples: Sequence[Sample], values: set[int]) -> list[Problem]:
+    """Return the problem of masks that hold, all together, no ``values`` of a class.
+
+    One image may show background only; where all do, eval has nothing to score.
+    """
+    masked = [sample for sample in samples if sample.mask is not None]
+    if not values or not values <= {0, IGNORE}:
+        return []
+    held = " and ".join(map(str, sorted(values)))
+    reason = (
+        f"{len(masked)} masks such as {masked[0].mask} hold only {held}, eval fails; "
+        f"{RULE}: a single class is 1, not 255"
+    )
+    return [Problem(masked[0].id, reason, Kind.shows_no_class)]
+
+
+def check_sample(
+    sample: Sample, classes: Sequence[str], some_masks: bool
+) -> tuple[list[Problem], set[int]]:
     """Return what is wrong with one image, its mask, and how it fits its labels.
 
     Args:
         sample: The image.
         classes: Class names in mask order.
         some_masks: Whether the data set has masks, so that the lack of one is worth a remark.
+
+    Returns:
+        The problems, and the values that the mask holds, 255 among them; none if it cannot be read.
     """
     found: list[Problem] = []
 
@@ -185,19 +209,19 @@ def check_sample(sample: Sample, classes: Sequence[str], some_masks: bool) -> li
     if sample.mask is None:
         if some_masks:
             note(Kind.no_mask, "eval leaves it out")
-        return found
+        return found, set()
     try:
         mask = read_mask(sample.mask)
     except ImageError as error:
         note(Kind.unreadable_mask, str(error))
-        return found
+        return found, set()
     if size is not None and mask.shape != size:
         note(
             Kind.size_mismatch,
             f"image {size_text(size)}, mask {sample.mask} {size_text(mask.shape)}",
         )
     _compare(mask, sample, classes, note)
-    return found
+    return found, {*values_in(mask), *([IGNORE] if (mask == IGNORE).any() else [])}
 
 
 def _compare(

@@ -21,7 +21,7 @@ from clipes.words.shipped import shipped_path
 from clipes.words.vocabulary import shipped_synonyms
 
 _ADVISED = 5
-"""Most names for which an error says what may be meant."""
+"""Most names that an error tells, with what may be meant."""
 
 _ALIKE = 0.76
 """How alike two names must be for one to be meant: "truk" is a truck, but no "goat" a boat."""
@@ -60,7 +60,7 @@ class TextFeatures:
     def for_classes(self, classes: tuple[str, ...]) -> TextFeatures:
         """Return these features for ``classes``, in that order.
 
-        Names are compared without regard to case, underscores and runs of spaces, unless one is
+        Names are compared without regard to spelling (``folded``), unless one is
         there letter by letter. A class may also be one of the background words; it then stops being
         one, as no class can compete with itself.
 
@@ -92,12 +92,12 @@ class TextFeatures:
         same = (*SAME_THING, *shipped_synonyms())
         told = missing[:_ADVISED]
         meant = {name: nearest(name, names, groups=same, alike=_ALIKE) for name in told}
+        more = f" and {len(missing) - len(told)} more" if missing[_ADVISED:] else ""
         near = [f"'{other}' for '{name}'" for name, other in meant.items() if other is not None]
         advice = "use weights with a text tower (--weights openai) or give --text-features FILE.npz"
         return VocabularyError(
-            f"no text feature for the class '{missing[0]}'"
-            f"{f' and {len(missing) - 1} more' if missing[1:] else ''}"
-            f" among those of {self.model or 'the given file'}",
+            f"no text feature for the class{'es' if missing[1:] else ''} "
+            f"{', '.join(map(repr, told))}{more} among those of {self.model or 'the given file'}",
             f"did you mean {', '.join(near)}? Else {advice}" if near else advice,
         )
 

@@ -127,6 +127,18 @@ def saved(mode: str, suffix: str, kind: str | None = None, **options: Any) -> Ma
     return make
 
 
+@case("one that is there in other capitals")
+def _(root: Path) -> Command:
+    picture().save(with_bad(root, "BAD.jpg").with_name("bad.jpg"))
+    return cam("run")
+
+
+@case("a JPEG without a suffix")
+def _(root: Path) -> Command:
+    picture().save(folder(root) / "b", "JPEG")
+    return cam("run")
+
+
 case("a PNG that is called `.jpg`")(saved("RGB", ".jpg", "PNG"))
 case("a PNG with transparent parts: they are laid on white")(saved("RGBA", ".png"))
 case("a grey JPEG")(saved("L", ".jpg"))
@@ -260,6 +272,9 @@ case("a class in other capitals")(labels("a.jpg,cat\nb.jpg,DOG\n"))
 case("a row for every label, one of them twice")(
     labels("a.jpg,cat\na.jpg,dog\na.jpg,cat\nb.jpg,dog\n")
 )
+case("a row by the path of an image, another by its id")(
+    lambda root: in_folders("a.jpg,cat\nx/1.jpg,cat\nx_1,dog\n", "images/x/1.jpg")(root)
+)
 case("two images that have one name")(labels("a.jpg,cat\nb.jpg,cat\nb.png,dog\n"))
 
 
@@ -275,6 +290,18 @@ def unnamed(rows: str) -> Make:
 
 
 case("a comma that may separate or not")(unnamed('a.jpg,cat\nb.jpg,"pipe, rusty"\n'))
+case("a slash that may separate or not")(
+    unnamed("a.jpg,cat\nb.jpg,cat/dog\na.jpg,dog\n"),
+)
+
+
+@case("a comma in a label of a JSON list")
+def _(root: Path) -> Command:
+    command = unnamed("a.jpg,cat\n")(root)
+    (root / "labels.json").write_text('{"a.jpg": ["cat,dog"], "b.jpg": ["dog", "cat"]}')
+    return [*command, "--labels", "labels.json"]
+
+
 case("commas between labels, no other mark")(unnamed('a.jpg,cat\nb.jpg,"cat,dog"\n'))
 case("a space in a name, no mark")(unnamed("a.jpg,cat\nb.jpg,traffic light\n"))
 
@@ -294,6 +321,25 @@ case("an absolute path: only its last part counts")(labels("a.jpg,cat\n/etc/pass
 case("an id that is a hidden file's")(labels("a.jpg,cat\n.ssh,cat\n"))
 case("a row of the wrong length")(labels("a.jpg,cat\nb.jpg,cat,dog\n"))
 case("a CSV without header")(labels("a.jpg,cat\n", header=""))
+case("a CSV whose columns are called otherwise")(
+    labels("a.jpg,cat\nb.jpg,dog\n", header="filename,class\n")
+)
+case("a CSV whose columns could be anything")(labels("a.jpg,cat\n", header="photo,animal\n"))
+
+
+def in_lines(text: str) -> Make:
+    """Labels in a ``.txt`` of which nothing else says what the classes are."""
+
+    def make(root: Path) -> Command:
+        command = unnamed("a.jpg,cat\n")(root)
+        (root / "labels.txt").write_text(text)
+        return [*command, "--labels", "labels.txt"]
+
+    return make
+
+
+case("labels in lines, a comma after the image's name")(in_lines("a.jpg,cat,dog\nb.jpg,dog\n"))
+case("labels in lines, a comma after an image's id")(in_lines("a,cat\nb,dog\n"))
 case("labels that are empty")(labels("", header="image,labels\n"))
 
 
@@ -332,6 +378,9 @@ case("masks that are called otherwise")(
 )
 case("sub-folders in the folder of a class")(
     in_folders("", "images/cat/1.jpg", "images/dog/x/1.jpg")
+)
+case("a picture beside the folders of classes")(
+    in_folders("", "images/1.jpg", "images/cat/1.jpg", "images/dog/1.jpg")
 )
 case("folders of classes in folders of another kind")(
     in_folders("", "images/train/cat/1.jpg", "images/val/dog/1.jpg")
@@ -419,6 +468,19 @@ def _(root: Path) -> Command:
 def _(root: Path) -> Command:
     folder(root)
     return [*cam("run"), "--split", "train"]
+
+
+@case("a list of images that names one that is absent")
+def _(root: Path) -> Command:
+    folder(root)
+    (root / "train.txt").write_text("a.jpg\nnope.jpg\n")
+    return [*cam("run"), "--split", "train.txt"]
+
+
+@case("a run folder for a data set")
+def _(root: Path) -> Command:
+    maps(lambda run: write_mask(run.pseudo_path("a"), np.zeros((48, 64), np.uint8)))(root)
+    return cam("out", "run")
 
 
 @case("a data set that is absent")
@@ -740,6 +802,15 @@ def truth(mask: np.ndarray) -> Make:
 
 
 case("ground truth of 0 and 255, in `eval`")(truth(np.tile([0, 255], (48, 32))))
+
+
+@case("the same in `check`")
+def _(root: Path) -> Command:
+    folder(root)
+    write_mask(root / "photos/masks/a.png", np.tile([0, 255], (48, 32)).astype(np.uint8))
+    return list(CHECK)
+
+
 case("ground truth of another size")(truth(np.zeros((4, 4))))
 case("ground truth of a class out of range")(truth(np.full((48, 64), 99)))
 

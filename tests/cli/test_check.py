@@ -80,7 +80,8 @@ def test_check_shows_the_classes_it_read_and_how(here: Cli, photos: Path) -> Non
     for row in (["[b]big[/b]", "1", "rare"], ["cat", "5"], ["traffic light", "1", "rare"]):
         assert row in table
     remarks = [
-        f"{photos}/labels.csv: labels are not split at spaces; one label each: 'traffic light'",
+        f"{photos}/labels.csv: labels are not split at spaces or '/'; one label each: "
+        "'traffic light', '[b]big[/b]'",
         f"{photos}/labels.csv: rows of one image add up, as those of p3.jpg",
         f"{photos}/labels.csv: 'Cat' (1) taken for 'cat' (4)",
     ]

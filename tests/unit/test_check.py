@@ -33,7 +33,7 @@ def photos(tmp_path: Path) -> Path:
         write_image(tmp_path / f"{name}.jpg", SIZE)
         write_mask(tmp_path / "masks" / f"{name}.png", mask_of(1, IGNORE))
         lines.append(f"{name},cat")
-    lines += ["missing,cat", "typo,cta", "silent,", "twice.jpg,cat"]
+    lines += ["missing,cat", "typo,cta", "silent,", "twice.jpg,cat", "twice.png,cat"]
     for name in ("typo", "silent"):
         write_image(tmp_path / f"{name}.jpg", SIZE)
     write_image(tmp_path / "a..b.jpg", SIZE)
@@ -140,6 +140,23 @@ def test_a_clean_data_set_and_one_without_masks_are_fine(tmp_path):
     write_mask(tmp_path / "masks/a.png", mask_of(1))
     (remark,) = run(open_dataset("folder", root=tmp_path)).problems
     assert (remark.id, remark.kind) == ("b", Kind.no_mask)
+    assert not run(open_dataset("folder", root=tmp_path)).stops()
+
+
+@pytest.mark.parametrize("values", [(0,), (IGNORE,), (0, IGNORE)])
+def test_masks_that_show_no_class_fail_as_in_eval(tmp_path, values):
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.jpg")
+        mask = np.full(SIZE, values[0], np.uint8)
+        mask[:4] = values[-1]
+        write_mask(tmp_path / f"masks/{name}.png", mask)
+    (tmp_path / "labels.txt").write_text("a cat\nb cat\n")
+    findings = run(open_dataset("folder", root=tmp_path))
+    (problem,) = [item for item in findings.problems if item.kind is Kind.shows_no_class]
+    assert findings.stops()
+    assert problem.id == "a"
+    assert f"a.png hold only {' and '.join(map(str, values))}, eval fails;" in problem.reason
+    write_mask(tmp_path / "masks/b.png", mask_of(1))
     assert not run(open_dataset("folder", root=tmp_path)).stops()
 
 

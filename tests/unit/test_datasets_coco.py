@@ -208,6 +208,9 @@ def test_missing_pieces_say_what_and_where(coco):
         ("000000000009", Kind.missing_image),
         ("000000000777", Kind.no_labels),
     ]
+    (coco / "some.txt").write_text("COCO_train2014_000000000778\n")
+    (listed,) = open_dataset("coco", root=coco, split="some").failures
+    assert listed.kind is Kind.missing_image
     (coco / "annotations/instances_train2014.json").unlink()
     with pytest.raises(DatasetError, match=r"instances_train2014\.json in .*annotations"):
         open_dataset("coco", root=coco)

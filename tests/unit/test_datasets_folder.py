@@ -49,12 +49,16 @@ CLASSES = "cat\ndog\ndining table\n"
         ("labels.csv", "image,labels\na.jpg,dining table;cat\nb.png,dog\n"),
         ("labels.csv", "image,labels\na.jpg,dining table | cat|\nb.png,dog\n"),
         ("labels.csv", "labels,note,image\r\n2 0,hm,a.jpg\r\n1,,b.png\r\n"),
+        ("labels.csv", "Filename,Class\na.jpg,dining table;cat\nb.png,dog\n"),
+        ("labels.csv", "label,name,path\n2 0,my cat,images/a.jpg\n1,,b.png\n"),
         ("labels.csv", 'Image;Labels\na.jpg;"dining table;cat"\nb.png;dog\n'),
         ("labels.csv", "\ufeffimage,labels\nimages/a.jpg,2 cat cat\nb,dog\n\n"),
         ("labels.json", '{"a.jpg": ["dining table", "cat"], "b": "dog"}'),
         ("labels.json", '{"a": [2, 0], "b.png": [1]}'),
         ("labels.json", '[{"image": "a.jpg", "labels": [2, "cat"]}, {"image": "b", "labels": 1}]'),
         ("labels.txt", "a.jpg 2 0\nb dog\n"),
+        ("labels.txt", "a.jpg,dining table,cat\nb.png, dog\n"),
+        ("labels.txt", "a.jpg;dining table;cat\nb.png;dog\n"),
         ("labels.txt", "/elsewhere/a.jpg dining table;cat\n\nb.png\tdog\n"),
     ],
 )
@@ -69,6 +73,18 @@ def test_every_label_format_in_every_place(tmp_path, name, text, where):
     assert [sample.image for sample in data.samples] == [
         root / where / n for n in ("a.jpg", "b.png")
     ]
+
+
+def test_columns_of_other_names_are_said(tmp_path):
+    text = "class,file,tags,labels\nx,a.jpg,y,cat\n"
+    root = folder(tmp_path, "a.jpg", labels_csv=text)
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"a": ["cat"]}
+    assert data.remarks == (
+        f"{root}/labels.csv: column 'file' taken for 'image', 'labels' for 'labels'",
+    )
+    folder(root, labels_csv="image,labels\na.jpg,cat\n")
+    assert open_dataset("folder", root=root).remarks == ()
 
 
 def test_classes_that_are_not_stated_are_the_names_seen_sorted(tmp_path):
@@ -144,7 +160,9 @@ def test_an_id_is_the_path_and_does_not_change_when_a_neighbour_comes(tmp_path):
         "dog_1": root / "masks/dog/1.png",
     }
     assert list(reasons(data)) == ["3"]
-    assert "no labels" in reasons(data)["3"]
+    assert reasons(data)["3"] == (
+        f"{root}/3.jpg lies beside the folders of the classes; move it into that of its class"
+    )
     listed = open_dataset("folder", root=root, split="some")
     assert named(listed) == {"dog_1": ["dog"], "cat_3": ["cat"]}
 
@@ -215,6 +233,51 @@ def test_a_missing_picture_is_not_taken_for_its_namesake(tmp_path):
     assert named(data) == {"a_2": ["x"]}
     assert "no image a/1.jpg in" in reasons(data)["a_1"]
     assert "no labels" in reasons(data)["1"]
+
+
+def test_a_name_in_other_capitals_is_met_with_the_one_that_is_there(tmp_path):
+    text = "image,labels\nA.JPG,cat\nX/Img.jpg,cat\nx_TWO,cat\nc.jpg,cat\n"
+    root = folder(tmp_path, "a.jpg", "x/img.JPG", "x/two.png", "c.jpg", labels_csv=text)
+    why = reasons(open_dataset("folder", root=root))
+    assert why["A"] == f"no image A.JPG in {root}; did you mean a.jpg? Capitals count"
+    assert "did you mean x/img.JPG?" in why["X_Img"]
+    assert "did you mean x/two.png?" in why["x_TWO"]
+
+
+def test_a_list_may_name_what_is_not_there(tmp_path):
+    root = folder(tmp_path, "a.jpg", "b.jpg", labels_txt="a.jpg x\n", some_txt="a\nb\nnope.jpg\n")
+    why = reasons(open_dataset("folder", root=root, split="some"))
+    assert why["nope"].startswith(f"no image nope in {root};")
+    assert why["b"].startswith("no labels in")
+
+
+def test_a_picture_may_be_named_by_its_path_and_by_its_id(tmp_path):
+    rows = ("a/1.jpg cat", "a_1 dog", "1 sofa", "b.jpg cat", "b dog", "c.jpg cat", "c.png cat")
+    root = folder(tmp_path, "a/1.jpg", "b.jpg", "c.jpg", labels_txt="\n".join(rows))
+    data = open_dataset("folder", root=root)
+    assert named(data) == {"a_1": ["cat", "dog", "sofa"], "b": ["cat", "dog"]}
+    assert "lists it twice, as c.jpg and c.png" in reasons(data)["c"]
+    folder(root, "a_1.jpg")  # now these are two pictures, and a mask could be of either
+    assert "lists it twice, as a/1.jpg and a_1" in reasons(open_dataset("folder", root=root))["a_1"]
+
+
+def test_pictures_without_a_suffix_are_counted(tmp_path):
+    root = folder(tmp_path, "a.jpg", "LICENSE", "x/c.jpg.txt", labels_txt="a.jpg x\n")
+    (root / "LICENSE").write_text("none")
+    for name in ("x/b", "x/b.jpg_large", "notes.txt"):
+        (root / name).write_bytes(b"\xff\xd8\xff\xe0")
+    assert open_dataset("folder", root=root).remarks == (
+        "2 pictures are not used for want of a suffix: add .jpg or what they are, the first is "
+        f"{root}/x/b",
+    )
+
+
+def test_a_run_folder_is_no_data_set_unless_photos_are_in_it(tmp_path):
+    root = folder(tmp_path, "run.json", "pseudo/a.png", "confidence/a.png")
+    with pytest.raises(DatasetError, match=r"is a run folder, its pictures are masks; name the"):
+        open_dataset("folder", root=root)
+    folder(root, "a.jpg", labels_txt="a x\n")
+    assert named(open_dataset("folder", root=root)) == {"a": ["x"]}
 
 
 def test_an_id_wins_over_the_name_of_another_file(tmp_path):
@@ -430,7 +493,10 @@ def test_masks_are_found_by_name(tmp_path, masks):
         ({"labels_csv": "a.jpg,x\n"}, "no header 'image,labels'"),
         ({"labels_csv": ""}, "no header"),
         ({"labels_csv": "image,labels\n"}, "lists no image"),
-        ({"labels_csv": "image,labels\na.jpg,\n"}, "names no class"),
+        ({"labels_csv": "image,labels\na.jpg,\n"}, "gives no image a label; write an image"),
+        ({"labels_txt": "a,cat\nb,dog\n"}, r"gives no image a label.* tab after the image"),
+        ({"labels_csv": "photo,animal\na.jpg,x\n"}, "first line is 'photo,animal', not 'image,"),
+        ({"labels_csv": "file,tags,class\na.jpg,x,y\n"}, "first line is 'file,tags,class'"),
         ({"labels_json": "{"}, "is no JSON"),
         ({"labels_json": "[" * 100_000}, "is no JSON"),
         ({"labels_json": "3"}, "neither an object nor a list"),

@@ -152,7 +152,10 @@ def test_what_is_wrong_with_one_image_does_not_stop_the_others(tmp_path):
     assert "unknown class '3'" in reasons["number"]
     assert "cannot read" in reasons["broken"]
     assert "no annotation" in reasons["no_xml"]
-    assert "no image no_image" in reasons["no_image"]
+    assert reasons["no_image"].endswith("JPEGImages; add it, or drop it from the split")
+    (root / "JPEGImages/No_Image.jpg").touch()
+    (again,) = [f for f in open_dataset("voc", root=root).failures if f.id == "no_image"]
+    assert again.reason.endswith("JPEGImages; did you mean No_Image? Capitals count")
     assert all(";" in reason and "\n" not in reason for reason in reasons.values())
 
 

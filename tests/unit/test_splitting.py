@@ -69,6 +69,19 @@ SPLIT_ALIKE = [
         [["cat", "traffic light"], ["cat"], ["Dog", "CAT"], ["dog", "sofa"]],
         None,
     ),
+    (
+        ["cat\u3001dog", "cat\uff0cdog", "dog"],
+        [["cat", "dog"], ["cat", "dog"], ["dog"]],
+        ["'\u3001' separates labels, as in 'cat\u3001dog'"],
+    ),
+    (["cat\uff1bdog", "cat"], [["cat", "dog"], ["cat"]], []),
+    # Slashes never do, and that is said.
+    (
+        ["car/truck", "car"],
+        [["car/truck"], ["car"]],
+        ["labels are not split at spaces or '/'; one label each: 'car/truck'"],
+    ),
+    (["cat;dog", "cat/dog"], [["cat", "dog"], ["cat/dog"]], None),
     # Spaces, where every word stands alone.
     (
         ["cat dog", "cat", "dog"],
@@ -106,6 +119,8 @@ def test_spaces_belong_to_names_in_tables_and_that_is_said(tmp_path):
         ("csv", ["tench, Tinca", "tench, Tinca", "cat"], "'tench, Tinca'"),
         ("csv", ["pipe, rusty", "pipe, new"], "'pipe, rusty'"),
         ("csv", ["cat,dog", "cat", "giraffe,zebra"], "'giraffe,zebra' (of 2.jpg)"),
+        ("csv", ["cat/dog", "cat", "dog"], "'cat/dog'"),
+        ("txt", ["cat & dog", "cat", "dog"], "'cat & dog'"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused(tmp_path, kind, texts, doubtful):
@@ -123,6 +138,25 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path, kind, texts, doubtful
         (names.index(text),) for text in texts
     ]
     assert split(read(tmp_path, texts, kind, names)) == [[text] for text in texts]
+
+
+def listed(folder: Path, lists: list[list[str]], classes: tuple[str, ...] = ()) -> LabelFile:
+    path = folder / "x.json"
+    path.write_text(json.dumps({f"{index}.jpg": labels for index, labels in enumerate(lists)}))
+    return read_labels(path, classes)
+
+
+def test_labels_in_lists_end_where_others_do(tmp_path):
+    assert split(listed(tmp_path, [["cat;dog"], ["cat"]])) == [["cat", "dog"], ["cat"]]
+    for joint in (",", "/", "\u3001"):
+        with pytest.raises(DatasetError, match=r"of 0\.jpg\) may be one label or several"):
+            listed(tmp_path, [[f"cat{joint}dog"], ["cat"], ["dog"]])
+    alone = listed(tmp_path, [["cat,dog;"], ["cat"], ["dog"]])
+    assert split(alone) == [["cat,dog"], ["cat"], ["dog"]]
+    whole = listed(tmp_path, [["pipe, rusty", "traffic light"], ["pipe"]])
+    assert split(whole) == [["pipe, rusty", "traffic light"], ["pipe"]]
+    assert said(whole) == ["labels in lists are split at ';' only; one label each: 'pipe, rusty'"]
+    assert split(listed(tmp_path, [["cat,dog"], ["dog"]], ("cat", "dog")))[0] == ["cat", "dog"]
 
 
 CLASSES = ("cat", "traffic light", "car", "pipe, rusty", "dining_table", "7")
@@ -187,6 +221,17 @@ def test_spellings_of_one_name_are_one_class_and_that_is_said(tmp_path):
     assert class_index("CAT", table.names()) == 2
 
 
+def test_a_hyphen_is_a_space_and_names_may_be_split_at_either(tmp_path):
+    table = read(tmp_path, ["traffic-light", "Traffic Light", "traffic_light;car", "traffic-light"])
+    assert table.names() == ("car", "traffic-light")
+    assert said(table)[-2:] == [
+        "'Traffic Light' (1) taken for 'traffic-light' (2)",
+        "'traffic_light' (1) taken for 'traffic-light' (2)",
+    ]
+    known = read(tmp_path, ["traffic-light car", "traffic light,car"], classes=CLASSES)
+    assert [known.indices(k, CLASSES) for k in "01"] == [(1, 2), (1, 2)]
+
+
 def test_a_list_of_classes_in_other_letters_is_not_taken_for_another_order():
     assert labels_of_classes(["Dog", "Cat"], ["cat", "dog"]) == ["Dog", "Cat"]
     assert labels_of_classes(["Hund", "Katze"], ["dog", "cat"]) == [0, 1]
@@ -205,7 +250,7 @@ def test_rows_of_one_image_add_up_in_order(tmp_path):
 
 
 NAMES = (
-    st.text("abcXY1 ,_\"'.-", min_size=1, max_size=8)
+    st.text("abcXY1 ,/_\"'.-", min_size=1, max_size=8)
     .map(str.strip)
     .filter(lambda name: folded(name) and not name.isdigit())
 )

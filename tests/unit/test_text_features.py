@@ -108,7 +108,7 @@ def test_classes_are_taken_by_name() -> None:
     chosen = features.for_classes(("c", "a"))
     np.testing.assert_array_equal(chosen.class_vectors, vectors[[2, 0]])
     np.testing.assert_array_equal(chosen.synonym_vectors[0], rows[2])
-    with pytest.raises(VocabularyError, match="'x' and 1 more"):
+    with pytest.raises(VocabularyError, match="classes 'x', 'y' among"):
         features.for_classes(("a", "x", "y"))
 
 
@@ -147,8 +147,16 @@ def test_a_name_without_a_vector_is_met_with_the_one_that_is_meant(
 ) -> None:
     with pytest.raises(VocabularyError, match="no text feature for the class") as caught:
         from_given(stand_in(), Vocabulary(asked, ()), Fusion.sentence)
+    missing = [name for name in asked if name != "cat"]
+    assert ", ".join(map(repr, missing)) in caught.value.what
     assert caught.value.remedy.startswith(remedy)
     assert "--text-features FILE.npz" in caught.value.remedy
+
+
+def test_of_many_names_without_a_vector_some_are_told() -> None:
+    names = tuple(f"xx{k}" for k in range(7))
+    with pytest.raises(VocabularyError, match=r"classes 'xx0', 'xx1', .*'xx4' and 2 more among"):
+        stand_in().for_classes(("cat", *names))
 
 
 @pytest.fixture(scope="module")
