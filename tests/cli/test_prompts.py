@@ -211,5 +211,5 @@ def test_check_warns_and_stops_only_for_what_stops_cam(
     )
     vocabulary.write_text(before)
     missing = inline("prompts", "check", vocabulary, "--text-features", "f.npz")
-    assert "no text feature for the class 'cow'" in one_line(missing)
+    assert "no text feature for the classes 'cow', " in one_line(missing)
     assert "nonsense" in one_line(inline("prompts", "check", "nonsense"))
