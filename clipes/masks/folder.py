@@ -41,7 +41,7 @@ def require_some(folder: Path, ids: Container[str], whose: str, example: str) ->
     masks = index_files(folder, ".png")
     if any(id_ in ids for id_ in masks):
         return
-    found = "it is empty"
+    found = "it holds no file"
     if masks:
         found = (
             f"its {len(masks)} PNGs are called otherwise, the first is {min(masks.values()).name}"

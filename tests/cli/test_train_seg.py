@@ -253,7 +253,7 @@ def test_bad_masks_are_one_line(
     run.confidence_path("p2").write_bytes(sure)
     other = fails(capfd, *train, "--masks", run.root / "pseudo")
     assert "come without confidence; give --confidence DIR, or train with --no-cgl" in other
-    assert "no image" in fails(capfd, *train, "--masks", tmp_path, "--no-cgl")
+    assert "it holds no file" in fails(capfd, *train, "--masks", tmp_path, "--no-cgl")
     assert "clipes cam" in fails(capfd, *train, "--run", "nowhere")
     Run(tmp_path / "other").begin("cam", {"dataset": "voc"}, "clipes cam")
     assert "other is a run of its own" in fails(capfd, *train, "--out", "other")

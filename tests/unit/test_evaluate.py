@@ -128,7 +128,7 @@ def test_a_value_that_is_no_class_says_what_masks_hold(run: Run, truth: Path) ->
     ("files", "said"),
     [
         (None, "there is no folder {gt}; check the path given by --gt"),
-        ([], "no mask in {gt} belongs to an image of {run}: it is empty; a mask is a PNG"),
+        ([], "no mask in {gt} belongs to an image of {run}: it holds no file; a mask is a PNG"),
         (["p000.jpg", "x.txt"], ": none of its 2 files is a PNG, the first is p000.jpg; a mask is"),
         (
             ["q.png"],
