@@ -36,8 +36,9 @@ def stopped_by_signals() -> Iterator[None]:
     try:
         yield
     # Compiled code may turn the SystemExit into a SystemError; torch raises RuntimeErrors about
-    # loader processes that were told to stop, too, which are BackendErrors by now.
-    except (SystemError, RuntimeError, BackendError) as error:
+    # loader processes that were told to stop, too, which are BackendErrors by now; a zip file
+    # that is being written raises a ValueError when it is closed on the way.
+    except (SystemError, RuntimeError, ValueError, BackendError) as error:
         if not received:
             raise
         raise SystemExit(STOPPED + received[0]) from error
