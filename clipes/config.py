@@ -26,6 +26,21 @@ AUTO_LABELS = "auto"
 """Stands for a label file: the labels are zero-shot tags."""
 
 
+def kind_of(dataset: str, prompts: str | None) -> str:
+    """Return the kind of data set that images are of, as far as lambda goes.
+
+    The words of COCO mean images like COCO's, wherever they lie.
+
+    Args:
+        dataset: Kind of data set.
+        prompts: Vocabulary that was named, or None.
+
+    >>> kind_of("folder", "coco"), kind_of("coco", "mine.toml"), kind_of("folder", None)
+    ('coco', 'coco', 'folder')
+    """
+    return prompts if prompts in BOX_THRESHOLDS else dataset
+
+
 @dataclass(frozen=True)
 class TagParams:
     """Zero-shot tags (not in the paper).

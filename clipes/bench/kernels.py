@@ -25,9 +25,6 @@ from clipes.words.features import TextFeatures, unit_rows
 KERNELS = ("linear", "attention", "lattice")
 """What can be left out: oneDNN's linear layers, attention by tiles, and the CRF's lattice."""
 
-WORTH = 1.05
-"""A kernel stays if ``default`` takes this many times as long without it."""
-
 _LABELS = (3, 7)  # an image of VOC shows 1.5 classes
 _CLASSES, _BACKGROUND_WORDS, _WIDTH = 20, 25, 512
 

@@ -99,7 +99,7 @@ def cam(
 
     Example: clipes cam --dataset voc --root data/VOC2012 --split train
     """
-    from clipes.config import TagParams, get_preset
+    from clipes.config import TagParams, get_preset, kind_of
     from clipes.run.folder import Run
     from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
     from clipes.stages.cam import cam as cam_stage
@@ -125,7 +125,7 @@ def cam(
             device=device,
             precision=precision.value,
         ),
-        get_preset(preset.value).for_dataset(dataset.value, box_threshold),
+        get_preset(preset.value).for_dataset(kind_of(dataset.value, prompts), box_threshold),
         keep_looks=keep_looks,
         command=command_line(),
     )

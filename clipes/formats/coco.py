@@ -18,6 +18,7 @@ from clipes.datasets.outlines import MOST_PIXELS, encode_runs
 from clipes.disk.files import atomic_write
 from clipes.formats.base import Item, Plan
 from clipes.formats.regions import Region, regions
+from clipes.masks.values import value_of
 from clipes.types import IGNORE, Sample
 
 FILE = "instances.json"
@@ -66,7 +67,7 @@ class CocoWriter:
         """Write the annotations of one image."""
         mask, plan = item.mask(), self._plan
         height, width = mask.shape
-        values = range(1, len(plan.classes) + 1)
+        values = [value_of(label) for label in range(len(plan.classes))]
         number = plan.numbers[item.sample.id]
         size = (height, width)
         found = [
@@ -74,7 +75,7 @@ class CocoWriter:
             for region in regions(mask, values, components=plan.options.components)
         ]
         found += [
-            _annotation(region, label + 1, number, size, crowd=True)
+            _annotation(region, value_of(label), number, size, crowd=True)
             for region in regions(mask, [IGNORE], components=False)
             for label in item.sample.labels
         ]

@@ -14,6 +14,7 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.disk.images import read_image, read_mask
 from clipes.errors import ClipesError
 from clipes.masks.pseudo import cam_mask
+from clipes.masks.values import value_of
 from clipes.report.measure import check_image, check_size, load_outputs
 from clipes.report.overlays import CONFIDENCE, heat_overlay, mask_overlay, ramp, shrink
 from clipes.run.folder import Run
@@ -104,7 +105,7 @@ def _figures(
     yield Figure(_webp(small), size, f"{id_}: image", "Image")
     for label, map_ in zip(cams.labels.tolist(), cams.maps, strict=True):
         heat, alt = _webp(heat_overlay(small, map_)), f"{id_}: map of {classes[label]}"
-        yield Figure(heat, size, alt, "Map", label=label + 1)
+        yield Figure(heat, size, alt, "Map", label=value_of(label))
     what = "Mask" if pseudo is not None else "Mask of the maps"
     picture, areas = _webp(mask_overlay(small, shrink(mask, SIDE))), _areas(mask, classes)
     yield Figure(picture, size, f"{id_}: mask", what, areas=areas)

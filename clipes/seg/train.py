@@ -32,6 +32,7 @@ from clipes.seg.data import Item, TrainingSet, batches
 from clipes.seg.deeplab import MultiScale, Segmenter, freeze_norms
 from clipes.seg.loss import branch_targets, confident_labels, weighted_loss
 from clipes.seg.parallel import Processes
+from clipes.types import IGNORE
 
 
 class TrainingError(ClipesError):
@@ -218,8 +219,8 @@ class Trainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.iteration += 1
-        given = sum(int((labels != 255).sum()) for labels, _, _ in labelled)
-        used = sum(int((cut != 255).sum()) for _, cut, _ in labelled)
+        given = sum(int((labels != IGNORE).sum()) for labels, _, _ in labelled)
+        used = sum(int((cut != IGNORE).sum()) for _, cut, _ in labelled)
         return Step(
             self.iteration,
             self._preset.iterations,

@@ -1,4 +1,4 @@
-"""Which text features a run uses: a file's, the text tower's, or the shipped stand-in."""
+"""Words become vectors: by the text tower, or out of a file or the shipped stand-in."""
 
 from __future__ import annotations
 
@@ -148,10 +148,9 @@ def text_features(
         templates: Take the place of the vocabulary's; the features of several are averaged.
 
     Raises:
-        VocabularyError: A class or synonym has no vector, the vectors are not of the weights'
-        width,
-            a prompt is too long, or templates were given where there is nothing to encode them
-            with.
+        VocabularyError: A class or synonym has no vector, the vectors are not of the width of the
+            weights, a prompt is too long, or templates were given where there is nothing to encode
+            them with.
     """
     if file is not None or not has_text(state):
         origin = "text features come from a file" if file else f"{weights.name} has no text tower"
