@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 
 from clipes.bench.cam import encoder_flop, random_backbone
+from clipes.choices import Precision
 from clipes.config import PRESETS, CamParams, get_preset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
 from clipes.disk.images import read_image
-from clipes.kernels.choose import Precision
 from clipes.maps.maker import CamMaker
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness, looks_digest
@@ -54,7 +54,7 @@ def main() -> None:
     workers = share_processor(device, options.workers)
     batch = batch_size(device, options.batch)
     keep_freed_memory()
-    backbone = random_backbone(device, Precision[options.precision])
+    backbone = random_backbone(device, Precision(options.precision))
     maker = CamMaker(backbone, random_text(), get_preset(options.preset).cam)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32", choices=[one.name for one in Precision])
+    parser.add_argument("--precision", default="fp32", choices=Precision.names())
     parser.add_argument("--preset", default="fast", choices=list(PRESETS))
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--workers", type=int)

@@ -18,9 +18,10 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 from clipes.bench import literal
+from clipes.choices import Precision
 from clipes.config import CamParams, PatchParams
 from clipes.device import keep_freed_memory
-from clipes.kernels.choose import Kernels, Precision
+from clipes.kernels.choose import Kernels
 from clipes.kernels.linear import has_onednn, make_linear
 from clipes.maps.affinity import refine
 from clipes.maps.gradcam import softmax_gradcam

@@ -7,24 +7,16 @@ maps agree to the bit. What was chosen stands in ``run.json``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from functools import lru_cache
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import torch
 
+from clipes.choices import Precision
 from clipes.kernels.linear import has_onednn
 
+_ROUNDED = {Precision.bf16: "bfloat16", Precision.fp16: "float16"}  # torch's names
 _TILED_HEADS = (16, 32, 48, 64)  # widths that are whole vectors, and whose rows fit the registers
-
-
-class Precision(Enum):
-    """What linear layers round their factors to; the values are torch's names."""
-
-    fp32 = "float32"
-    bf16 = "bfloat16"
-    fp16 = "float16"
-    auto = "auto"
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,6 @@ def choose_kernels(
         if device.type == "cuda":
             multiplies_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         precision = Precision.bf16 if multiplies_bf16 else Precision.fp32
-    if precision is not Precision.fp32:
-        linear = precision.value
+    linear = _ROUNDED.get(precision, linear)
     tiled = compiled and head_width in _TILED_HEADS
     return Kernels(linear, "tiles" if tiled else "torch")

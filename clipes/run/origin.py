@@ -18,12 +18,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clipes.disk.files import sha256_of
 from clipes.disk.images import read_image
-from clipes.errors import ImageError
+from clipes.disk.records import parse_record
+from clipes.errors import ArtifactError, ImageError
 from clipes.types import UInt8Array
+
+_T = TypeVar("_T")
 
 _COARSE = 2_000_000_000  # ns; some file systems know times to two seconds only
 
@@ -150,8 +153,24 @@ def mark_seen(path: Path, when: int) -> None:
         os.utime(path, ns=(when, when))
 
 
+class _Origin:
+    """What is kept as a line of JSON in the file that it tells of; subclasses are dataclasses."""
+
+    def text(self: Any) -> str:
+        """Return it as the line that is kept in the file."""
+        return _line(asdict(self))
+
+    @classmethod
+    def parse(cls: type[_T], text: str) -> _T | None:
+        """Read such a line; None for any other text, as in files of clipes before 0.1."""
+        try:
+            return parse_record(json.loads(text), cls, "", "")
+        except (ValueError, RecursionError, ArtifactError):
+            return None
+
+
 @dataclass(frozen=True)
-class MapsOrigin:
+class MapsOrigin(_Origin):
     """What the maps of an image were made from.
 
     Attributes:
@@ -168,27 +187,9 @@ class MapsOrigin:
     settings: str
     looks: str
 
-    def text(self) -> str:
-        """Return it as the line that is kept in the file."""
-        return _line(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str) -> MapsOrigin | None:
-        """Read such a line; None for any other text, as in files of clipes before 0.1."""
-        match _plain(text):
-            case {
-                "image": str(image),
-                "bytes": int(size),
-                "labels": [*labels],
-                "settings": str(settings),
-                "looks": str(looks),
-            } if all(type(label) is int for label in labels):
-                return cls(image, size, tuple(labels), settings, looks)
-        return None
-
 
 @dataclass(frozen=True)
-class MaskOrigin:
+class MaskOrigin(_Origin):
     """What the mask and the confidence map of an image were made from.
 
     Attributes:
@@ -204,21 +205,9 @@ class MaskOrigin:
         """Return the origin of what is made from maps of the origin ``maps`` (its line)."""
         return cls(digest(maps), digest(settings))
 
-    def text(self) -> str:
-        """Return it as the line that is kept in the file."""
-        return _line(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str) -> MaskOrigin | None:
-        """Read such a line; None for any other text."""
-        match _plain(text):
-            case {"maps": str(maps), "settings": str(settings)}:
-                return cls(maps, settings)
-        return None
-
 
 @dataclass(frozen=True)
-class PredictionOrigin:
+class PredictionOrigin(_Origin):
     """What a segmenter's mask of an image was made from.
 
     Attributes:
@@ -231,28 +220,9 @@ class PredictionOrigin:
     bytes: int
     model: str
 
-    def text(self) -> str:
-        """Return it as the line that is kept in the file."""
-        return _line(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str) -> PredictionOrigin | None:
-        """Read such a line; None for any other text."""
-        match _plain(text):
-            case {"image": str(image), "bytes": int(size), "model": str(model)}:
-                return cls(image, size, model)
-        return None
-
 
 def _line(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _plain(text: str) -> object:
-    try:
-        return json.loads(text) if text else None
-    except (ValueError, RecursionError):
-        return None
 
 
 def _state(path: Path) -> tuple[int, int]:

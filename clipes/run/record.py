@@ -24,6 +24,14 @@ _T = TypeVar("_T")
 _REMEDY = "make the run again in another folder"
 
 
+class _Plain:
+    """What run.json holds as an object; subclasses are dataclasses."""
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
 @dataclass(frozen=True)
 class WeightsUsed:
     """The weights of a run.
@@ -55,7 +63,7 @@ class TextUsed:
 
 
 @dataclass(frozen=True)
-class CamSettings:
+class CamSettings(_Plain):
     """All that changes maps.
 
     Attributes:
@@ -80,13 +88,9 @@ class CamSettings:
     weights: WeightsUsed | None = None
     text: TextUsed | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class CamFacts:
+class CamFacts(_Plain):
     """What is worth knowing of maps.
 
     Attributes:
@@ -100,10 +104,6 @@ class CamFacts:
     device: str = ""
     kernels: Mapping[str, str] = field(default_factory=dict)
     asked: Mapping[str, Any] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class CamRecord:
 
 
 @dataclass(frozen=True)
-class RefineSettings:
+class RefineSettings(_Plain):
     """All that changes masks but the maps and the images.
 
     Attributes:
@@ -137,13 +137,9 @@ class RefineSettings:
     background_exponent: float
     backend: str = CrfBackend.numba.value
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(_Plain):
     """All that changes a segmenter but the examples themselves.
 
     Attributes:
@@ -172,13 +168,9 @@ class TrainSettings:
     backbone_weights: str
     val: str | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class TrainFacts:
+class TrainFacts(_Plain):
     """What is worth knowing of a training.
 
     Attributes:
@@ -190,10 +182,6 @@ class TrainFacts:
     processes: int = 1
     device: str = ""
     learnt_from: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

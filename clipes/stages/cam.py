@@ -227,7 +227,7 @@ def _labelled(request: CamRequest, data: Dataset, run: Run) -> Dataset | None:
     """Return the images with their labels; None if some have no tags yet."""
     if not request.data.automatic:
         return data
-    if not run.tags_path.exists() or untagged(data.samples, run.tags_path):
+    if untagged(data.samples, run.tags_path):
         return None
     return open_tagged(data, run, request.data.split)
 

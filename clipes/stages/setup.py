@@ -12,10 +12,9 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from clipes.choices import Fusion
+from clipes.choices import Fusion, Precision
 from clipes.device import choose_device
 from clipes.errors import WeightsError
-from clipes.kernels.choose import Precision
 from clipes.processes import local_rank
 from clipes.towers.clip import Backbone
 from clipes.towers.load import load_visual

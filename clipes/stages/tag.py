@@ -97,16 +97,18 @@ def tag(
         "tags": asdict(params),
     }
     run.check_settings("tag", settings)
-    if not path.exists() or untagged(data.samples, path):  # a finished run may be read-only
+    todo = untagged(data.samples, path)
+    if todo:  # a finished run may be read-only
         run.begin("tag", settings, command, {"root": str(data.root.absolute())})
     if only_look:
-        missed = [Failure(s.id, f"no tags in {path}") for s in untagged(data.samples, path)]
+        missed = [Failure(sample.id, f"no tags in {path}") for sample in todo]
         summary = Summary(0, len(data.samples) - len(missed), tuple(missed))
     else:
         tagger = Tagger(clip.backbone, clip.text, params)
         with progress("tag") as bar:
             summary = make_tags(
                 data.samples,
+                todo,
                 data.classes,
                 tagger,
                 partial(choose_tags, threshold=params.threshold),

@@ -31,6 +31,7 @@ def open_tagged(data: Dataset, run: Run, split: str | None) -> Dataset:
 
 def make_tags(
     samples: Sequence[Sample],
+    todo: Sequence[Sample],
     classes: Sequence[str],
     tagger: Callable[[UInt8Array], Float32Array],
     choose: Callable[[Float32Array], Sequence[int]],
@@ -39,14 +40,15 @@ def make_tags(
     progress: Progress,
     report: Callable[[Failure], None],
 ) -> Summary:
-    """Tag every image that the label file ``path`` does not list yet, or lists as another picture.
+    """Tag images, in the label file ``path``.
 
     The file has the columns image, labels, scores and picture, the best label first; an image that
     shows none of the classes has empty ones. Other rows stay as they are: a person may have
     corrected them.
 
     Args:
-        samples: Images.
+        samples: All images.
+        todo: Those to tag: the ``untagged`` ones.
         classes: Class names, in the order of the scores.
         tagger: Scores the classes of an image.
         choose: Chooses the tags by their scores, the best first.
@@ -58,7 +60,6 @@ def make_tags(
         DatasetError: The label file has lost its columns.
         ArtifactError: The label file cannot be written.
     """
-    todo = untagged(samples, path)
     again = {sample.id for sample in todo}
     rows = [row for row in _read_rows(path) if _id(row[0]) not in again] if path.exists() else []
     # A name that holds a separator would be taken for two.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
+from clipes.choices import Precision
 from clipes.datasets import Dataset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
-from clipes.kernels.choose import Precision
 from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.processes import local_rank
@@ -144,7 +144,7 @@ def _load(request: CamRequest, vocabulary: Vocabulary, listener: Listener) -> Cl
         fusion=asked.fusion,
         template=asked.template,
         rankings=asked.rankings,
-        precision=Precision[asked.precision],
+        precision=Precision(asked.precision),
     )
 
 

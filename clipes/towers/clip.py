@@ -23,10 +23,11 @@ from open_clip.transformer import (
 from PIL import Image
 from torch import Tensor, nn
 
+from clipes.choices import Precision
 from clipes.errors import WeightsError
 from clipes.kernels.activation import activate, activate_with_slope, fold_quick_gelu
 from clipes.kernels.attention import make_attention, split_heads
-from clipes.kernels.choose import Kernels, Precision, choose_kernels, processor_features
+from clipes.kernels.choose import Kernels, choose_kernels, processor_features
 from clipes.kernels.linear import make_linear
 from clipes.types import UInt8Array, shrunk_size
 

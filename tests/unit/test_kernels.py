@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipes.kernels.choose import Kernels, Precision, choose_kernels, processor_features
+from clipes.choices import Precision
+from clipes.kernels.choose import Kernels, choose_kernels, processor_features
 from clipes.kernels.linear import has_onednn
 from clipes.towers.clip import Backbone
 from clipes.towers.load import load_visual

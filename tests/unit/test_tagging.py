@@ -147,6 +147,7 @@ def tag_all(data: Dataset, path: Path) -> tuple[list[str], list[Failure], object
 
     summary = make_tags(
         data.samples,
+        untagged(data.samples, path),
         CLASSES,
         tagger,
         partial(choose_tags, threshold=0.38),
