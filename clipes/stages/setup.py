@@ -17,10 +17,18 @@ from clipes.device import choose_device
 from clipes.errors import WeightsError
 from clipes.processes import local_rank
 from clipes.towers.clip import Backbone
-from clipes.towers.load import load_visual
+from clipes.towers.dinov2 import DinoTower
+from clipes.towers.load import load_dinov2, load_visual
 from clipes.types import Progress
-from clipes.weights import Weights, cache_dir, read_state_dict, resolve
-from clipes.weights.resolve import DEFAULT_MODEL
+from clipes.weights import (
+    DEFAULT_MODEL,
+    DINOV2,
+    Weights,
+    cache_dir,
+    normalise_dinov2,
+    read_state_dict,
+    resolve,
+)
 from clipes.words.encode import text_features as resolve_text
 from clipes.words.features import TextFeatures
 from clipes.words.templates import choose_templates
@@ -157,3 +165,28 @@ def load_clip(
     )
     backbone = opened.backbone(fp16_positions=fp16_positions, precision=precision)
     return Clip(backbone, text, weights)
+
+
+def load_dino(
+    weights: str,
+    *,
+    device: str,
+    say: Callable[[str], None],
+    progress: Callable[..., AbstractContextManager[Progress]],
+    precision: Precision = Precision.fp32,
+) -> DinoTower:
+    """Get DINOv2's weights, and put the tower on its device.
+
+    Args:
+        weights: ``auto``, ``official``, ``registry`` or a file.
+        device: ``auto`` or a torch device.
+        say: Told what is used, and why.
+        progress: Opens a progress bar.
+        precision: Of the tower's linear layers.
+    """
+    place = choose_device(device, local_rank())
+    with progress("weights", show_count=False) as bar:
+        found = resolve(weights, DINOV2, say=say, progress=bar)
+    module = load_dinov2(read_state_dict(found.path, normalise_dinov2)).to(place)
+    recipe = found.recipe
+    return DinoTower(module, found.sha256, recipe.mean, recipe.std, precision=precision)

@@ -1,9 +1,10 @@
-"""From a state dict in OpenAI's layout to the two towers, as open_clip's public modules."""
+"""From a state dict to towers: CLIP's two as open_clip's public modules, DINOv2 as timm's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import timm.models.vision_transformer as timm_vit
 import torch
 from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 from torch import Tensor, nn
@@ -81,6 +82,39 @@ def load_text(state: Mapping[str, Tensor], *, quick_gelu: bool = True) -> TextTr
     )
     _assign(text, tower, "text")
     return text.eval()
+
+
+def load_dinov2(state: Mapping[str, Tensor]) -> timm_vit.VisionTransformer:
+    """Build DINOv2; its sizes follow from the tensors.
+
+    Args:
+        state: Tensors by timm's names. Heads are 64 wide, or one where the width is no multiple.
+
+    Raises:
+        WeightsError: The tensors are not those of a DINOv2 with a plain ViT.
+    """
+    try:
+        width, _, patch, _ = state["patch_embed.proj.weight"].shape
+        side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
+        hidden = len(state["blocks.0.mlp.fc1.weight"])
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(
+            f"the weights hold no DINOv2 ({type(error).__name__}: {error})",
+            "give Meta's or timm's DINOv2 ViT-S/14",
+        ) from error
+    with torch.device("meta"):
+        module = timm_vit.VisionTransformer(
+            img_size=side * patch,
+            patch_size=patch,
+            num_classes=0,
+            embed_dim=width,
+            depth=len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
+            num_heads=1 if width % _HEAD_WIDTH else width // _HEAD_WIDTH,
+            mlp_ratio=hidden / width,
+            init_values=1.0,  # asks for layer scale; its values are in the state
+        )
+    _assign(module, state, "DINOv2")
+    return module.eval()
 
 
 def has_text(state: Mapping[str, Tensor]) -> bool:

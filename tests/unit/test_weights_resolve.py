@@ -61,7 +61,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setattr(registry, "TOWER", make_wheel(folder, quantised_tower().model))
+    monkeypatch.setattr(registry, "CLIP", make_wheel(folder, quantised_tower().model))
     return folder
 
 
@@ -159,7 +159,7 @@ class TestAuto:
         said: list[str] = []
         weights = resolve(say=said.append)
         assert (weights.name, weights.has_text) == ("registry", False)
-        assert weights.sha256 == registry.TOWER.member_sha256
+        assert weights.sha256 == registry.CLIP.member_sha256
         assert weights.recipe == OPENAI
         (reason,) = [line for line in said if "HTTP 503" in line]
         assert "taking registry instead" in reason

@@ -1,0 +1,170 @@
+"""DINOv2, the second frozen tower: tokens of the same h x w patches as CLIP's, in other pixels.
+
+Only public modules of timm's ``VisionTransformer`` are used. Shapes: B images of one grid, N = h*w
+patches, T = 1 + N tokens (class token first), D channels.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from clipes.choices import Precision
+from clipes.kernels.attention import make_attention
+from clipes.kernels.choose import Kernels, choose_kernels, processor_features
+from clipes.kernels.linear import make_linear
+from clipes.towers.clip import Grid
+from clipes.types import UInt8Array
+
+_POSITIONS_KEPT = 64  # resampled position embeddings, up to 2.5 MB each
+_OFFSET = 0.1  # Meta's: keeps the resampled side from being rounded down
+
+
+class DinoTower:
+    """A frozen DINOv2.
+
+    Args:
+        module: timm's tower, in the dtype and on the device it shall run with. Its layer scale is
+            multiplied into the layers before.
+        digest: sha256 of the weights, by which a run names them.
+        mean: Channel means of the training images, RGB in [0, 1].
+        std: Channel standard deviations, likewise.
+        precision: Of the linear layers' factors.
+        kernels: What to compute with, None for what ``choose_kernels`` says.
+
+    Attributes:
+        name: Of the tokens that ``encode`` returns.
+        digest: As above.
+        kernels: What it computes with.
+    """
+
+    def __init__(
+        self,
+        module: VisionTransformer,
+        digest: str,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        *,
+        precision: Precision = Precision.fp32,
+        kernels: Kernels | None = None,
+    ) -> None:
+        fold_layer_scale(module)
+        # Any: timm types its parts as whatever a module may have.
+        self.module: Any = module.eval().requires_grad_(False)
+        self.digest = digest
+        self.name = f"dino.{len(self.blocks)}"
+        self.patch = int(module.patch_embed.patch_size[0])
+        self._mean = torch.tensor(mean).view(3, 1, 1)
+        self._std = torch.tensor(std).view(3, 1, 1)
+        self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
+        attention = self.blocks[0].attn
+        self.kernels = kernels or choose_kernels(
+            self.device, self._dtype, attention.head_dim, precision, processor_features()
+        )
+        self._linear = make_linear(self.kernels.linear)
+        self._attend = make_attention(self.kernels.attention)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower runs."""
+        device: torch.device = self.module.cls_token.device
+        return device
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.module.cls_token.dtype
+        return dtype
+
+    @property
+    def width(self) -> int:
+        """D, channels of a token."""
+        return int(self.module.embed_dim)
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The transformer blocks, first to last."""
+        return list(self.module.blocks)
+
+    def prepare(self, image: UInt8Array, grid: Grid) -> Tensor:
+        """Resize an RGB image (H0, W0, 3) to ``grid`` (h, w) patches and normalise it.
+
+        Returns:
+            (3, 14h, 14w) float32; 14 is the side of a patch.
+        """
+        h, w = grid
+        resized = Image.fromarray(image).resize(
+            (w * self.patch, h * self.patch), Image.Resampling.BICUBIC
+        )
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+        return (pixels - self._mean) / self._std
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Run the tower.
+
+        Args:
+            images: (B, 3, 14h, 14w) as ``prepare`` makes them.
+
+        Returns:
+            (B, h*w, D) float32, tokens of the patches after the last norm.
+        """
+        grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        tokens = self._embed(images.to(self.device), grid)
+        for block in self.blocks:
+            tokens = self._forward(block, tokens)
+        normed: Tensor = self.module.norm(tokens[:, 1:])
+        return normed.float()
+
+    def _embed(self, images: Tensor, grid: Grid) -> Tensor:
+        """Return the (B, T, D) input of the first block."""
+        (h, w), side, layer = grid, self.patch, self.module.patch_embed.proj
+        pixels = images.unflatten(3, (w, side)).unflatten(2, (h, side)).permute(0, 2, 4, 1, 3, 5)
+        # As a product, because PyTorch lets convolutions on GPUs round to TF32.
+        flat = pixels.reshape(len(images), h * w, -1).to(layer.weight.dtype)
+        patches = F.linear(flat, layer.weight.flatten(1), layer.bias)
+        cls = self.module.cls_token.expand(len(patches), 1, -1)
+        return torch.cat([cls, patches], 1) + self._position(grid)
+
+    def _resample_position(self, grid: Grid) -> Tensor:
+        """Return the (1, T, D) position embedding resampled to ``grid``."""
+        table: Tensor = self.module.pos_embed
+        cls, patches = table[:, :1], table[:, 1:]
+        side = self.module.patch_embed.grid_size[0]
+        if grid == (side, side):
+            return table
+        image = patches.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        factors = [(length + _OFFSET) / side for length in grid]
+        image = F.interpolate(image, scale_factor=factors, mode="bilinear")
+        return torch.cat([cls, image.flatten(2).mT.to(table.dtype)], 1)
+
+    def _forward(self, block: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
+        """Run one block on (B, T, D)."""
+        attn, mlp, linear = block.attn, block.mlp, self._linear
+        projected = linear(block.norm1(tokens), attn.qkv.weight, attn.qkv.bias)
+        mixed = self._attend(projected, attn.num_heads, None, None)
+        tokens = tokens + linear(mixed, attn.proj.weight, attn.proj.bias)
+        hidden = linear(block.norm2(tokens), mlp.fc1.weight, mlp.fc1.bias)
+        output: Tensor = tokens + linear(F.gelu(hidden), mlp.fc2.weight, mlp.fc2.bias)
+        return output
+
+
+@torch.no_grad()
+def fold_layer_scale(module: VisionTransformer) -> None:
+    """Multiply each layer scale into the linear layer before it: one pass over memory less."""
+    blocks: list[Any] = list(module.blocks)
+    for block in blocks:
+        for name, layer in (("ls1", block.attn.proj), ("ls2", block.mlp.fc2)):
+            scale = getattr(block, name)
+            if isinstance(scale, nn.Identity):
+                continue
+            weight, bias = layer.weight * scale.gamma[:, None], layer.bias * scale.gamma
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+            layer.bias = nn.Parameter(bias, requires_grad=False)
+            setattr(block, name, nn.Identity())
