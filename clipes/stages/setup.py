@@ -97,6 +97,10 @@ def open_weights(
     progress: Callable[..., AbstractContextManager[Progress]],
 ) -> OpenedWeights:
     """Get weights and read them; arguments as for ``load_clip``."""
+    if model == DINOV2:
+        raise WeightsError(
+            f"{model} knows no words: it is no CLIP", "name a CLIP with --model, or leave it out"
+        )
     place = choose_device(device, local_rank())
     with progress("weights", show_count=False) as bar:
         weights = resolve(source, model, say=say, progress=bar)

@@ -7,22 +7,18 @@ the name of the node that multiplies by it tells the layer it belongs to.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from clipes.errors import WeightsError
-
-_Constants: TypeAlias = Mapping[str, npt.NDArray[np.float32]]
+from clipes.types import Float32Array
 
 _TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8)
-_MATRIX = "onnx::MatMul_"  # what exporters call a matrix that lost its name
 _LAYER = re.compile(r"/(.+)/MatMul(_quant)?")
 
 
@@ -48,21 +44,23 @@ def read_graph(model: bytes, where: str) -> dict[str, torch.Tensor]:
         constants = {
             item.name: _array(item) for item in graph.initializer if item.data_type in _TYPES
         }
-        layers = dict(_matrices(graph.node, constants))
-    except (DecodeError, ValueError, TypeError, KeyError) as error:
+        layers = dict(_take_matrices(graph.node, constants))
+    except (DecodeError, ValueError, TypeError) as error:
         reason = str(error) or type(error).__name__
         raise WeightsError(
             f"{where} is not a usable ONNX file: {reason}",
             "the file is damaged or of another kind; fetch it again from its original source",
         ) from error
-    named = {key: value for key, value in constants.items() if not key.startswith(_MATRIX)}
-    return {key: torch.from_numpy(value.copy()) for key, value in (named | layers).items()}
+    return {name: torch.from_numpy(value) for name, value in (constants | layers).items()}
 
 
-def _matrices(
-    nodes: list[NodeProto], constants: _Constants
-) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """Yield the matrices of linear layers under the layers' names."""
+def _take_matrices(
+    nodes: Iterable[NodeProto], constants: dict[str, Float32Array]
+) -> Iterator[tuple[str, Float32Array]]:
+    """Yield the matrices of linear layers under the layers' names.
+
+    Each is taken out of ``constants``: no matrix can be multiplied by naming it in many nodes.
+    """
     for node in nodes:
         layer = _LAYER.fullmatch(node.name)
         if layer is None or len(node.input) < 2:
@@ -70,16 +68,25 @@ def _matrices(
         name = node.input[1]
         if node.op_type == "MatMulInteger":
             matrix = name.removesuffix("_quantized")
-            codes = constants[name] - constants[f"{matrix}_zero_point"]
-            value = codes * constants[f"{matrix}_scale"]
+            parts = (name, f"{matrix}_zero_point", f"{matrix}_scale")
+            if absent := [part for part in parts if part not in constants]:
+                raise ValueError(f"{absent[0]} is missing or used twice")
+            value = _dequantise(*(constants.pop(part) for part in parts))
         elif node.op_type == "MatMul" and name in constants:  # not one of two activations
-            value = constants[name]
+            value = constants.pop(name)
         else:
             continue
-        yield f"{layer.group(1).replace('/', '.')}.weight", np.ascontiguousarray(value.T)
+        yield f"{layer.group(1).replace('/', '.')}.weight", value.T
 
 
-def _array(item: TensorProto) -> npt.NDArray[np.float32]:
+def _dequantise(codes: Float32Array, zero_point: Float32Array, scale: Float32Array) -> Float32Array:
+    for part in (zero_point, scale):
+        if part.shape not in ((), (1,), codes.shape[1:]):  # else the result could be of any size
+            raise ValueError(f"codes of shape {codes.shape} have scales of shape {part.shape}")
+    return (codes - zero_point) * scale
+
+
+def _array(item: TensorProto) -> Float32Array:
     if item.data_location == TensorProto.EXTERNAL:  # a path that the file could point anywhere
         raise ValueError(f"{item.name} is kept in another file")
-    return np.asarray(numpy_helper.to_array(item), dtype=np.float32)
+    return np.array(numpy_helper.to_array(item), dtype=np.float32)

