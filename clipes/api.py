@@ -86,12 +86,12 @@ class PseudoLabeler:
     ) -> None:
         self._vocabulary = vocabulary
         self._asked = asked
-        self._maker = CamMaker(clip.backbone, clip.text, preset.cam)
+        self._maker = CamMaker(clip.towers, clip.text, preset.cam)
         if looks is not None:
-            if preset.cam.patches is None:
+            patches = preset.cam.patches
+            if patches is None or not patches.learns:
                 raise UsageError(f"preset '{preset.name}' has no use for looks", "leave it out")
-            known = load_looks(Run(looks), self._maker, preset.cam.patches)
-            self._maker = self._maker.with_looks(known)
+            self._maker = load_looks(Run(looks), self._maker, patches)
         self._clip = clip
         self._preset = preset
 
@@ -188,8 +188,8 @@ class PseudoLabeler:
         run = Run(Path(out))
         failures: list[Failure] = list(data.failures)
         listener = Listener(_log.info, failures.append, partial(_followed, follow))
-        place = self._clip.backbone.device
-        how = Resources(workers=share_processor(place, workers), batch=batch_size(place, None))
+        device = self._clip.towers.device
+        how = Resources(workers=share_processor(device, workers), batch=batch_size(device, None))
         request = CamRequest(source, self._asked, self._preset, command="clipes.PseudoLabeler.run")
         maps = maps_with(self._clip, request, self._vocabulary, data, run, how, listener)
         masks = refine(
@@ -218,6 +218,7 @@ def load(
     model: str = "ViT-B-16",
     prompts: str | Path = "voc",
     looks: str | Path | None = None,
+    dino: str | Path = "auto",
 ) -> PseudoLabeler:
     """Get CLIP ready to make masks.
 
@@ -236,6 +237,8 @@ def load(
             TOML file.
         looks: A run folder of ``clipes cam`` on images like yours, with the same classes: what they
             look like there is used here, for better masks. None for each image on its own.
+        dino: Weights of DINOv2 for presets that look with it: ``auto``, ``official``, ``registry``
+            or a file.
 
     Raises:
         ArtifactError: ``looks`` is no such folder, or of other classes or another model.
@@ -261,12 +264,14 @@ def load(
         device=device,
         say=_log.info,
         progress=no_progress,
+        others=() if chosen.cam.patches is None else chosen.cam.patches.towers,
+        dino=str(dino),
     )
     if clip.text.note:
         _log.warning("class vectors: %s", clip.text.note)
-    asked = ClipRequest(str(weights), model, text_features=features, device=device)
-    place = None if looks is None else Path(looks)
-    return PseudoLabeler(clip, chosen, vocabulary, asked, place)
+    asked = ClipRequest(str(weights), model, text_features=features, device=device, dino=str(dino))
+    known = None if looks is None else Path(looks)
+    return PseudoLabeler(clip, chosen, vocabulary, asked, known)
 
 
 def _pixels(image: Picture) -> UInt8Array:

@@ -57,6 +57,20 @@ class TagParams:
 
 
 @dataclass(frozen=True)
+class LooksRound:
+    """One round of learning what the classes of a run look like.
+
+    Attributes:
+        towers: Names of the towers whose tokens are looked at, side by side.
+        own_share: Share that the image's own means have in what its classes look like; the rest is
+            the run's.
+    """
+
+    towers: tuple[str, ...] = ("clip",)
+    own_share: float = 0.0
+
+
+@dataclass(frozen=True)
 class PatchParams:
     """Maps from comparing patches with words and with each other (not in the paper).
 
@@ -72,7 +86,13 @@ class PatchParams:
         ridge: Share of the mean variance that is added to the covariance's diagonal.
         looks_weight: Factor on the log-odds of what a patch looks like.
         words_weight: Factor on the log-odds of the words.
-        walk_power: t of the final maps, which need less spreading than the first.
+        walk_power: t of all maps but the first, which need more spreading.
+        rounds: Each learns from the maps of the one before, the first from those of the words. The
+            default is what a run of an older clipes, which does not say it, was made with.
+        likeness_of: The tower whose tokens say which patches are alike.
+        likeness_weight: Weight of that in the affinity of all maps but the first; the rest is
+            CLIP's attention. 0 for its attention alone.
+        likeness_temperature: Divides the cosines of those tokens.
     """
 
     temperature: float = 50.0
@@ -83,6 +103,23 @@ class PatchParams:
     looks_weight: float = 0.1
     words_weight: float = 0.5
     walk_power: int = 1
+    rounds: tuple[LooksRound, ...] = (LooksRound(),)
+    likeness_of: str = "dino"
+    likeness_weight: float = 0.0
+    likeness_temperature: float = 0.1
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is learnt what the classes look like."""
+        return bool(self.statistics_images and self.rounds)
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Names of the towers beside CLIP that are needed."""
+        named = [name for part in self.rounds for name in part.towers] if self.learns else []
+        if self.learns and self.likeness_weight:
+            named.append(self.likeness_of)
+        return tuple(dict.fromkeys(name for name in named if name != "clip"))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from clipes.config import CamParams, PatchParams
 from clipes.device import keep_freed_memory
 from clipes.kernels.choose import Kernels
 from clipes.kernels.linear import has_onednn, make_linear
-from clipes.maps.affinity import refine
+from clipes.maps.affinity import propagate, sinkhorn
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.patches import compare, patch_features
 from clipes.towers.clip import Backbone
+from clipes.towers.taps import Taps
 from clipes.types import Progress, UInt8Array
 
 CLASSES = (1, 2, 4, 8)
@@ -154,13 +155,12 @@ def _compare(
         _timed_stages(backbone, image, texts[k], background, params)
 
     def run_fast(k: int) -> np.ndarray:
-        encoding = backbone.encode_patches(
-            backbone.prepare(image, params.max_patches)[None], params.affinity_blocks
-        )
-        features = patch_features(backbone, encoding.last.of(0))
+        taps = Taps(attention=backbone.last_blocks(params.affinity_blocks), last="inputs")
+        encoded = backbone.encode(backbone.prepare(image, params.max_patches)[None], taps)
+        features = patch_features(backbone, encoded.last.of(0))
         temperature = PatchParams().temperature
-        sources, _ = compare(features, texts[k], background, encoding.grid, temperature)
-        return refine(encoding.attention[0], sources, params)
+        sources, _ = compare(features, texts[k], background, encoded.grid, temperature)
+        return _spread(encoded.attention[0], sources, params)
 
     def several(run: Callable[[int], np.ndarray], k: int) -> None:
         list(pool.map(run, [k] * threads))
@@ -223,15 +223,21 @@ def _timed_stages(
     marks = [time.perf_counter()]
     prepared = backbone.prepare(image, params.max_patches)
     marks.append(time.perf_counter())
-    (encoding,) = backbone.encode(prepared[None], params.affinity_blocks)
+    taps = Taps(attention=backbone.last_blocks(params.affinity_blocks), last="gradient")
+    encoded = backbone.encode(prepared[None], taps)
     marks.append(time.perf_counter())
-    cams = softmax_gradcam(backbone, encoding, text, background)
+    cams = softmax_gradcam(backbone, encoded.gradients[0], encoded.grid, text, background)
     marks.append(time.perf_counter())
-    maps = refine(encoding.attention, cams, params)
+    maps = _spread(encoded.attention[0], cams, params)
     marks.append(time.perf_counter())
     names = ("prepare", "encode", "gradcam", "affinity")
     spans = (after - start for start, after in pairwise(marks))
     return maps, dict(zip(names, spans, strict=True))
+
+
+def _spread(attention: Tensor, sources: np.ndarray, params: CamParams) -> np.ndarray:
+    walk = sinkhorn(attention, params.sinkhorn_iterations)
+    return propagate(walk, sources, params, params.walk_power)
 
 
 def _unit_rows(count: int, seed: int) -> Tensor:

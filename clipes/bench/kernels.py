@@ -19,6 +19,7 @@ from clipes.errors import UsageError
 from clipes.maps.looks import Looks
 from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import pseudo_label
+from clipes.towers.side_by_side import Towers
 from clipes.types import Progress
 from clipes.words.features import TextFeatures, unit_rows
 
@@ -83,12 +84,12 @@ def _default_preset(left_out: str | None) -> Callable[[], object]:
     preset, image = get_preset("default"), synthetic_image()
     patches = preset.cam.patches
     assert patches is not None
-    maker = CamMaker(backbone, _random_text(), preset.cam)
+    maker = CamMaker(Towers(backbone), _random_text(), preset.cam)
 
     def run() -> object:
-        (sight,) = maker.look([maker.prepare(image, _LABELS)])
-        looks = Looks.of(maker.statistics(sight, patches), patches)
-        cams = maker.with_looks(looks).maps(sight, seen=True)
+        (encoded,) = maker.encode([maker.prepare(image, _LABELS)])
+        looks = Looks.of(maker.statistics(encoded), patches)
+        cams = maker.with_looks(looks).maps(encoded, in_statistics=True)
         exponent = preset.background_exponent
         return pseudo_label(image, cams, preset.crf, background_exponent=exponent, backend=crf)
 

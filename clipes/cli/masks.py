@@ -20,6 +20,7 @@ from clipes.cli.options import (
     DatasetOption,
     DeviceOption,
     DifficultOption,
+    DinoOption,
     FusionOption,
     ModelOption,
     OutOption,
@@ -87,6 +88,7 @@ def cam(
         Precision,
         typer.Option(help="Of CLIP's matrix products; auto: bf16 where that is faster, else fp32."),
     ] = Precision.fp32,
+    dino: DinoOption = "auto",
     keep_looks: Annotated[
         bool,
         typer.Option(
@@ -124,6 +126,7 @@ def cam(
             rankings=(run.root, RUNS / dataset.value),
             device=device,
             precision=precision.value,
+            dino=dino,
         ),
         get_preset(preset.value).for_dataset(kind_of(dataset.value, prompts), box_threshold),
         keep_looks=keep_looks,

@@ -67,6 +67,13 @@ WeightsOption = Annotated[
         autocompletion=one_of("auto", "openai", "registry"),
     ),
 ]
+DinoOption = Annotated[
+    str,
+    typer.Option(
+        help="Weights of the second tower: auto, official, registry or a file.",
+        autocompletion=one_of("auto", "official", "registry"),
+    ),
+]
 ModelOption = Annotated[str, typer.Option(help="open_clip name of a ViT.")]
 PromptsOption = Annotated[
     str | None,

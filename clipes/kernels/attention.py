@@ -4,7 +4,7 @@ The method wants the attention maps of the last blocks averaged over heads. Buil
 (H, T, T) scores of one block do not fit into any cache and cross the memory bus half a dozen times.
 On processors they are made here a few rows at a time, and while those are at hand they are
 normalised, multiplied by the values and added to the sum over heads. Shapes as in
-``clipes.towers.clip``.
+``clipes.towers.taps``.
 
 What it is worth (``clipes bench --without attention``): the preset ``default`` takes 1.24 times as
 long with torch's own operations on an AMD EPYC (Zen 5) with AVX-512; held to AVX2, the tower alone

@@ -9,11 +9,13 @@ products of A with the K maps. Shapes: N = h*w patches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
 from clipes.config import CamParams
@@ -57,6 +59,33 @@ def sinkhorn(attention: Tensor, iterations: int) -> Walk:
     return Walk(attention, rows, columns)
 
 
+def likeness(tokens: Tensor, temperature: float) -> Tensor:
+    """Return how alike the patches are that a tower without a map of its own shows: (N, N).
+
+    It is exp((cos - 1) / temperature) of (N, D) tokens, 1 for the same.
+    """
+    unit = F.normalize(tokens, dim=-1)
+    return ((unit @ unit.T - 1) / temperature).exp_()
+
+
+def blend(affinities: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """Return one affinity of several: the weighted geometric mean of their rows' shares.
+
+    Two patches belong together as far as all towers say so; a walk that takes turns between the
+    towers, an arithmetic mean, would go wherever one of them leads.
+
+    Args:
+        affinities: (N, N) positive, each with its weight; the weights sum to 1.
+    """
+    (first, weight), *others = affinities
+    if not others:
+        return first
+    logs = weight * (first / first.sum(1, keepdim=True)).log()
+    for affinity, weight in others:
+        logs += weight * (affinity / affinity.sum(1, keepdim=True)).log()
+    return logs.exp_()
+
+
 def box_mask(cam: Float32Array, threshold: float, *, last_row_in_box: bool = True) -> UInt8Array:
     """Union of the bounding boxes of a map's strong parts.
 
@@ -80,33 +109,27 @@ def box_mask(cam: Float32Array, threshold: float, *, last_row_in_box: bool = Tru
     return mask
 
 
-@torch.inference_mode()
-def refine(attention: Tensor, cams: Float32Array, params: CamParams) -> Float32Array:
-    """Spread activation maps over their objects.
+def propagate(walk: Walk, sources: Float32Array, params: CamParams, power: int) -> Float32Array:
+    """Spread activation maps over their objects: T^power (box * source), scaled to [0, 1].
 
     Args:
-        attention: (N, N) mean attention of the last blocks.
-        cams: (K, h, w) float32 in [0, 1].
-        params: Settings.
+        walk: The affinity.
+        sources: (K, h, w) float32 in [0, 1].
+        params: Settings of the boxes.
+        power: t.
 
     Returns:
         (K, h, w) float32 in [0, 1].
     """
-    walk = sinkhorn(attention.float(), params.sinkhorn_iterations)
-    return min_max(propagate(walk, cams, params, params.walk_power))
-
-
-def propagate(walk: Walk, cams: Float32Array, params: CamParams, power: int) -> Float32Array:
-    """Return T^power (box * cam) for each of (K, h, w) maps, before scaling."""
     boxes = np.stack(
         [
-            box_mask(cam, params.box_threshold, last_row_in_box=params.last_row_in_box)
-            for cam in cams
+            box_mask(source, params.box_threshold, last_row_in_box=params.last_row_in_box)
+            for source in sources
         ]
     )
-    sources = torch.from_numpy((cams * boxes).reshape(len(cams), -1).T.copy())
-    spread = sources.to(walk.attention.device)
+    inside = torch.from_numpy((sources * boxes).reshape(len(sources), -1).T.copy())
+    reached = inside.to(walk.attention.device)
     for _ in range(power):
-        spread = walk.step(spread)
-    refined: Float32Array = spread.T.cpu().numpy().reshape(cams.shape)
-    return refined
+        reached = walk.step(reached)
+    refined: Float32Array = reached.T.cpu().numpy().reshape(sources.shape)
+    return min_max(refined)

@@ -8,7 +8,7 @@ need not be built:
 - query: sum_i sum_j S_ij K_j needs the column sums of S, which are (P^T G)_j . V_j - (P^T c)_j;
 - key: the rows of S sum to zero, so over the patch columns they sum to -S_i,CLS.
 
-Shapes as in ``clipes.towers.clip``; K classes.
+Shapes as in ``clipes.towers.taps``; K classes.
 """
 
 from __future__ import annotations

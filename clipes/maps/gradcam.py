@@ -4,7 +4,7 @@ The score of class k is its softmax probability among the classes present and th
 Its gradient at the output of ``ln_1`` of the last block, averaged over the patches, weighs that
 layer's channels. The gradient has a closed form through the block, and because only its *sum over
 patches* is asked for, no per-token gradient of query, key or value is ever built; see
-``clipes.maps.attention_gradient``. Shapes as in ``clipes.towers.clip``; K classes, B background
+``clipes.maps.attention_gradient``. Shapes as in ``clipes.towers.taps``; K classes, B background
 words, E the width of the features.
 """
 
@@ -19,7 +19,8 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from clipes.maps.attention_gradient import sum_gradients
-from clipes.towers.clip import Backbone, Encoding, LastBlock
+from clipes.towers.clip import Backbone
+from clipes.towers.taps import Grid, LastBlock
 from clipes.types import Float32Array
 
 _CLASSES_AT_ONCE = 16  # more would only take memory: 2.4 MB each at 768 patches
@@ -49,21 +50,22 @@ def class_probabilities(
 
 @torch.inference_mode()
 def softmax_gradcam(
-    backbone: Backbone, encoding: Encoding, text: Tensor, background: Tensor
+    backbone: Backbone, last: LastBlock, grid: Grid, text: Tensor, background: Tensor
 ) -> Float32Array:
     """Activation map of every class present.
 
     Args:
-        backbone: The tower ``encoding`` came from.
-        encoding: One image.
+        backbone: The tower ``last`` came from.
+        last: Of one image.
+        grid: (h, w) of its patches.
         text: (K, E) unit text features of the classes present.
         background: (B, E) unit text features of the background words.
 
     Returns:
         (K, h, w) float32 in [0, 1].
     """
-    weights = channel_weights(backbone, encoding.last, text, background)
-    raw = (weights @ encoding.last.activations.T).unflatten(-1, encoding.grid)
+    weights = channel_weights(backbone, last, text, background)
+    raw = (weights @ last.activations.T).unflatten(-1, grid)
     maps: Float32Array = raw.float().cpu().numpy()
     # The reference scales twice; the second pass moves values by about EPSILON.
     return min_max(min_max(np.maximum(maps, 0)))

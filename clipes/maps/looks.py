@@ -1,10 +1,12 @@
 """What the classes of a run look like, and maps that use it (not in the paper).
 
 A word finds the typical part of an object; what the object looks like finds the rest. Patches that
-the first maps are sure of, over many images, say what every class and the background look like to
-CLIP: a mean each, and one covariance. Comparing every patch with these is a linear discriminant: a
-closed form of sums, in which nothing is trained, no mask is seen, and the order of images does not
-matter. Shapes as in ``clipes.towers.clip``; C classes of the vocabulary, K of them in an image.
+maps are sure of, over many images, say what every class and the background look like to a tower: a
+mean each, and one covariance. Comparing every patch with these is a linear discriminant: a closed
+form of sums, in which nothing is trained, no mask is seen, and the order of images does not matter.
+The maps that come of it are surer than the words' own, so that a second round learns more from
+them. Shapes as in ``clipes.towers.taps``; C classes of the vocabulary, K of them in an image; D
+channels of all the towers that a round looks with.
 """
 
 from __future__ import annotations
@@ -15,11 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from clipes.config import CamParams, PatchParams
-from clipes.maps.affinity import propagate
-from clipes.maps.gradcam import min_max
-from clipes.maps.patches import Evidence, first_maps, strong_patches
+from clipes.config import PatchParams
+from clipes.maps.patches import strong_patches
 from clipes.masks.values import value_of
 from clipes.types import Float32Array
 
@@ -31,9 +32,9 @@ class Statistics:
     """Weighted sums over the patches that show something beyond doubt; those of images add up.
 
     Attributes:
-        sums: (1 + C, D) float64, of the activations; background first.
+        sums: (1 + C, D) float64, of the tokens; background first.
         mass: (1 + C,) float64, of the weights.
-        moment: (D, D) float64, of the activations' outer products.
+        moment: (D, D) float64, of the tokens' outer products.
     """
 
     sums: _Float64Array
@@ -42,7 +43,7 @@ class Statistics:
 
     @classmethod
     def empty(cls, classes: int, width: int) -> Statistics:
-        """Return the statistics of no image, C classes and activations of ``width``."""
+        """Return the statistics of no image, C classes and tokens of ``width``."""
         shapes = ((1 + classes, width), (1 + classes,), (width, width))
         return cls(*(np.zeros(shape) for shape in shapes))
 
@@ -54,10 +55,10 @@ class Statistics:
 
 
 def image_statistics(
-    evidence: Evidence,
+    tokens: Tensor,
+    maps: Float32Array,
     labels: Sequence[int],
     classes: int,
-    params: CamParams,
     patches: PatchParams,
 ) -> Statistics:
     """Return the statistics of one image.
@@ -66,19 +67,19 @@ def image_statistics(
     not m.
 
     Args:
-        evidence: What the words say about it.
-        labels: (K,) 0-based, in the order of the evidence.
+        tokens: (N, D) float32 of its patches.
+        maps: (K, h, w) of its classes, which say where they are beyond doubt.
+        labels: (K,) 0-based, in the order of the maps.
         classes: C.
-        params: Settings of the first maps.
         patches: Settings of the choice of patches.
     """
-    activations = evidence.activations.cpu().numpy()
-    found = Statistics.empty(classes, activations.shape[1])
-    chosen = strong_patches(first_maps(evidence, params), patches)
+    values = tokens.cpu().numpy()
+    found = Statistics.empty(classes, values.shape[1])
+    chosen = strong_patches(maps, patches)
     for row, here in zip((0, *map(value_of, labels)), chosen, strict=True):
         count = int(here.sum())
         if count:
-            part = activations[here]
+            part = values[here]
             weight = count**-0.5
             found.sums[row] += weight * part.sum(0)
             found.mass[row] += weight * count
@@ -115,48 +116,69 @@ class Looks:
         return cls(sums, mass, np.linalg.inv(within))
 
 
-@torch.inference_mode()
-def final_maps(
-    evidence: Evidence,
+def class_means(
+    looks: Looks,
     labels: Sequence[int],
-    looks: Looks | None,
     own: Statistics | None,
-    params: CamParams,
+    *,
+    in_statistics: bool,
+    own_share: float,
+) -> _Float64Array | None:
+    """Return what the background and the classes of an image look like.
+
+    Args:
+        looks: What the classes of the run look like.
+        labels: (K,) 0-based.
+        own: What the image itself says; None if it is not asked.
+        in_statistics: Whether the run's statistics hold what the image itself says.
+        own_share: Share of the image's own means, where it has them.
+
+    Returns:
+        (1 + K, D); None if one of them was seen beyond doubt nowhere.
+    """
+    rows = [0, *map(value_of, labels)]
+    sums, mass = looks.sums[rows], looks.mass[rows]
+    if own is not None and not in_statistics:
+        sums, mass = sums + own.sums[rows], mass + own.mass[rows]
+    if not mass.all():
+        return None
+    means = sums / mass[:, None]
+    if own is not None and own_share:
+        here = own.mass[rows] > 0
+        its_own = own.sums[rows][here] / own.mass[rows][here, None]
+        means[here] += own_share * (its_own - means[here])
+    return means
+
+
+@torch.inference_mode()
+def looks_sources(
+    tokens: Tensor,
+    log_words: Tensor,
+    means: _Float64Array,
+    looks: Looks,
     patches: PatchParams,
-) -> Float32Array:
+) -> Tensor:
     """Combine what patches look like with what the words say.
 
     The score of class c at patch x is x^T S^-1 m_c - m_c^T S^-1 m_c / 2 with mean m_c and
     covariance S; it and the words' log-probability are log-odds, and add up.
 
     Args:
-        evidence: What the words say.
-        labels: (K,) 0-based, in the order of the evidence.
-        looks: What the classes look like; None for the first maps.
-        own: Statistics of this image if it is not among those that ``looks`` is made of.
-        params: Settings of the affinity.
+        tokens: (N, D) float32 of the patches.
+        log_words: (1 + K, N) float32, of the background and of each class.
+        means: (1 + K, D), see ``class_means``.
+        looks: Where they come from.
         patches: Settings of the combination.
 
     Returns:
-        (K, h, w) float32 in [0, 1]. The first maps, if a class was seen beyond doubt nowhere.
+        (K, N) probabilities of the classes.
     """
-    rows = [0, *map(value_of, labels)]
-    if looks is None:
-        return first_maps(evidence, params)
-    sums, mass = looks.sums[rows], looks.mass[rows]
-    if own is not None:
-        sums, mass = sums + own.sums[rows], mass + own.mass[rows]
-    if not mass.all():
-        return first_maps(evidence, params)
-    means = sums / mass[:, None]
     directions = means @ looks.precision
     offsets = -(directions * means).sum(1, keepdims=True) / 2
-    device = evidence.activations.device
     weights, bias = (
-        torch.from_numpy(part.astype(np.float32)).to(device) for part in (directions, offsets)
+        torch.from_numpy(part.astype(np.float32)).to(tokens.device)
+        for part in (directions, offsets)
     )
-    log_looks = weights @ evidence.activations.T + bias
-    log_odds = patches.looks_weight * log_looks + patches.words_weight * evidence.log_words
-    grid = evidence.sources.shape[1:]
-    sources = min_max(log_odds.softmax(0)[1:].unflatten(1, grid).cpu().numpy())
-    return min_max(propagate(evidence.walk, sources, params, patches.walk_power))
+    log_looks = weights @ tokens.T + bias
+    log_odds = patches.looks_weight * log_looks + patches.words_weight * log_words
+    return log_odds.softmax(0)[1:]

@@ -3,43 +3,24 @@
 The last block of CLIP mixes patches so that one vector describes the image. Leaving out that mixing
 (MaskCLIP, arXiv:2112.01071), or mixing only patches that are alike (SCLIP, arXiv:2312.01597), and
 leaving out residual path and MLP (ClearCLIP, arXiv:2407.12442), each patch can be compared with the
-words. Shapes as in ``clipes.towers.clip``; K classes present, B background words, E the width of
+words. Shapes as in ``clipes.towers.taps``; K classes present, B background words, E the width of
 the joint space.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
-from clipes.config import CamParams, PatchParams
-from clipes.maps.affinity import Walk, propagate
+from clipes.config import PatchParams
 from clipes.maps.gradcam import min_max
-from clipes.towers.clip import Backbone, Grid, LastInput
+from clipes.towers.clip import Backbone
+from clipes.towers.taps import Grid, LastInput
 from clipes.types import Float32Array
 
 _LEAST = 1e-6  # probability: a word that fits nowhere must not veto what a patch looks like
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the words say about the patches of an image.
-
-    Attributes:
-        activations: (N, D) float32, the patches after ``ln_1`` of the last block.
-        sources: (K, h, w) float32 in [0, 1].
-        log_words: (1 + K, N) float32, log-probability of the background and of each class.
-        walk: The affinity.
-    """
-
-    activations: Tensor
-    sources: Float32Array
-    log_words: Tensor
-    walk: Walk
 
 
 @torch.inference_mode()
@@ -86,7 +67,7 @@ def compare(
         temperature: Factor on the cosines.
 
     Returns:
-        ``sources`` (K, h, w) and ``log_words`` (1 + K, N) of ``Evidence``.
+        ``sources`` (K, h, w) and ``log_words`` (1 + K, N) of ``PatchEvidence``.
     """
     words = torch.cat([text, background]).float()
     first, second = ((temperature * (words @ part.T)).softmax(0) for part in features)
@@ -95,11 +76,6 @@ def compare(
     nothing = mean[len(text) :].sum(0, keepdim=True)
     log_words = (torch.cat([nothing, mean[: len(text)]]) + _LEAST).log()
     return min_max(min_max(maps[0]) + min_max(maps[1])), log_words
-
-
-def first_maps(evidence: Evidence, params: CamParams) -> Float32Array:
-    """Spread what the words say over the objects: (K, h, w) float32 in [0, 1]."""
-    return min_max(propagate(evidence.walk, evidence.sources, params, params.walk_power))
 
 
 def strong_patches(maps: Float32Array, patches: PatchParams) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ own attention (as in SCLIP, arXiv:2312.01597), without the residual path and the
 ClearCLIP, arXiv:2407.12442), which blur what a patch shows. On voc_sample this beat the tower's own
 output, values without attention, query-query and value-value attention; ``benchmarks/tagging.py``
 measures it.
-Shapes as in ``clipes.towers.clip``; C classes, B background words, E the width of the features.
+Shapes as in ``clipes.towers.taps``; C classes, B background words, E the width of the features.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from clipes.config import TagParams
 from clipes.maps.patches import in_joint_space
-from clipes.towers.clip import Backbone, LastInput
+from clipes.towers.clip import Backbone
+from clipes.towers.taps import LastInput
 from clipes.types import Float32Array
 
 

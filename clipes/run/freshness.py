@@ -242,6 +242,7 @@ def looks_digest(run: Run) -> str | None:
 def arrays_digest(arrays: Mapping[str, Any]) -> str:
     """Return the digest of the statistics that maps depend on, and of whose they are."""
     sums = hashlib.sha256()
-    for part in ("sums", "mass", "moment"):
+    later = sorted(name for name in arrays if name.startswith(("sums_", "mass_", "moment_")))
+    for part in ("sums", "mass", "moment", *later):
         sums.update(arrays[part].tobytes())
     return digest([sums.hexdigest(), arrays["ids"].tolist()])

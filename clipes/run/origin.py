@@ -56,6 +56,7 @@ def maps_settings(settings: Mapping[str, Any]) -> str:
             "precision": settings.get("precision"),
             "weights": part("weights", "sha256"),
             "text": part("text", "sha256"),
+            **({"towers": settings["towers"]} if settings.get("towers") else {}),
         }
     )
 

@@ -76,6 +76,7 @@ class CamSettings(_Plain):
         precision: Of CLIP's linear layers, of ``Precision``.
         weights: The image tower.
         text: The class vectors.
+        towers: sha256 of the weights of each tower beside CLIP, by its name.
     """
 
     dataset: str
@@ -87,6 +88,7 @@ class CamSettings(_Plain):
     precision: str = Precision.fp32.value
     weights: WeightsUsed | None = None
     text: TextUsed | None = None
+    towers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ class ClipRequest:
         rankings: Run folders in which a ranking may tell the best template.
         device: ``auto`` or a torch device.
         precision: Of the linear layers: fp32, bf16, fp16 or auto.
+        dino: Where the weights of DINOv2 come from, for presets that look with it.
     """
 
     weights: str = "auto"
@@ -91,6 +92,7 @@ class ClipRequest:
     rankings: tuple[Path, ...] = ()
     device: str = "auto"
     precision: str = "fp32"
+    dino: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def asked_of_clip(
         "text_features": str(clip.text_features) if clip.text_features else None,
         "fusion": clip.fusion.value,
         "template": clip.template,
+        "dino": clip.dino,
         "files": {str(path): _state(path) for path in files},
     }
 
@@ -202,6 +205,7 @@ def files_of(request: CamRequest, weights: Path) -> list[Path]:
     template = request.clip.template
     paths = [weights, request.clip.text_features]
     paths.append(Path(template) if template and "{" not in template else None)
+    paths.append(Path(request.clip.dino) if Path(request.clip.dino).is_file() else None)
     return [path.absolute() for path in paths if path is not None]
 
 
@@ -247,13 +251,15 @@ def _nothing_to_do(
     if not _same_clip(request, vocabulary, record.facts.asked):
         return None
     told = record.settings  # what CLIP's weights and words tell is the same
-    wanted = replace(known_settings(request, data), weights=told.weights, text=told.text)
+    wanted = replace(
+        known_settings(request, data), weights=told.weights, text=told.text, towers=told.towers
+    )
     run.check_settings(STAGE, wanted.to_dict())
     if request.data.automatic:
         tagged = run.stage("tag").get("settings") or {}
         run.check_settings("tag", {**tagged, "tags": asdict(request.data.tags)})
     patches = request.preset.cam.patches
-    learns = patches is not None and bool(patches.statistics_images)
+    learns = patches is not None and patches.learns
     if learns and not request.keep_looks and not looks_are_current(run, data.samples):
         return None
     current, mine = Freshness.of(run, data.classes), part.of(data.samples)

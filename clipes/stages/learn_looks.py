@@ -1,4 +1,4 @@
-"""The first pass of ``clipes cam``: what the classes of a run look like, from a part of its images.
+"""The first passes of ``clipes cam``: what the classes of a run look like, from some of its images.
 
 The sums are kept in the run folder and written now and then, so that a pass that was stopped goes
 on, and every shard uses the same ones. They are added in the order of the images whatever the
@@ -9,7 +9,7 @@ if it goes on with the same size of batch).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,14 @@ from joblib import Parallel, delayed
 from clipes.config import PatchParams
 from clipes.disk.files import write_arrays
 from clipes.errors import ClipesError
+from clipes.listener import Listener
 from clipes.maps.looks import Looks, Statistics
-from clipes.maps.maker import CamMaker, Prepared
+from clipes.maps.maker import CamMaker
 from clipes.run.folder import Run
 from clipes.run.loop import compute_together, in_groups
-from clipes.run.origin import read_picture
+from clipes.stages.images import ImageSource, ReadImage
 from clipes.stages.looks_sources import (
+    Arrays,
     Source,
     count_changed,
     damaged,
@@ -33,25 +35,24 @@ from clipes.stages.looks_sources import (
     read_sources,
     write_sources,
 )
-from clipes.stages.make_cams import KeptSights
 from clipes.types import Progress, Sample, evenly_spaced
 
 _SECONDS_BETWEEN_WRITES = 30.0
 
 
 @dataclass
-class _Pass:
-    """How far the pass is.
+class _Learnt:
+    """How far learning is.
 
     Attributes:
-        statistics: Sums over the images so far.
-        total: How many images there are to go through.
-        tried: How many were.
+        rounds: Sums over the images of each round; the last may not be over.
+        total: How many images there are to go through in a round.
+        tried: How many were in the last of the rounds.
         sources: Those of them that could be used.
         old_ids: Their ids instead, in a file that an older clipes wrote.
     """
 
-    statistics: Statistics
+    rounds: list[Statistics]
     total: int
     tried: int = 0
     sources: list[Source] = field(default_factory=list)
@@ -61,20 +62,27 @@ class _Pass:
         """Return the ids of the sources."""
         return frozenset((*self.old_ids, *(source.id for source in self.sources)))
 
+    def is_over(self, rounds: int) -> bool:
+        """Tell whether all of so many rounds are over."""
+        return len(self.rounds) == rounds and self.tried == self.total
+
+    def looks(self, patches: PatchParams) -> list[Looks | None]:
+        """Return what the classes look like after each round."""
+        return [Looks.of(statistics, patches) for statistics in self.rounds]
+
 
 def learn_looks(
     samples: Sequence[Sample],
     maker: CamMaker,
     run: Run,
     patches: PatchParams,
+    images: ImageSource,
+    listener: Listener,
     *,
-    kept: KeptSights | None = None,
     keep: bool = False,
     batch: int = 1,
     workers: int,
-    say: Callable[[str], None],
-    progress: Progress,
-) -> tuple[Looks | None, frozenset[str]]:
+) -> tuple[CamMaker, frozenset[str]]:
     """Find out what the classes look like, or read what was found before.
 
     It is found anew if one of the images that said it has other labels now, is another picture or
@@ -85,65 +93,69 @@ def learn_looks(
         maker: Makes the statistics of an image.
         run: The run folder; the sums go to ``looks/statistics.npz``.
         patches: Settings.
-        kept: Takes what is seen in the images, for the second pass.
+        images: Reads and encodes, and keeps what is seen for the passes that follow.
+        listener: Told of progress, if another process does it, and what has changed.
         keep: Keep what was found whatever has changed since.
-        batch: How many images to give to CLIP together, as in ``make_cams``.
+        batch: How many images to give to the towers together, as in ``make_cams``.
         workers: How many batches at once.
-        say: Told if another process does it, and what has changed.
-        progress: Called after each image.
 
     Returns:
-        What they look like, None if no image says so, and the ids of the images that say it.
+        A maker that knows what they look like, and the ids of the images that say it.
 
     Raises:
         ArtifactError: The file of an earlier pass is damaged or of another vocabulary or model.
         WriteError: The run folder cannot be written to.
     """
-    path = run.looks_path
+    path, rounds = run.looks_path, len(patches.rounds)
     waiting = f"waiting for another process, which finds out what the classes look like: {path}"
-    with run.claim("looks", on_wait=lambda: say(waiting)):
-        found = _load(path, maker) if path.exists() else None
+    with run.claim("looks", on_wait=lambda: listener.say(waiting)):
+        found = _load(path, maker, rounds) if path.exists() else None
         if found and not keep and (changed := count_changed(found.sources, samples, path)):
-            say(
+            listener.say(
                 f"{changed} of the {len(found.sources)} images that say what the classes look like "
                 "have other labels, are other pictures or are gone: it is learnt anew, and all "
                 "maps are made again (--keep-looks keeps it)"
             )
             found = None
-        if found is None or found.tried < found.total:
+        if found is None or not found.is_over(rounds):
             spaced = evenly_spaced(len(samples), patches.statistics_images)
             chosen = [samples[index] for index in spaced]
-            found = _begun(found, samples, len(chosen), path, maker)
-            _go_on(
-                found, chosen, maker, path, patches, kept or KeptSights(), batch, workers, progress
-            )
+            found = _begun(found, samples, len(chosen), path, maker, rounds)
+            rest = _Rounds(found, chosen, maker, path, patches, images)
+            with listener.progress("looks") as progress:
+                rest.go_on(batch, workers, progress)
         elif found.total < min(len(samples), patches.statistics_images):
-            say(
+            listener.say(
                 f"what the classes look like was learnt when there were {found.total} images; to "
                 f"learn it from more, remove {path.parent}"
             )
-    return Looks.of(found.statistics, patches), found.ids()
+    return maker.with_looks(*found.looks(patches)), found.ids()
 
 
-def load_looks(run: Run, maker: CamMaker, patches: PatchParams) -> Looks | None:
-    """Read what the classes of a finished run look like; arguments as for ``learn_looks``.
+def load_looks(run: Run, maker: CamMaker, patches: PatchParams) -> CamMaker:
+    """Return a maker that knows what the classes of a finished run look like.
 
     Raises:
         ArtifactError: There is no such file, or it is damaged or of another vocabulary or model.
     """
-    return Looks.of(_load(run.looks_path, maker).statistics, patches)
+    return maker.with_looks(*_load(run.looks_path, maker, len(patches.rounds)).looks(patches))
 
 
 def _begun(
-    found: _Pass | None, samples: Sequence[Sample], total: int, path: Path, maker: CamMaker
-) -> _Pass:
-    """Return a pass that was stopped, if its images are the same still; else a new one."""
+    found: _Learnt | None,
+    samples: Sequence[Sample],
+    total: int,
+    path: Path,
+    maker: CamMaker,
+    rounds: int,
+) -> _Learnt:
+    """Return what was begun and stopped, if its images are the same still; else a new one."""
     before = _unfinished(path)
     if found is None and before.exists():
-        found, path = _load(before, maker), before
+        found, path = _load(before, maker, rounds), before
     usable = found is not None and found.total == total and not found.old_ids
     if found is None or not usable or count_changed(found.sources, samples, path):
-        return _Pass(maker.no_statistics(), total)
+        return _Learnt([maker.no_statistics(0)], total)
     return found
 
 
@@ -152,75 +164,116 @@ def _unfinished(path: Path) -> Path:
     return path.with_name("unfinished.npz")
 
 
-def _go_on(
-    state: _Pass,
-    chosen: Sequence[Sample],
-    maker: CamMaker,
-    path: Path,
-    patches: PatchParams,
-    kept: KeptSights,
-    batch: int,
-    workers: int,
-    progress: Progress,
-) -> None:
-    def look(images: Sequence[tuple[Source, Prepared]]) -> list[Statistics]:
-        sights = maker.look([image for _, image in images])
-        for (source, _), sight in zip(images, sights, strict=True):
-            kept.keep(source.id, sight, source.picture)
-        return [maker.statistics(sight, patches) for sight in sights]
+class _Rounds:
+    """Goes through the images once a round.
 
-    def look_at(group: Sequence[Sample]) -> tuple[Statistics, list[Source]]:
-        images: dict[Source, tuple[Source, Prepared]] = {}
+    Not a loop of ``clipes.run.loop``: the sums of floats depend on their order, and nothing of a
+    single image is saved.
+
+    Args:
+        state: How far it is.
+        chosen: The images.
+        maker: Makes the statistics of an image.
+        path: Where the sums go.
+        patches: Settings.
+        images: Reads and encodes.
+    """
+
+    def __init__(
+        self,
+        state: _Learnt,
+        chosen: Sequence[Sample],
+        maker: CamMaker,
+        path: Path,
+        patches: PatchParams,
+        images: ImageSource,
+    ) -> None:
+        self._state, self._chosen, self._maker = state, chosen, maker
+        self._path, self._patches, self._images = path, patches, images
+        self._written = time.monotonic()
+
+    def go_on(self, batch: int, workers: int, progress: Progress) -> None:
+        """Do what is left of the rounds."""
+        state, rounds = self._state, self._patches.rounds
+        while True:
+            before = state.rounds[:-1]
+            looks = [Looks.of(statistics, self._patches) for statistics in before]
+            self._go_through(self._maker.with_looks(*looks), batch, workers, progress)
+            if state.is_over(len(rounds)):
+                break
+            state.rounds.append(self._maker.no_statistics(len(state.rounds)))
+            state.tried = 0
+        _save(self._path, state)
+        _unfinished(self._path).unlink(missing_ok=True)
+
+    def _go_through(self, maker: CamMaker, batch: int, workers: int, progress: Progress) -> None:
+        state = self._state
+        whole, begun = len(self._patches.rounds) * state.total, len(state.rounds) - 1
+        progress(begun * state.total + state.tried, whole)
+        groups = in_groups(self._chosen[state.tried :], batch)
+        jobs = (delayed(self._statistics)(group, maker) for group in groups)
+        results = Parallel(workers, backend="threading", return_as="generator")(jobs)
+        for group, (statistics, sources) in zip(groups, results, strict=True):
+            state.rounds[-1].add(statistics)
+            state.sources += sources if begun == 0 else []
+            state.tried += len(group)
+            if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+                _save(_unfinished(self._path), state)
+                self._written = time.monotonic()
+            progress(begun * state.total + state.tried, whole)
+
+    def _statistics(
+        self, group: Sequence[Sample], maker: CamMaker
+    ) -> tuple[Statistics, list[Source]]:
+        """Return the sums over some images, and those of them that could be used."""
+
+        def look(images: Sequence[ReadImage]) -> list[Statistics]:
+            encoded = self._images.encode(images, maker)
+            for one, image in zip(images, encoded, strict=True):
+                self._images.keep(one, image)
+            return [maker.statistics(image) for image in encoded]
+
+        images: dict[Source, ReadImage] = {}
         for sample in group:
-            with suppress(ClipesError):  # the second pass says what is wrong with it
-                pixels, picture = read_picture(sample.image)
-                source = Source(sample.id, tuple(sorted(sample.labels)), picture)
-                images[source] = (source, maker.prepare(pixels, sample.labels))
+            with suppress(ClipesError):  # the last pass says what is wrong with it
+                image = self._images.read(sample, maker)
+                images[Source(sample.id, tuple(sorted(sample.labels)), image.picture)] = image
         found, _ = compute_together(look, images)
-        total = maker.no_statistics()
+        total = maker.no_statistics(len(self._state.rounds) - 1)
         for statistics in found.values():
             total.add(statistics)
         return total, list(found)
 
-    progress(state.tried, state.total)
-    written = time.monotonic()
-    groups = in_groups(chosen[state.tried :], batch)
-    # In order: sums of floats depend on it.
-    jobs = (delayed(look_at)(group) for group in groups)
-    results = Parallel(workers, backend="threading", return_as="generator")(jobs)
-    for group, (statistics, sources) in zip(groups, results, strict=True):
-        state.statistics.add(statistics)
-        state.sources += sources
-        state.tried += len(group)
-        if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            _save(_unfinished(path), state)
-            written = time.monotonic()
-        progress(state.tried, state.total)
-    _save(path, state)
-    _unfinished(path).unlink(missing_ok=True)
 
-
-def _save(path: Path, state: _Pass) -> None:
-    sums = state.statistics
-    arrays = {
-        "sums": sums.sums,
-        "mass": sums.mass,
-        "moment": sums.moment,
-        "tried": np.array([state.tried, state.total], np.int64),
-    }
+def _save(path: Path, state: _Learnt) -> None:
+    arrays = {"tried": np.array([state.tried, state.total], np.int64)}
+    for number, sums in enumerate(state.rounds):
+        for name in ("sums", "mass", "moment"):
+            arrays[_key(name, number)] = getattr(sums, name)
     write_arrays(path, arrays | write_sources(state.sources), compress=False)
 
 
-def _load(path: Path, maker: CamMaker) -> _Pass:
-    arrays, expected = read_looks(path), maker.no_statistics()
-    for name in ("sums", "mass", "moment"):
-        part, like = arrays.get(name), getattr(expected, name)
-        fits = part is not None and part.shape == like.shape and part.dtype == like.dtype
-        if part is None or not fits or not np.isfinite(part).all():
-            raise damaged(path, f"{path} is of other classes or another model")
-    sums = Statistics(arrays["sums"], arrays["mass"], arrays["moment"])
+def _key(name: str, number: int) -> str:
+    return f"{name}_{number + 1}" if number else name
+
+
+def _load(path: Path, maker: CamMaker, rounds: int) -> _Learnt:
+    arrays = read_looks(path)
+    there = [number for number in range(rounds) if _key("sums", number) in arrays]
+    found = [_statistics_of(arrays, number, path, maker) for number in there or [0]]
     tried, total = arrays["tried"].tolist()
     sources = read_sources(arrays)
     if sources is None:
-        return _Pass(sums, total, tried, old_ids=tuple(arrays["ids"].tolist()))
-    return _Pass(sums, total, tried, sources)
+        return _Learnt(found, total, tried, old_ids=tuple(arrays["ids"].tolist()))
+    return _Learnt(found, total, tried, sources)
+
+
+def _statistics_of(arrays: Arrays, number: int, path: Path, maker: CamMaker) -> Statistics:
+    expected, parts = maker.no_statistics(number), []
+    for name in ("sums", "mass", "moment"):
+        part, like = arrays.get(_key(name, number)), getattr(expected, name)
+        fits = part is not None and part.shape == like.shape and part.dtype == like.dtype
+        if part is None or not fits or not np.isfinite(part).all():
+            raise damaged(path, f"{path} is of other classes or another model")
+        parts.append(part)
+    return Statistics(*parts)

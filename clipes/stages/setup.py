@@ -19,6 +19,7 @@ from clipes.processes import local_rank
 from clipes.towers.clip import Backbone
 from clipes.towers.dinov2 import DinoTower
 from clipes.towers.load import load_dinov2, load_visual
+from clipes.towers.side_by_side import Towers
 from clipes.types import Progress
 from clipes.weights import (
     DEFAULT_MODEL,
@@ -40,14 +41,19 @@ class Clip:
     """CLIP, ready for a run.
 
     Attributes:
-        backbone: The image tower.
+        towers: The image tower, and those that look at images beside it.
         text: Vectors of the classes, in mask order, and of the background words.
         weights: Where the image tower comes from.
     """
 
-    backbone: Backbone
+    towers: Towers
     text: TextFeatures
     weights: Weights
+
+    @property
+    def backbone(self) -> Backbone:
+        """The image tower."""
+        return self.towers.clip
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,8 @@ def load_clip(
     template: str | None = None,
     rankings: Sequence[Path] = (),
     precision: Precision = Precision.fp32,
+    others: Sequence[str] = (),
+    dino: str = "auto",
 ) -> Clip:
     """Get weights and text features, and put the image tower on its device.
 
@@ -153,7 +161,9 @@ def load_clip(
         fusion: Where synonyms become one.
         template: ``--template``: what takes the place of the vocabulary's template.
         rankings: Run folders in which a ranking may tell the best template.
-        precision: Of the image tower's linear layers.
+        precision: Of the towers' linear layers.
+        others: Names of the towers that are needed beside CLIP.
+        dino: ``--dino``: where DINOv2's weights come from.
     """
     opened = open_weights(source, model, device=device, say=say, progress=progress)
     weights = opened.weights
@@ -168,7 +178,11 @@ def load_clip(
         templates=choose_templates(template, vocabulary, weights.sha256, rankings, say),
     )
     backbone = opened.backbone(fp16_positions=fp16_positions, precision=precision)
-    return Clip(backbone, text, weights)
+    beside = {
+        name: load_dino(dino, device=device, say=say, progress=progress, precision=precision)
+        for name in others
+    }
+    return Clip(Towers(backbone, beside), text, weights)
 
 
 def load_dino(

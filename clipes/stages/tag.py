@@ -18,6 +18,7 @@ from clipes.run.loop import Summary
 from clipes.stages.setup import Clip
 from clipes.stages.tag_file import make_tags, open_tagged, untagged
 from clipes.towers.clip import Backbone
+from clipes.towers.taps import Taps
 from clipes.types import Failure, Float32Array, Progress, UInt8Array
 from clipes.words.encode import fingerprint
 from clipes.words.features import TextFeatures
@@ -42,9 +43,9 @@ class Tagger:
     def __call__(self, image: UInt8Array) -> Float32Array:
         """Return the (C,) scores of the classes in ``image`` (H0, W0, 3) RGB uint8."""
         prepared = self._backbone.prepare(image, CamParams().max_patches)
-        encoding = self._backbone.encode_patches(prepared[None], affinity_blocks=1)
+        encoded = self._backbone.encode(prepared[None], Taps(last="inputs"))
         return class_scores(
-            self._backbone, encoding.last.of(0), self._classes, self._background, self._params
+            self._backbone, encoded.last.of(0), self._classes, self._background, self._params
         )
 
 

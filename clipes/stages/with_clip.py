@@ -12,7 +12,7 @@ from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.processes import local_rank
 from clipes.run.folder import Run
-from clipes.run.freshness import Freshness, looks_digest
+from clipes.run.freshness import Freshness
 from clipes.run.loop import Outcome, Summary
 from clipes.run.record import CamFacts, TextUsed, WeightsUsed
 from clipes.stages.cam import (
@@ -25,8 +25,9 @@ from clipes.stages.cam import (
     say_orphans,
     say_stale,
 )
+from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
-from clipes.stages.make_cams import KeptSights, make_cams
+from clipes.stages.make_cams import make_cams
 from clipes.stages.setup import Clip, load_clip
 from clipes.stages.tag import tag
 from clipes.types import Failure
@@ -52,8 +53,8 @@ def make_maps(
         resources: What the work is shared among.
         listener: Who is told how it goes.
     """
-    place = choose_device(request.clip.device, local_rank())
-    workers, batch = share_processor(place, resources.workers), batch_size(place, resources.batch)
+    device = choose_device(request.clip.device, local_rank())
+    workers, batch = share_processor(device, resources.workers), batch_size(device, resources.batch)
     clip = _load(request, vocabulary, listener)
     unusable: Sequence[Failure] = data.failures
     if request.data.automatic:
@@ -85,53 +86,44 @@ def maps_with(
     """
     workers, batch = resources.workers or 1, resources.batch or 1
     _begin(request, vocabulary, data, clip, run)
-    maker = CamMaker(clip.backbone, clip.text, request.preset.cam)
+    maker = CamMaker(clip.towers, clip.text, request.preset.cam)
     keep_freed_memory()
     samples = resources.part.of(data.samples)
-    # What was made with what the classes looked like before may turn out to be out of date.
-    before = Freshness.of(run, data.classes)
-    kept = KeptSights(sample.id for sample in samples if not before.has_maps(sample))
-    learnt_from: frozenset[str] = frozenset()
-    patches = request.preset.cam.patches
-    if patches is not None and patches.statistics_images:
-        with listener.progress("looks") as progress:
-            looks, learnt_from = learn_looks(
+    patches, learnt_from = request.preset.cam.patches, frozenset[str]()
+    learns = patches is not None and patches.learns
+    with ImageSource(run.root if learns else None) as images:
+        if patches is not None and learns:
+            maker, learnt_from = learn_looks(
                 data.samples,
                 maker,
                 run,
                 patches,
-                kept=kept,
+                images,
+                listener,
                 keep=request.keep_looks,
                 batch=batch,
                 workers=workers,
-                say=listener.say,
-                progress=progress,
             )
-        maker = maker.with_looks(looks)
-    current = before.with_looks(looks_digest(run))
-    todo = say_stale(samples, current, listener)
-    with (
-        run.claim(STAGE, shared=resources.part.count > 1),
-        listener.progress("cam") as progress,
-    ):
-        summary = make_cams(
-            todo,
-            maker,
-            run,
-            current,
-            learnt_from=learnt_from,
-            kept=kept,
-            batch=batch,
-            workers=workers,
-            progress=progress,
-            report=listener.report,
-        )
+        current = Freshness.of(run, data.classes)
+        todo = say_stale(samples, current, listener)
+        with run.claim(STAGE, shared=resources.part.count > 1):
+            summary = make_cams(
+                todo,
+                maker,
+                run,
+                current,
+                images,
+                listener,
+                learnt_from=learnt_from,
+                batch=batch,
+                workers=workers,
+            )
     say_orphans(run, data, listener)
     return replace(summary, skipped=len(samples) - len(todo))
 
 
 def _load(request: CamRequest, vocabulary: Vocabulary, listener: Listener) -> Clip:
-    asked = request.clip
+    asked, patches = request.clip, request.preset.cam.patches
     return load_clip(
         asked.weights,
         asked.model,
@@ -145,6 +137,8 @@ def _load(request: CamRequest, vocabulary: Vocabulary, listener: Listener) -> Cl
         template=asked.template,
         rankings=asked.rankings,
         precision=Precision(asked.precision),
+        others=() if patches is None else patches.towers,
+        dino=asked.dino,
     )
 
 
@@ -181,6 +175,7 @@ def _begin(
         known_settings(request, data),
         weights=WeightsUsed(weights.name, weights.sha256),
         text=TextUsed(fingerprint(text), text.note, text.fusion.value, text.templates),
+        towers={name: tower.digest for name, tower in clip.towers.others.items()},
     )
     facts = CamFacts(
         root=str(data.root.absolute()),

@@ -5,7 +5,7 @@ values. Along that path alone, leaving out what attention scores, MLP and normal
 image, it is one matrix for all images (MaskCLIP, arXiv:2112.01071, takes dense features from the
 same path). So with u = activations @ matrix, the map of a direction t in the joint space is about
 u @ t: correlation 0.977 to 0.995 with the exact map before ReLU, on ten VOC images with OpenAI's
-ViT-B/16. Shapes as in ``clipes.towers.clip``; E is the width of the joint space.
+ViT-B/16. Shapes as in ``clipes.towers.taps``; E is the width of the joint space.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clipes.towers.clip import Backbone
+from clipes.towers.taps import Taps
 from clipes.types import Float32Array, UInt8Array, evenly_spaced
 
 
@@ -57,12 +58,12 @@ def patch_features(
         limit: Keep at most so many patches, evenly spaced in reading order.
     """
     prepared = backbone.prepare(image, max_patches)
-    (encoding,) = backbone.encode(prepared[None], affinity_blocks=1)
-    activations = encoding.last.activations
+    (last,) = backbone.encode(prepared[None], Taps(last="gradient")).gradients
+    activations = last.activations
     count = len(activations)
     chosen = torch.tensor(evenly_spaced(count, limit))
     kept = activations[chosen.to(activations.device)] @ matrix
-    feature = encoding.last.feature.float()
+    feature = last.feature.float()
     return PatchFeatures(
         feature=(feature / feature.norm()).cpu().numpy(),
         patches=kept.half().cpu().numpy(),

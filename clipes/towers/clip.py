@@ -1,15 +1,12 @@
 """The frozen ViT image tower, walked block by block so that its attention is an output.
 
 Only public modules of open_clip's ``VisionTransformer`` are used; nothing is patched or hooked.
-Shapes: B images of one grid, N = h*w patches, T = 1 + N tokens (CLS first), D channels, H heads of
-width d.
+Shapes as in ``clipes.towers.taps``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -29,105 +26,10 @@ from clipes.kernels.activation import activate, activate_with_slope, fold_quick_
 from clipes.kernels.attention import make_attention, split_heads
 from clipes.kernels.choose import Kernels, choose_kernels, processor_features
 from clipes.kernels.linear import make_linear
+from clipes.towers.taps import Encoded, Grid, LastBlock, LastInput, Normalised, Taps
 from clipes.types import UInt8Array, shrunk_size
 
-Grid: TypeAlias = tuple[int, int]
-"""(h, w): patches per column and row."""
-
-
 _POSITIONS_KEPT = 64  # resampled position embeddings, up to 5 MB each
-
-
-@dataclass(frozen=True)
-class Normalised:
-    """The inside of a LayerNorm, kept for its gradient.
-
-    Attributes:
-        unit: (..., D) input with mean 0 and variance 1 over the channels.
-        inverse_std: (..., 1) reciprocal standard deviation of the input.
-    """
-
-    unit: Tensor
-    inverse_std: Tensor
-
-
-@dataclass(frozen=True)
-class LastInput:
-    """What the last block attends with.
-
-    Queries are the N patches (the CLS output is never read); keys and values are all T tokens.
-
-    Attributes:
-        activations: (N, D) output of ``ln_1`` at the patches: the layer the maps are taken from.
-        query: (H, N, d).
-        key: (H, T, d).
-        value: (H, T, d).
-    """
-
-    activations: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
-
-    def of(self, image: int) -> LastInput:
-        """Return that of one image of a batch."""
-        parts = (self.activations, self.query, self.key, self.value)
-        return LastInput(*(part[image] for part in parts))
-
-
-@dataclass(frozen=True)
-class LastBlock(LastInput):
-    """Everything of the last block and the head that the gradient of a class score needs.
-
-    Attributes:
-        attention: (H, N, T), rows sum to 1.
-        mixed: (H, N, d) attention times value.
-        ln_2: LayerNorm before the MLP, at the patches.
-        hidden: (N, 4D) MLP before its activation function.
-        slope: (N, 4D) derivative of the activation function there.
-        ln_post: LayerNorm after the block, at the patches.
-        pooled: (D,) mean of ``ln_post`` over the patches.
-        feature: (E,) image feature: ``pooled`` projected, not normalised.
-    """
-
-    attention: Tensor
-    mixed: Tensor
-    ln_2: Normalised
-    hidden: Tensor
-    slope: Tensor
-    ln_post: Normalised
-    pooled: Tensor
-    feature: Tensor
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """What one pass over one image leaves behind.
-
-    Attributes:
-        grid: (h, w).
-        attention: (N, N) mean over heads and over the last blocks of patch-to-patch attention.
-        last: The last block, for the gradient.
-    """
-
-    grid: Grid
-    attention: Tensor
-    last: LastBlock
-
-
-@dataclass(frozen=True)
-class PatchEncoding:
-    """What one pass over B images leaves behind that goes no further than the last attention.
-
-    Attributes:
-        grid: (h, w).
-        attention: (B, N, N), each as in ``Encoding``.
-        last: What the last block attends with, every tensor with B in front.
-    """
-
-    grid: Grid
-    attention: Tensor
-    last: LastInput
 
 
 class Backbone:
@@ -213,41 +115,67 @@ class Backbone:
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
         return (pixels - self._mean) / self._std
 
+    @property
+    def depth(self) -> int:
+        """How many blocks it has."""
+        return len(self.visual.transformer.resblocks)
+
+    def last_blocks(self, count: int) -> tuple[int, ...]:
+        """Return the numbers of the last ``count`` blocks."""
+        return tuple(range(self.depth + 1 - count, self.depth + 1))
+
     @torch.inference_mode()
-    def encode(self, images: Tensor, affinity_blocks: int) -> list[Encoding]:
-        """Run the tower once over images of one size.
+    def encode(self, images: Tensor, taps: Taps) -> Encoded:
+        """Run the tower once over images of one size, no further than what is asked for.
 
         Args:
             images: (B, 3, H, W) as ``prepare`` makes them.
-            affinity_blocks: How many of the last blocks' attention maps are averaged.
-
-        Returns:
-            One Encoding for each image.
+            taps: What it leaves behind.
         """
-        grid, tokens, total = self._run_first(images, affinity_blocks)
-        tapes = [
-            self._forward_last(self.blocks[-1], image, part)
-            for image, part in zip(tokens, total, strict=True)
-        ]
-        total /= affinity_blocks * self._heads
-        return [
-            Encoding(grid, attention, tape) for attention, tape in zip(total, tapes, strict=True)
-        ]
+        grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        tokens = self._embed(images.to(self.device), grid)
+        room = _Room(taps, len(tokens), grid[0] * grid[1], self.device)
+        kept = {}
+        *before, last = enumerate(self.blocks, start=1)
+        furthest = self.depth if taps.last else max((*taps.tokens, *taps.attention), default=0)
+        for number, block in before[:furthest]:
+            tokens = self._forward(block, tokens, room.of(number))
+            if number in taps.tokens:
+                kept[number] = tokens
+        inputs: LastInput | None = None
+        gradients: tuple[LastBlock, ...] = ()
+        if furthest == self.depth:
+            number, block = last
+            total = room.of(number)
+            if taps.last == "gradient":
+                gradients = self._gradients(block, tokens, total)
+            else:
+                inputs = self._last_inputs(block, tokens, total)
+            if number in taps.tokens:
+                kept[number] = self._forward(block, tokens, None)
+        attention = room.attention(self._heads)
+        return Encoded(grid, kept, gradients, attention, inputs)
 
-    @torch.inference_mode()
-    def encode_patches(self, images: Tensor, affinity_blocks: int) -> PatchEncoding:
-        """Run the tower up to the last attention; arguments as ``encode``.
-
-        Leaves out the last block's MLP and the head, which only an image feature needs.
-        """
-        grid, tokens, total = self._run_first(images, affinity_blocks)
-        attn = self.blocks[-1].attn
-        normed = self.blocks[-1].ln_1(tokens)
+    def _last_inputs(
+        self, block: ResidualAttentionBlock, tokens: Tensor, total: Tensor | None
+    ) -> LastInput:
+        """Go as far as the attention of the last block, which alone is added to ``total``."""
+        attn = block.attn
+        normed = block.ln_1(tokens)
         projected = self.linear(normed, attn.in_proj_weight, attn.in_proj_bias)
-        self.attend(projected, self._heads, total, None)
-        total /= affinity_blocks * self._heads
+        if total is not None:
+            self.attend(projected, self._heads, total, None)
         query, key, value = split_heads(projected, self._heads)
-        return PatchEncoding(grid, total, LastInput(normed[:, 1:], query[:, :, 1:], key, value))
+        return LastInput(normed[:, 1:], query[:, :, 1:], key, value)
+
+    def _gradients(
+        self, block: ResidualAttentionBlock, tokens: Tensor, total: Tensor | None
+    ) -> tuple[LastBlock, ...]:
+        totals = [None] * len(tokens) if total is None else list(total)
+        return tuple(
+            self._forward_last(block, image, part)
+            for image, part in zip(tokens, totals, strict=True)
+        )
 
     @torch.inference_mode()
     def mix_patches(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -255,22 +183,6 @@ class Backbone:
         parts = torch.cat([part.transpose(-3, -2).flatten(-2) for part in (query, key, value)], -1)
         mixed = self.attend(parts.view(-1, *parts.shape[-2:]), self._heads, None, None)
         return mixed.view(*parts.shape[:-1], -1)
-
-    def _run_first(self, images: Tensor, affinity_blocks: int) -> tuple[Grid, Tensor, Tensor]:
-        """Run all blocks but the last.
-
-        Returns:
-            Grid, (B, T, D) tokens, and their attention (B, N, N) so far, summed over heads.
-        """
-        grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
-        tokens = self._embed(images.to(self.device), grid)
-        patches = grid[0] * grid[1]
-        total = torch.zeros(len(tokens), patches, patches, device=self.device)
-        *first, _ = self.blocks
-        keep_from = len(first) + 1 - affinity_blocks
-        for index, block in enumerate(first):
-            tokens = self._forward(block, tokens, total if index >= keep_from else None)
-        return grid, tokens, total
 
     def _embed(self, images: Tensor, grid: Grid) -> Tensor:
         """Return the (B, T, D) input of the first block."""
@@ -312,7 +224,7 @@ class Backbone:
         return tokens + self.linear(activated, mlp.c_proj.weight, mlp.c_proj.bias)
 
     def _forward_last(
-        self, block: ResidualAttentionBlock, tokens: Tensor, total: Tensor
+        self, block: ResidualAttentionBlock, tokens: Tensor, total: Tensor | None
     ) -> LastBlock:
         """Run the last block and the head on one image (T, D), keeping what a gradient needs.
 
@@ -322,7 +234,8 @@ class Backbone:
         normed = block.ln_1(tokens)
         projected = self.linear(normed, attn.in_proj_weight, attn.in_proj_bias)
         attention = projected.new_empty(attn.num_heads, patches, patches + 1)
-        mixed = self.attend(projected[None], attn.num_heads, total[None], attention[None])[0, 1:]
+        sums = None if total is None else total[None]
+        mixed = self.attend(projected[None], attn.num_heads, sums, attention[None])[0, 1:]
         query, key, value = split_heads(projected, attn.num_heads)
         out, mlp = attn.out_proj, block.mlp
         residual = tokens[1:] + self.linear(mixed, out.weight, out.bias)
@@ -347,6 +260,36 @@ class Backbone:
             pooled=pooled,
             feature=pooled @ self.visual.proj,
         )
+
+
+class _Room:
+    """Where the attention that is asked for is added up.
+
+    Args:
+        taps: What is asked for.
+        images: B.
+        patches: N.
+        device: Where it is.
+    """
+
+    def __init__(self, taps: Taps, images: int, patches: int, device: torch.device) -> None:
+        self._blocks, self._each = tuple(sorted(set(taps.attention))), taps.each
+        shape = (len(self._blocks) if taps.each else 1, images, patches, patches)
+        self._sums = torch.zeros(shape, device=device) if self._blocks else None
+
+    def of(self, block: int) -> Tensor | None:
+        """Return where (B, N, N) of a block are added, None for nowhere."""
+        if self._sums is None or block not in self._blocks:
+            return None
+        return self._sums[self._blocks.index(block) if self._each else 0]
+
+    def attention(self, heads: int) -> Tensor | None:
+        """Turn sums over ``heads`` into means: (B, N, N), or (B, M, N, N) of each block."""
+        if self._sums is None:
+            return None
+        if self._each:
+            return self._sums.div_(heads).movedim(0, 1)
+        return self._sums[0].div_(heads * len(self._blocks))
 
 
 def _normalise(norm: LayerNorm, x: Tensor) -> Normalised:

@@ -20,7 +20,7 @@ from clipes.choices import Precision
 from clipes.kernels.attention import make_attention
 from clipes.kernels.choose import Kernels, choose_kernels, processor_features
 from clipes.kernels.linear import make_linear
-from clipes.towers.clip import Grid
+from clipes.towers.taps import Grid
 from clipes.types import UInt8Array
 
 _POSITIONS_KEPT = 64  # resampled position embeddings, up to 2.5 MB each

@@ -1,0 +1,84 @@
+"""A file of intermediate results that nobody sees and nobody has to clean up."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+_Place: TypeAlias = tuple[int, str, tuple[int, ...]]
+
+_SHARE = 4  # of the free disk, at most a quarter
+
+
+class Scratch:
+    """Keeps arrays on disk as long as this process lives, as many as there is room for.
+
+    The file has no name where the system allows that, so that it is gone with the process, however
+    that ends. What was written lately is in the system's memory anyway.
+
+    Args:
+        folder: Where there is room; None for what the system takes for such files.
+        limit: Most bytes.
+    """
+
+    def __init__(self, folder: Path | None, limit: int) -> None:
+        self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by `close`)
+        self._room = min(limit, shutil.disk_usage(folder or tempfile.gettempdir()).free // _SHARE)
+        self._kept: dict[Hashable, dict[str, _Place]] = {}
+        self._end = 0
+        self._lock = Lock()
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Tell whether something was kept under ``key``."""
+        return key in self._kept
+
+    def keep(self, key: Hashable, arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
+        """Keep arrays under a new key if there is room, and tell whether there was."""
+        size = sum(array.nbytes for array in arrays.values())
+        with self._lock:
+            if size > self._room:
+                return False
+            places: dict[str, _Place] = {}
+            self._file.seek(self._end)
+            start = self._end
+            try:
+                for name, array in arrays.items():
+                    places[name] = (start, array.dtype.str, array.shape)
+                    self._file.write(np.ascontiguousarray(array).data)
+                    start += array.nbytes
+                self._file.flush()
+            except OSError:  # the disk is full: others write to it, too
+                self._room = 0
+                return False
+            self._room, self._end = self._room - size, start
+            self._kept[key] = places
+        return True
+
+    def read(self, key: Hashable) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that were kept under ``key``.
+
+        Raises:
+            KeyError: There are none.
+            OSError: They cannot be read.
+        """
+        places = self._kept[key]
+        found = {}
+        with self._lock:
+            for name, (start, dtype, shape) in places.items():
+                found[name] = array = np.empty(shape, dtype)
+                self._file.seek(start)
+                if self._file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
+                    raise OSError("a file of intermediate results is shorter than it was")
+        return found
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self._file.close()

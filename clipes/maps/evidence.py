@@ -1,0 +1,192 @@
+"""What an image says before anything is learnt from a run: one pass of the towers, two methods.
+
+``by_gradient`` is the paper's softmax-GradCAM (section 3.1), ``by_patches`` compares patches with
+words. Which of them a preset means is chosen once, by ``evidence_of``; both leave an activation map
+of every class and what patches have to do with one another. Shapes as in ``clipes.towers.taps``; K
+classes present in an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from clipes.config import CamParams
+from clipes.maps.affinity import Walk, blend, likeness, propagate, sinkhorn
+from clipes.maps.gradcam import softmax_gradcam
+from clipes.maps.patches import compare, patch_features
+from clipes.maps.vectors import WordVectors
+from clipes.towers.side_by_side import CLIP, Towers
+from clipes.towers.taps import Grid, LastBlock, Taps
+from clipes.types import Float32Array
+
+Pixels: TypeAlias = Mapping[str, Tensor]
+"""(B, 3, H, W) of images of one size, by the name of the tower that they were prepared for."""
+
+EvidenceOf: TypeAlias = Callable[[Pixels, Sequence[Sequence[int]]], "list[Evidence]"]
+"""``encode(pixels, labels)``: labels of each image, 0-based, in the order of the names."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an image says.
+
+    Attributes:
+        sources: (K, h, w) float32 in [0, 1], where the maps spread from.
+        attention: (N, N) CLIP's, mean over heads and over the last blocks, up to a factor.
+    """
+
+    sources: Float32Array
+    attention: Tensor
+
+
+@dataclass(frozen=True)
+class PatchEvidence(Evidence):
+    """What an image says when its patches are compared with words, and can be learnt from.
+
+    What is large is rounded to float16 at once, so that maps do not depend on whether it was kept
+    from one round to the next or made again.
+
+    Attributes:
+        tokens: (N, D) float16 of each tower, by its name; CLIP's after ``ln_1`` of the last block.
+        log_words: (1 + K, N) float32, log-probability of the background and of each class.
+    """
+
+    tokens: Mapping[str, Tensor]
+    log_words: Tensor
+
+    def of(self, towers: Sequence[str]) -> Tensor:
+        """Return the tokens of some towers side by side: (N, D) float32."""
+        return torch.cat([self.tokens[name].float() for name in towers], 1)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all of it as arrays, to be kept."""
+        tokens = {f"tokens.{name}": part for name, part in self.tokens.items()}
+        tensors = {"attention": self.attention, "log_words": self.log_words, **tokens}
+        return {"sources": self.sources, **{k: part.cpu().numpy() for k, part in tensors.items()}}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device
+    ) -> PatchEvidence:
+        """Return what ``to_arrays`` was made of, on a device."""
+        tensors = {
+            name: torch.from_numpy(array).to(device)
+            for name, array in arrays.items()
+            if name != "sources"
+        }
+        tokens = {
+            name.removeprefix("tokens."): part
+            for name, part in tensors.items()
+            if name.startswith("tokens.")
+        }
+        return cls(arrays["sources"], tensors["attention"], tokens, tensors["log_words"])
+
+
+def evidence_of(towers: Towers, vectors: WordVectors, params: CamParams) -> EvidenceOf:
+    """Return what turns images into evidence with the settings of a preset."""
+    method = by_gradient if params.patches is None else by_patches
+    return partial(method, towers, vectors, params)
+
+
+def by_gradient(
+    towers: Towers,
+    vectors: WordVectors,
+    params: CamParams,
+    pixels: Pixels,
+    labels: Sequence[Sequence[int]],
+) -> list[Evidence]:
+    """Return the evidence of the paper's method.
+
+    Args:
+        towers: CLIP alone is asked.
+        vectors: The words.
+        params: Settings.
+        pixels: Of B images.
+        labels: Of each of them, 0-based, in the order of the names.
+    """
+    clip = towers.clip
+    taps = Taps(attention=clip.last_blocks(params.affinity_blocks), last="gradient")
+    encoded = clip.encode(pixels[CLIP], taps)
+
+    def sources(last: LastBlock, chosen: Sequence[int]) -> Float32Array:
+        make = partial(softmax_gradcam, clip, last, encoded.grid)
+        return vectors.fused(make(vectors.classes[list(chosen)], vectors.background), make, chosen)
+
+    return [
+        Evidence(sources(last, chosen), attention)
+        for last, chosen, attention in zip(
+            encoded.gradients, labels, encoded.attention, strict=True
+        )
+    ]
+
+
+def by_patches(
+    towers: Towers,
+    vectors: WordVectors,
+    params: CamParams,
+    pixels: Pixels,
+    labels: Sequence[Sequence[int]],
+) -> list[Evidence]:
+    """Return the evidence of patches compared with words; arguments as for ``by_gradient``."""
+    assert params.patches is not None
+    clip, temperature = towers.clip, params.patches.temperature
+    taps = Taps(attention=clip.last_blocks(params.affinity_blocks), last="inputs")
+    encoded = clip.encode(pixels[CLIP], taps)
+    tokens = {CLIP: encoded.last.activations}
+    tokens |= {name: tower.encode(pixels[name]) for name, tower in towers.others.items()}
+    features = patch_features(clip, encoded.last)
+    found: list[Evidence] = []
+    for image, chosen in enumerate(labels):
+        both = features[0][image], features[1][image]
+        sources, log_words = _compared(both, vectors, chosen, encoded.grid, temperature)
+        found.append(
+            PatchEvidence(
+                sources,
+                _rounded(encoded.attention[image] * len(both[0])),
+                {name: _rounded(part[image]) for name, part in tokens.items()},
+                log_words,
+            )
+        )
+    return found
+
+
+def first_maps(evidence: Evidence, params: CamParams) -> Float32Array:
+    """Spread what the words say over the objects: (K, h, w) float32 in [0, 1]."""
+    walk = sinkhorn(evidence.attention.float(), params.sinkhorn_iterations)
+    return propagate(walk, evidence.sources, params, params.walk_power)
+
+
+def walk_of(evidence: PatchEvidence, params: CamParams) -> Walk:
+    """Return the affinity of an image's patches, of all the towers that the settings name."""
+    assert params.patches is not None
+    patches = params.patches
+    affinities = [(evidence.attention.float(), 1 - patches.likeness_weight)]
+    if patches.likeness_weight:
+        alike = likeness(evidence.of((patches.likeness_of,)), patches.likeness_temperature)
+        affinities.append((alike, patches.likeness_weight))
+    return sinkhorn(blend(affinities), params.sinkhorn_iterations)
+
+
+def _compared(
+    features: tuple[Tensor, Tensor],
+    vectors: WordVectors,
+    labels: Sequence[int],
+    grid: Grid,
+    temperature: float,
+) -> tuple[Float32Array, Tensor]:
+    def make(text: Tensor, background: Tensor) -> tuple[Float32Array, Tensor]:
+        return compare(features, text, background, grid, temperature)
+
+    maps, log_words = make(vectors.classes[list(labels)], vectors.background)
+    return vectors.fused(maps, lambda *words: make(*words)[0], labels), log_words
+
+
+def _rounded(part: Tensor) -> Tensor:
+    return part.to(torch.float16)

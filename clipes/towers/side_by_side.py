@@ -1,0 +1,71 @@
+"""Frozen towers on one grid: each sees an image in its own pixels, and all give h x w patches.
+
+CLIP says what the grid is. What is trained or learnt later knows towers by name, so that another
+one is a name more and no branch anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from clipes.towers.clip import Backbone
+from clipes.towers.taps import Grid
+from clipes.types import UInt8Array
+
+CLIP, DINO = "clip", "dino"
+"""Names of towers."""
+
+
+class TokenTower(Protocol):
+    """A tower that is asked for its final tokens alone."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of its weights."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """D, channels of a token."""
+        ...
+
+    def prepare(self, image: UInt8Array, grid: Grid) -> Tensor:
+        """Resize an RGB image (H0, W0, 3) to ``grid`` patches and normalise it: (3, H, W)."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the final tokens (B, N, D) float32 of (B, 3, H, W)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Towers:
+    """The towers that look at an image.
+
+    Attributes:
+        clip: CLIP.
+        others: Further ones, by their names.
+    """
+
+    clip: Backbone
+    others: Mapping[str, TokenTower] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they run."""
+        return self.clip.device
+
+    def prepare(self, image: UInt8Array, max_patches: int) -> dict[str, Tensor]:
+        """Bring an image (H0, W0, 3) to what each tower looks at, by its name: (3, H, W)."""
+        grid = self.clip.grid((image.shape[0], image.shape[1]), max_patches)
+        others = {name: tower.prepare(image, grid) for name, tower in self.others.items()}
+        return {CLIP: self.clip.prepare(image, max_patches), **others}
+
+    def width(self, name: str) -> int:
+        """Return D, the channels of a tower's tokens."""
+        return len(self.clip.visual.proj) if name == CLIP else self.others[name].width
