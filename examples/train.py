@@ -19,10 +19,12 @@ from clipes.datasets import open_dataset
 from clipes.device import choose_device
 from clipes.disk.images import read_image, write_mask
 from clipes.run.folder import Run
-from clipes.seg.data import TrainingPair, TrainingSet
-from clipes.seg.deeplab import ModelSpec, Segmenter
+from clipes.seg.data import TrainingPair
+from clipes.seg.deeplab_recipe import DeepLabRecipe
+from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
-from clipes.seg.predict import Predictor, TestSettings
+from clipes.seg.predict import Predictor
+from clipes.seg.recipes import TestSettings
 from clipes.seg.train import Trainer, TrainOptions
 from clipes.stages.predict import predict_mask
 
@@ -30,20 +32,19 @@ from clipes.stages.predict import predict_mask
 def main(out: str, iterations: str = "100") -> None:
     """Write ``out/checkpoints/final.pt`` and ``out/predictions/<id>.png``."""
     run, data = Run(Path(out)), open_dataset("examples")
-    recipe = get_segmenter_preset("small")
-    recipe = replace(recipe, iterations=int(iterations), batch=4, freeze_norms=False)
+    preset = get_segmenter_preset("small")
+    preset = replace(preset, iterations=int(iterations), batch=4, freeze_norms=False)
+    recipe = DeepLabRecipe(preset, data.classes, Guidance(threshold=0.95))
     pairs = [
         TrainingPair(s.id, s.image, run.pseudo_path(s.id), run.confidence_path(s.id))
         for s in data.samples
     ]
     device = choose_device("auto")
     torch.manual_seed(0)
-    spec = ModelSpec(recipe.arch, recipe.backbone, recipe.output_stride, data.classes)
-    model = Segmenter(spec).to(device)
-    trainer = Trainer(model, recipe, TrainOptions(threshold=0.95), Processes(0, 1, device))
-    views = TrainingSet(pairs, 1 + len(data.classes), recipe, seed=0)
+    model = recipe.spec.build().to(device)
+    trainer = Trainer(model, recipe, TrainOptions(), Processes(0, 1, device))
     trainer.run(
-        views,
+        recipe.examples(pairs, seed=0),
         run.root / "checkpoints",
         lambda step: print(f"{step.iteration}/{step.total}: loss {step.loss:.3f}"),
     )

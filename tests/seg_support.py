@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clipes.seg.backbones import Backbone
-from clipes.seg.data import Item
-from clipes.seg.deeplab import ModelSpec, Segmenter, SummedAspp
+from clipes.seg.backbones import Features
+from clipes.seg.deeplab import DeepLab, DeepLabSpec, SummedAspp
+from clipes.seg.recipes import Batch, Examples
 
 SIDE = 32
-SPEC = ModelSpec("deeplabv2", "resnet18", 8, ("a", "b"))
+SPEC = DeepLabSpec("deeplabv2", "resnet18", 8, ("a", "b"))
 
 
-class TinyBackbone(Backbone):
+class TinyBackbone(Features):
     """Two strided convolutions in the place of a ResNet's hundred."""
 
     def __init__(self, channels: int) -> None:
@@ -27,26 +27,25 @@ class TinyBackbone(Backbone):
         return low, self.conv2(low).relu()
 
 
-class TinySegmenter(Segmenter):
+class TinySegmenter(DeepLab):
     """DeepLab-v2 on a ``TinyBackbone``; everything but its layers is the real thing."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         nn.Module.__init__(self)
         self.spec = SPEC
-        self.stride = 8
         self.backbone = TinyBackbone(8)
         self.head = (
             nn.Sequential(nn.Dropout(dropout), SummedAspp(8, 3)) if dropout else SummedAspp(8, 3)
         )
 
 
-class Views:
+class Views(Examples):
     """Random views by position; ``label`` makes every pixel the same."""
 
     def __init__(self, label: int | None = None) -> None:
         self._label = label
 
-    def __getitem__(self, position: int) -> Item:
+    def __getitem__(self, position: int) -> Batch:
         generator = torch.Generator().manual_seed(position)
         image = torch.randn(3, SIDE, SIDE, generator=generator)
         labels = torch.randint(0, 3, (SIDE, SIDE), generator=generator)

@@ -17,7 +17,7 @@ _CLASSIFIERS = ("avgpool", "fc", "classifier")
 _LOW_LEVEL = {"resnet": 4, "mobilenet": 3}  # the last step at a quarter of the input's size
 
 
-class Backbone(nn.Module):
+class Features(nn.Module):
     """The layers of a classifier in front of its pooling, with strides turned into dilation.
 
     Attributes:
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
         return low, features
 
 
-def build_backbone(name: str, output_stride: int) -> Backbone:
+def build_backbone(name: str, output_stride: int) -> Features:
     """Return a backbone with random weights.
 
     Args:
@@ -75,7 +75,7 @@ def build_backbone(name: str, output_stride: int) -> Backbone:
     classifier = torchvision.models.get_model(name.removesuffix("_v1"), weights=None)
     if name.endswith("_v1"):
         _stride_first(classifier)
-    backbone = Backbone(classifier, _LOW_LEVEL["mobilenet" if "mobile" in name else "resnet"])
+    backbone = Features(classifier, _LOW_LEVEL["mobilenet" if "mobile" in name else "resnet"])
     _dilate(backbone, output_stride)
     return backbone
 
@@ -86,7 +86,7 @@ def _stride_first(resnet: nn.Module) -> None:
             module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
 
 
-def _dilate(backbone: Backbone, output_stride: int) -> None:
+def _dilate(backbone: Features, output_stride: int) -> None:
     """Take out the strides beyond ``output_stride`` and spread later kernels instead.
 
     Every second (fourth) feature is then what the strided network computes: weights keep their

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipes.choices import Arch, SegmenterBackbone
-from clipes.config import OUTPUT_STRIDES
 from clipes.disk.files import atomic_write, list_files
 from clipes.disk.records import parse_record
 from clipes.errors import ArtifactError, WeightsError
-from clipes.seg.deeplab import ModelSpec, Segmenter
+from clipes.seg.kinds import KINDS, OLDEST
+from clipes.seg.recipes import Model, Spec, TestSettings
 from clipes.weights.read import load_plain
 
 FORMAT = "clipes-segmenter-1"
 
 FINAL = "final.pt"
 """File of a finished training: the model without the optimizer."""
+
+_REMEDY = "take another checkpoint"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How far a training is, and what it needs to go on.
+
+    Attributes:
+        iteration: Updates made.
+        recipe: State of the recipe. This and the rest are absent once training is finished.
+        optimizer: State of the optimizer.
+        scaler: State of the loss scaler.
+    """
+
+    iteration: int = 0
+    recipe: dict[str, Any] | None = None
+    optimizer: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,63 +51,63 @@ class Checkpoint:
         path: The file.
         spec: What the model is built from.
         weights: The model's tensors.
-        training: State of the training: ``iteration``, and, unless it is finished,
-            ``freeze_norms``, ``optimizer``, ``scaler``.
-        test: How to predict unless asked otherwise: ``scales``, ``flip``, ``crf``.
+        training: State of the training.
+        test: How to predict unless asked otherwise.
     """
 
     path: Path
-    spec: ModelSpec
+    spec: Spec
     weights: Mapping[str, Tensor]
-    training: Mapping[str, Any]
-    test: Mapping[str, Any]
+    training: TrainingState
+    test: TestSettings
 
     @property
     def iteration(self) -> int:
         """Updates made so far."""
-        return int(self.training.get("iteration", 0))
+        return self.training.iteration
 
-    def build(self) -> Segmenter:
+    def build(self) -> Model:
         """Return the model, on the CPU.
 
         Raises:
             ArtifactError: The tensors are another architecture's.
         """
-        model = Segmenter(self.spec)
+        model = self.spec.build()
         fill_model(model, self)
         return model
 
 
 @dataclass(frozen=True)
-class _Test:
-    """How to predict unless asked otherwise."""
-
-    scales: list[float]
-    flip: bool
-    crf: bool
-
-
-@dataclass(frozen=True)
 class _Content:
-    """What is stored, beside the format."""
+    """What is stored, beside the format and ``model``, the fields of the spec.
 
-    model: ModelSpec
+    Attributes:
+        weights: Tensors by name.
+        training: State of the training.
+        test: How to predict unless asked otherwise.
+        kind: Of ``KINDS``.
+        towers: sha256 of the frozen towers' weights that the model goes with, by name.
+    """
+
     weights: dict[str, Any]
-    training: dict[str, Any]
-    test: _Test
+    training: TrainingState
+    test: TestSettings
+    kind: str = OLDEST
+    towers: dict[str, str] = field(default_factory=dict)
 
 
-def fill_model(model: Segmenter, checkpoint: Checkpoint) -> None:
+def fill_model(model: Model, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's weights into a model.
 
     Raises:
         ArtifactError: The model is of another architecture or has other classes.
     """
-    for field in ("arch", "backbone", "output_stride", "classes"):
-        theirs, ours = getattr(checkpoint.spec, field), getattr(model.spec, field)
-        if theirs != ours:
+    theirs, ours = _described(checkpoint.spec), _described(model.spec)
+    for name in ours:
+        if theirs.get(name) != ours[name]:
             raise ArtifactError(
-                f"{checkpoint.path} has {field} {_short(theirs)}, not {_short(ours)}",
+                f"{checkpoint.path} has {name} {_short(theirs.get(name))}, not "
+                f"{_short(ours[name])}",
                 "take the checkpoint of this training",
             )
     expected = model.state_dict()
@@ -98,16 +116,14 @@ def fill_model(model: Segmenter, checkpoint: Checkpoint) -> None:
     )
     if not fits:
         raise ArtifactError(
-            f"{checkpoint.path}: its tensors are not those of {model.spec.arch} on "
-            f"{model.spec.backbone} with {len(model.spec.classes)} classes",
+            f"{checkpoint.path}: its tensors are not those of {model.spec.name} with "
+            f"{len(model.spec.classes)} classes",
             "the file was changed; take another checkpoint",
         )
     model.load_state_dict(dict(checkpoint.weights))
 
 
-def save_checkpoint(
-    path: Path, model: Segmenter, training: Mapping[str, Any], test: Mapping[str, Any]
-) -> None:
+def save_checkpoint(path: Path, model: Model, training: TrainingState, test: TestSettings) -> None:
     """Write a checkpoint: complete, or not at all.
 
     Raises:
@@ -115,10 +131,13 @@ def save_checkpoint(
     """
     content = {
         "format": FORMAT,
+        "kind": model.spec.kind,
         "model": model.spec.to_dict(),
+        "towers": dict(model.spec.towers()),
         "weights": model.state_dict(),
-        "training": dict(training),
-        "test": dict(test),
+        # Not ``asdict``, which copies every tensor.
+        "training": {name: part for name, part in vars(training).items() if part is not None},
+        "test": {**asdict(test), "scales": list(test.scales)},
     }
     # By way of memory: torch turns a full disk into an error without a reason.
     buffer = io.BytesIO()
@@ -131,7 +150,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; the file is not trusted.
 
     Raises:
-        ArtifactError: There is none, it is damaged, or it is not one of ours.
+        ArtifactError: There is none, it is damaged, it is not one of ours, or it is of a kind that
+            only a newer clipes knows.
     """
     if not path.is_file():
         raise ArtifactError(f"there is no checkpoint {path}", "run 'clipes train-seg' first")
@@ -143,22 +163,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(
             f"{path} is no checkpoint of clipes", "give one that 'clipes train-seg' wrote"
         )
-    remedy = "take another checkpoint"
-    stored = parse_record(content, _Content, f"{path} is damaged", remedy)
-    spec = stored.model
-    if (
-        spec.arch not in Arch.names()
-        or spec.backbone not in SegmenterBackbone.names()
-        or spec.output_stride not in OUTPUT_STRIDES
-    ):
+    kind = content.get("kind", OLDEST)
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ArtifactError(
-            f"{path} is damaged: there is no {spec.arch} on {spec.backbone} with output stride "
-            f"{spec.output_stride}",
-            remedy,
+            f"{path} is a segmenter of kind '{_short(kind)}', which this clipes does not know",
+            f"update clipes, or take one of kind {', '.join(KINDS)}",
         )
-    if not stored.test.scales:
-        raise ArtifactError(f"{path} is damaged: it has no scales to predict at", remedy)
-    return Checkpoint(path, spec, stored.weights, stored.training, asdict(stored.test))
+    damaged = f"{path} is damaged"
+    spec = parse_record(content.get("model"), KINDS[kind].spec, f"{damaged}: its model", _REMEDY)
+    stored = parse_record(_as_written_now(content), _Content, damaged, _REMEDY)
+    problem = spec.problem() or ("" if stored.test.scales else "it has no scales to predict at")
+    if problem or stored.towers != spec.towers():
+        raise ArtifactError(f"{damaged}: {problem or 'it names two sets of towers'}", _REMEDY)
+    return Checkpoint(path, spec, stored.weights, stored.training, stored.test)
 
 
 def iteration_path(folder: Path, iteration: int) -> Path:
@@ -169,6 +186,21 @@ def iteration_path(folder: Path, iteration: int) -> Path:
 def saved_iterations(folder: Path) -> list[Path]:
     """Return the checkpoints of a training, oldest first."""
     return [p for p in list_files(folder, ".pt") if p.name.startswith("iteration-")]
+
+
+def _as_written_now(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint of clipes 0.1 as one of today; others as they are."""
+    training = content.get("training")
+    if "kind" in content or not isinstance(training, dict) or "freeze_norms" not in training:
+        return content
+    rest = {name: value for name, value in training.items() if name != "freeze_norms"}
+    state = {"freeze_norms": training["freeze_norms"]}
+    return {**content, "training": {**rest, "recipe": state}}
+
+
+def _described(spec: Spec) -> dict[str, Any]:
+    """Return all that tells one model from another, by name."""
+    return {"kind": spec.kind, **vars(spec)}
 
 
 def _short(value: object) -> str:

@@ -7,20 +7,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader
 
 from clipes.config import SegmenterPreset
 from clipes.disk.images import read_confidence, read_image, read_mask
 from clipes.errors import ArtifactError, BackendError, ClipesError
 from clipes.masks.values import require_classes
 from clipes.seg.augment import Example, augment, normalise
+from clipes.seg.loss import Guidance
+from clipes.seg.recipes import Batch, Examples
 from clipes.types import Int64Array, Progress, UInt8Array
 
 _CHECKERS = 4  # threads; decoding leaves Python's lock
@@ -29,9 +30,6 @@ _LOADER_DEATHS = ("is killed by signal", "exited unexpectedly", "shared memory(s
 """Words of torch's RuntimeErrors."""
 
 _NOTICED = 5.0  # seconds after which the system has surely told of a process that died
-
-Item: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Image (3, H, W) float32, labels (H, W) int64, confidence (H, W) float32; or a batch of each."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +101,16 @@ class Tally:
 def check_pairs(
     pairs: Sequence[TrainingPair],
     labels: int,
+    guidance: Guidance,
     progress: Progress,
-    *,
-    threshold: float | None = None,
-    soft: bool = False,
 ) -> Tally:
     """Read everything once, so that a bad file is known before hours of training.
 
     Args:
         pairs: The examples.
         labels: Number of labels, background included.
+        guidance: How the confidence of a pixel counts.
         progress: Called after each example.
-        threshold: Confidence below which a pixel does not count; None counts all.
-        soft: Whether a pixel counts by its confidence.
 
     Raises:
         ClipesError: The first bad file's, as in ``TrainingPair.read``.
@@ -125,8 +120,8 @@ def check_pairs(
 
     def read(pair: TrainingPair) -> tuple[int, Int64Array, Int64Array]:
         _, mask, confidence = pair.read(labels)
-        counts = confidence >= (threshold or 0)
-        if soft:
+        counts = confidence >= (guidance.threshold or 0)
+        if guidance.soft:
             counts &= confidence > 0
         return mask.size, _count(mask, labels), _count(mask[counts], labels)
 
@@ -144,8 +139,8 @@ def _count(mask: UInt8Array, labels: int) -> Int64Array:
     return np.bincount(mask.ravel(), minlength=labels)[:labels]
 
 
-class TrainingSet(Dataset["Item | ClipesError"]):
-    """An endless sequence of random views: position p always gives the same one.
+class TrainingSet(Examples):
+    """Random views.
 
     Every pass over the examples has its own order, and every (seed, pass, example) its own chance,
     so neither the number of loader processes nor a restart changes what is seen.
@@ -166,10 +161,10 @@ class TrainingSet(Dataset["Item | ClipesError"]):
         self._seed = seed
         self._order: tuple[int, Int64Array] = (-1, np.empty(0, np.int64))
 
-    def __getitem__(self, position: int) -> Item | ClipesError:
+    def __getitem__(self, position: int) -> Batch | ClipesError:
         """Return a view, or the error of an example that cannot be read.
 
-        Returned, because an exception that crosses a loader process becomes a page of traceback.
+        A view is its image (3, H, W) float32, labels (H, W) int64 and confidence (H, W) float32.
         """
         turn, place = divmod(position, len(self._pairs))
         if self._order[0] != turn:
@@ -190,8 +185,8 @@ class TrainingSet(Dataset["Item | ClipesError"]):
 
 
 def batches(
-    data: TrainingSet, positions: Sequence[Sequence[int]], workers: int, *, pin: bool
-) -> Iterator[Item]:
+    data: Examples, positions: Sequence[Sequence[int]], workers: int, *, pin: bool
+) -> Iterator[Batch]:
     """Yield a batch for each list of positions.
 
     Args:
@@ -209,7 +204,7 @@ def batches(
         data,
         batch_sampler=[list(batch) for batch in positions],
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, data),
         pin_memory=pin,
     )
     fetched = iter(loader)
@@ -255,11 +250,11 @@ def _loader_died() -> BackendError:
     )
 
 
-def _collate(items: Sequence[Item | ClipesError]) -> Item | ClipesError:
-    good = [item for item in items if not isinstance(item, ClipesError)]
-    if len(good) < len(items):
-        return next(item for item in items if isinstance(item, ClipesError))
-    # In a loader process this stacks in shared memory. If there is too little, that is an error
-    # here; when the batch is sent it would be one in a thread, and everybody would wait for ever.
-    images, labels, confidence = default_collate(good)
-    return images, labels, confidence
+def _collate(data: Examples, items: Sequence[Batch | ClipesError]) -> Batch | ClipesError:
+    """Return a batch, or the error of the first example that has one."""
+    good = []
+    for item in items:
+        if isinstance(item, ClipesError):
+            return item
+        good.append(item)
+    return data.collate(good)

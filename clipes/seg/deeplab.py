@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
+from clipes.choices import Arch, SegmenterBackbone
+from clipes.config import OUTPUT_STRIDES
 from clipes.masks.values import value_count
 from clipes.seg.backbones import build_backbone
+from clipes.seg.recipes import Model, Spec
 
 _RATES_V2 = (6, 12, 18, 24)
 _RATES_V3 = (12, 24, 36)  # at output stride 8; halved at 16, as in the DeepLab-v3 paper
 _LOW_CHANNELS = 48  # DeepLab-v3+ paper, section 4.1
 _WIDTH = 256
+_PLUS_STRIDE = 4  # that of the low-level features
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """What has to be known to build a segmenter for its weights.
+class DeepLabSpec(Spec):
+    """What has to be known to build a DeepLab for its weights.
 
     Attributes:
         arch: One of ``clipes.choices.Arch``.
@@ -31,38 +35,58 @@ class ModelSpec:
         classes: Class names in mask order, without the background.
     """
 
+    kind: ClassVar[str] = "deeplab"
+
     arch: str
     backbone: str
     output_stride: int
     classes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain data."""
-        return {**asdict(self), "classes": list(self.classes)}
+    @property
+    def name(self) -> str:
+        """The model's name, in a few words."""
+        return f"{self.arch} on {self.backbone}"
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per logit."""
+        return _PLUS_STRIDE if self.arch == Arch.deeplabv3plus else self.output_stride
+
+    def build(self) -> DeepLab:
+        """Return the model with random weights, on the CPU."""
+        return DeepLab(self)
+
+    def problem(self) -> str:
+        """Return why no such model can be built; empty if one can."""
+        known = (
+            self.arch in Arch.names()
+            and self.backbone in SegmenterBackbone.names()
+            and self.output_stride in OUTPUT_STRIDES
+        )
+        return "" if known else f"there is no {self.name} with output stride {self.output_stride}"
 
 
-class Segmenter(nn.Module):
+class DeepLab(Model):
     """A backbone and a head that scores background and classes.
 
     Attributes:
         spec: What it was built from.
-        stride: Pixels of the image per logit.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    spec: DeepLabSpec
+
+    def __init__(self, spec: DeepLabSpec) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = build_backbone(spec.backbone, spec.output_stride)
         channels, labels = self.backbone.channels, value_count(len(spec.classes))
-        self.stride = spec.output_stride
         self.head: nn.Module
-        if spec.arch == "deeplabv2":
+        if spec.arch == Arch.deeplabv2:
             self.head = SummedAspp(channels, labels)
-        elif spec.arch == "deeplabv3":
+        elif spec.arch == Arch.deeplabv3:
             self.head = DeepLabHead(channels, labels, _rates_v3(spec.output_stride))
-        elif spec.arch == "deeplabv3plus":
+        elif spec.arch == Arch.deeplabv3plus:
             self.head = PlusHead(channels, self.backbone.low_channels, labels, spec.output_stride)
-            self.stride = 4
         else:
             raise ValueError(f"no architecture {spec.arch}")
 
@@ -73,17 +97,13 @@ class Segmenter(nn.Module):
             images: (N, 3, H, W) RGB, normalised with ImageNet's mean and deviation.
 
         Returns:
-            (N, 1 + C, h, w) with h, w of ``logit_size``.
+            (N, 1 + C, h, w) with H / h = W / w = ``spec.stride``, rounded up.
         """
         low, features = self.backbone(images)
         logits: Tensor = (
             self.head(low, features) if isinstance(self.head, PlusHead) else self.head(features)
         )
         return logits
-
-    def logit_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the height and width of the logits of an image of ``size``."""
-        return -(-size[0] // self.stride), -(-size[1] // self.stride)
 
 
 class SummedAspp(nn.Module):
@@ -130,7 +150,7 @@ class MultiScale(nn.Module):
         scales: Factors of the input's size; the first is 1.
     """
 
-    def __init__(self, model: Segmenter, scales: Sequence[float]) -> None:
+    def __init__(self, model: DeepLab, scales: Sequence[float]) -> None:
         super().__init__()
         self.model = model
         self.scales = tuple(scales)
@@ -148,10 +168,14 @@ class MultiScale(nn.Module):
         same = [logits[0], *(resize(other, full) for other in logits[1:])]
         return [*logits, torch.stack(same).amax(0)]
 
-    def logit_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Return the sizes of what ``forward`` returns for images of ``size``."""
-        sizes = [self.model.logit_size(_scaled(size, scale)) for scale in self.scales]
-        return sizes if len(sizes) == 1 else [*sizes, sizes[0]]
+
+def branch_sizes(
+    spec: DeepLabSpec, scales: Sequence[float], size: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Return the heights and widths of what ``MultiScale`` returns for images of ``size``."""
+    scaled = [_scaled(size, scale) for scale in scales]
+    sizes = [(-(-height // spec.stride), -(-width // spec.stride)) for height, width in scaled]
+    return sizes if len(sizes) == 1 else [*sizes, sizes[0]]
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.types import IGNORE
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the confidence of a pixel counts.
+
+    Attributes:
+        threshold: mu: pixels below it are left out; None takes every labelled pixel.
+        soft: Whether a pixel counts by its confidence.
+    """
+
+    threshold: float | None = CONFIDENCE_THRESHOLD
+    soft: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether confidence counts at all."""
+        return self.threshold is not None or self.soft
+
+    def weigh(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the labels that are learnt, and how much each counts; shapes as given.
+
+        Args:
+            labels: (N, H, W) int64.
+            confidence: (N, H, W) float in [0, 1].
+        """
+        if self.threshold is not None:
+            labels = confident_labels(labels, confidence, self.threshold)
+        return labels, confidence if self.soft else torch.ones_like(confidence)
 
 
 def confident_labels(labels: Tensor, confidence: Tensor, threshold: float) -> Tensor:

@@ -1,40 +1,23 @@
-"""A trained segmenter on whole images: at several scales, mirrored, large ones in windows."""
+"""A model of pixels on whole images: at several scales, mirrored, large ones in windows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from clipes.masks.values import value_count
 from clipes.seg.augment import normalise
-from clipes.seg.deeplab import Segmenter, resize
+from clipes.seg.deeplab import resize
+from clipes.seg.recipes import Model, TestSettings
 from clipes.types import Float32Array, UInt8Array
 
 BYTES_PER_LABEL = 12
 """Memory that an image takes for each pixel and label."""
 
 _OVERLAP = 4  # neighbouring windows share 1/4 of their side
-
-
-@dataclass(frozen=True)
-class TestSettings:
-    """How an image is asked.
-
-    Attributes:
-        scales: Factors of the image's size whose probabilities are averaged.
-        flip: Whether the mirrored image is averaged in.
-        window: Longest side, in pixels, that the network sees at once.
-    """
-
-    __test__ = False  # not a test, whatever its name makes pytest believe
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    window: int = 1024
 
 
 class Predictor:
@@ -44,11 +27,12 @@ class Predictor:
     the square of the scale, beside the network's need for a window.
 
     Args:
-        model: The segmenter; put into evaluation mode.
+        model: Reads (N, 3, H, W), normalised with ImageNet's mean and deviation; put into
+            evaluation mode.
         settings: Scales, mirroring, window.
     """
 
-    def __init__(self, model: Segmenter, settings: TestSettings) -> None:
+    def __init__(self, model: Model, settings: TestSettings) -> None:
         self._model = model.eval()
         self._settings = settings
         self._device = next(model.parameters()).device

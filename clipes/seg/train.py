@@ -1,4 +1,4 @@
-"""Training: SGD on random views, exact over restarts, processes and accumulated parts.
+"""Training by a recipe, exact over restarts, processes and accumulated parts.
 
 One update depends on the seed, the iteration and the weights before it, on nothing else: examples
 are drawn by position (``clipes.seg.data``), chance inside the model is seeded per iteration, and
@@ -8,9 +8,10 @@ the loss is divided by the weight of the whole batch, wherever its parts are com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from clipes.config import SegmenterPreset
+from clipes.choices import Amp
 from clipes.errors import ArtifactError, ClipesError, UsageError
 from clipes.seg.checkpoint import (
     FINAL,
     Checkpoint,
+    TrainingState,
     fill_model,
     iteration_path,
     save_checkpoint,
     saved_iterations,
 )
-from clipes.seg.data import Item, TrainingSet, batches
-from clipes.seg.deeplab import MultiScale, Segmenter, freeze_norms
-from clipes.seg.loss import branch_targets, confident_labels, weighted_loss
+from clipes.seg.data import batches
 from clipes.seg.parallel import Processes
-from clipes.types import IGNORE
+from clipes.seg.recipes import Batch, Examples, Model, Part, Recipe
+from clipes.types import UInt8Array
+
+_GPU_WORKERS = 4  # loader processes
 
 
 class TrainingError(ClipesError):
@@ -41,25 +44,32 @@ class TrainingError(ClipesError):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a training does beside the preset.
+    """What a training does beside the recipe.
 
     Attributes:
         seed: Chooses first weights, order, views.
-        threshold: mu of the confidence-guided loss; None trains on every labelled pixel.
-        loss: ``ce``, or ``soft``: each pixel counts by its confidence.
-        amp: ``none``, ``bf16`` or ``fp16``.
+        amp: Of ``clipes.choices.Amp``.
         save_every: Iterations between checkpoints.
         keep: Checkpoints kept, the latest.
-        workers: Loader processes.
+        workers: Loader processes; None for what suits the device.
     """
 
     seed: int = 0
-    threshold: float | None = 0.95
-    loss: str = "ce"
-    amp: str = "none"
+    amp: str = Amp.none.value
     save_every: int = 500
     keep: int = 2
-    workers: int = 0
+    workers: int | None = None
+
+    def on(self, device: torch.device) -> TrainOptions:
+        """Return the options as they suit a device.
+
+        Raises:
+            UsageError: The device has no such precision.
+        """
+        workers = self.workers
+        if workers is None:
+            workers = _GPU_WORKERS if device.type == "cuda" else 0
+        return replace(self, amp=choose_precision(self.amp, device), workers=workers)
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,10 @@ class Step:
     Attributes:
         iteration: Updates made, this one included.
         total: Updates to make.
-        loss: Sum of the branches' mean losses before the update.
-        lr: The backbone's learning rate.
+        loss: Sum of the terms' weighted means before the update.
+        lr: The learning rate.
         kept: Share of the batch's labelled pixels that were trained on.
-        images: (N, 3, H, W) last views, normalised.
-        labels: (N, H, W) what they were trained on.
-        logits: (N, L, h, w) of the first branch.
+        picture: Draws what was learnt from last, and the answer: (H, W, 3) RGB.
     """
 
     iteration: int
@@ -82,17 +90,15 @@ class Step:
     loss: float
     lr: float
     kept: float
-    images: Tensor
-    labels: Tensor
-    logits: Tensor
+    picture: Callable[[], UInt8Array]
 
 
 class Trainer:
-    """Trains one segmenter.
+    """Trains one model.
 
     Args:
-        model: The segmenter, on the processes' device.
-        preset: Recipe.
+        model: The model, on the processes' device.
+        recipe: How it is trained.
         options: The rest.
         processes: Who trains together.
 
@@ -102,33 +108,27 @@ class Trainer:
 
     def __init__(
         self,
-        model: Segmenter,
-        preset: SegmenterPreset,
+        model: Model,
+        recipe: Recipe[Any, Any],
         options: TrainOptions,
         processes: Processes,
     ) -> None:
         self._model = model
-        self._preset = preset
-        self._options = options
+        self._recipe = recipe
+        self._options = options.on(processes.device)
         self._processes = processes
-        self._part = part_size(preset, processes.count)
+        self._part = part_size(recipe, processes.count)
         self.iteration = 0
-        model.train()
-        if preset.freeze_norms:
-            freeze_norms(model.backbone)
-        self._branches = MultiScale(model, preset.train_scales)
-        self._optimizer = torch.optim.SGD(
-            parameter_groups(model, preset), lr=preset.lr, momentum=preset.momentum
-        )
+        self._network = recipe.network(model)
+        self._optimizer = recipe.optimizer(model)
+        cuda = processes.device.type == "cuda"
         self._scaler = torch.amp.GradScaler(
-            processes.device.type, enabled=options.amp == "fp16" and processes.device.type == "cuda"
+            processes.device.type, enabled=self._options.amp == Amp.fp16 and cuda
         )
-        self._parallel: nn.Module = self._branches
         if processes.count > 1:
-            if processes.device.type == "cuda":
-                free = model.head if preset.freeze_norms else model
-                nn.SyncBatchNorm.convert_sync_batchnorm(free)
-            self._parallel = DistributedDataParallel(self._branches)
+            if cuda:
+                nn.SyncBatchNorm.convert_sync_batchnorm(self._network)
+            self._network = DistributedDataParallel(self._network)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -137,21 +137,24 @@ class Trainer:
             ArtifactError: It is of another model, or of a finished training.
         """
         fill_model(self._model, checkpoint)
+        state = checkpoint.training
         try:
-            self._optimizer.load_state_dict(checkpoint.training["optimizer"])
-            self._scaler.load_state_dict(checkpoint.training["scaler"])
-            self.iteration = checkpoint.iteration
+            if state.optimizer is None or state.scaler is None:
+                raise ValueError("training was finished")
+            self._optimizer.load_state_dict(state.optimizer)
+            self._scaler.load_state_dict(state.scaler)
+            self.iteration = state.iteration
         except (KeyError, ValueError, TypeError) as error:
             raise ArtifactError(
                 f"{checkpoint.path} does not hold the state of this training ({error})",
                 "delete it, or train in another folder",
             ) from error
 
-    def run(self, data: TrainingSet, folder: Path, on_step: Callable[[Step], None]) -> None:
+    def run(self, examples: Examples, folder: Path, on_step: Callable[[Step], None]) -> None:
         """Train to the end, leaving checkpoints in ``folder``.
 
         Args:
-            data: Where the views come from.
+            examples: What is learnt from.
             folder: For the checkpoints.
             on_step: Called after each update, in each process.
 
@@ -159,57 +162,27 @@ class Trainer:
             TrainingError: The loss or the weights are not finite; checkpoints stay as they are.
             ArtifactError: An example or a checkpoint is bad, or cannot be written.
         """
-        stream = self._stream(data)
-        while self.iteration < self._preset.iterations:
-            step = self.step([next(stream) for _ in range(self._preset.accumulate)])
+        schedule, stream = self._recipe.schedule, self._stream(examples)
+        while self.iteration < schedule.iterations:
+            step = self.step([next(stream) for _ in range(schedule.accumulate)])
             on_step(step)
             if self.iteration % self._options.save_every == 0:
                 self._save(iteration_path(folder, self.iteration))
         self._save(folder / FINAL)
 
-    def step(self, parts: list[Item]) -> Step:
+    def step(self, batches: Sequence[Batch]) -> Step:
         """Make one update.
 
         Args:
-            parts: This process' share of the batch, to be accumulated.
+            batches: This process' share of the batch, to be accumulated.
 
         Raises:
             TrainingError: The loss is not finite; the weights stay as they were.
         """
-        device, options = self._processes.device, self._options
-        parts = [_to(device, part) for part in parts]
-        lr = self._set_rates()
-        torch.manual_seed(_mix(options.seed, self.iteration, self._processes.rank))
-        sizes = self._branches.logit_sizes((self._preset.crop, self._preset.crop))
-        labelled = [(labels, *self._weigh(labels, sure)) for _, labels, sure in parts]
-        targets = [branch_targets(cut, weights, sizes) for _, cut, weights in labelled]
-        totals = self._processes.total(
-            torch.stack(
-                [
-                    torch.stack([part[branch][1].sum() for part in targets]).sum()
-                    for branch in range(len(sizes))
-                ]
-            )
-        ).clamp(min=torch.finfo(torch.float32).tiny)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=device)
-        first_logits = torch.empty(0)
-        for index, ((images, _, _), target) in enumerate(zip(parts, targets, strict=True)):
-            with self._sync(index == len(parts) - 1), self._autocast():
-                logits = self._parallel(images)
-                share = sum(
-                    (
-                        weighted_loss(one, labels, weights) / total
-                        for one, (labels, weights), total in zip(
-                            logits, target, totals, strict=True
-                        )
-                    ),
-                    start=torch.zeros((), device=device),
-                )
-                # Processes' gradients are averaged, but the loss is a sum over them.
-                self._scaler.scale(share * self._processes.count).backward()
-            loss += share.detach()
-            first_logits = logits[0].detach()
+        rate = self._set_rates()
+        torch.manual_seed(_mix(self._options.seed, self.iteration, self._processes.rank))
+        parts = [self._recipe.part(self._moved(batch)) for batch in batches]
+        loss, outputs = self._backward(parts)
         value = float(self._processes.total(loss))
         if not math.isfinite(value):
             raise TrainingError(
@@ -219,51 +192,67 @@ class Trainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.iteration += 1
-        given = sum(int((labels != IGNORE).sum()) for labels, _, _ in labelled)
-        used = sum(int((cut != IGNORE).sum()) for _, cut, _ in labelled)
+        labelled = sum(int(part.labelled) for part in parts)
+        used = sum(int(part.used) for part in parts)
         return Step(
             self.iteration,
-            self._preset.iterations,
+            self._recipe.schedule.iterations,
             value,
-            lr,
-            used / max(given, 1),
-            parts[-1][0],
-            labelled[-1][1],
-            first_logits,
+            rate,
+            used / max(labelled, 1),
+            partial(self._recipe.picture, outputs, parts[-1]),
         )
 
-    def _weigh(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        if self._options.threshold is not None:
-            labels = confident_labels(labels, confidence, self._options.threshold)
-        soft = self._options.loss == "soft"
-        return labels, confidence if soft else torch.ones_like(confidence)
+    def _backward(self, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+        """Put parts through the network and back.
+
+        Returns:
+            Their share of the loss, and what the network returned for the last of them.
+        """
+        weights = torch.stack([part.weights for part in parts], dim=1).sum(1)
+        totals = self._processes.total(weights).clamp(min=torch.finfo(torch.float32).tiny)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self._processes.device)
+        outputs: list[Tensor] = []
+        for index, part in enumerate(parts):
+            with self._sync(index == len(parts) - 1), self._autocast():
+                outputs = list(self._network(*part.inputs))
+                share = torch.zeros((), device=loss.device)
+                for term, total in zip(self._recipe.losses(outputs, part), totals, strict=True):
+                    share = share + term / total
+                # Processes' gradients are averaged, but the loss is a sum over them.
+                self._scaler.scale(share * self._processes.count).backward()
+            loss += share.detach()
+        return loss, [output.detach() for output in outputs]
+
+    def _moved(self, batch: Batch) -> Batch:
+        return tuple(tensor.to(self._processes.device, non_blocking=True) for tensor in batch)
 
     def _set_rates(self) -> float:
-        left = 1 - self.iteration / self._preset.iterations
-        lr = self._preset.lr * math.pow(left, self._preset.power)
+        rate = self._recipe.rate(self.iteration)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["factor"]
-        return lr
+            group["lr"] = rate * group["factor"]
+        return rate
 
-    def _stream(self, data: TrainingSet) -> Iterator[Item]:
+    def _stream(self, examples: Examples) -> Iterator[Batch]:
         """Yield this process' parts of the batches still to come."""
         part, count, rank = self._part, self._processes.count, self._processes.rank
+        schedule = self._recipe.schedule
         pieces = range(
-            self.iteration * self._preset.accumulate,
-            self._preset.iterations * self._preset.accumulate,
+            self.iteration * schedule.accumulate, schedule.iterations * schedule.accumulate
         )
         starts = [(piece * count + rank) * part for piece in pieces]
         positions = [range(start, start + part) for start in starts]
         pin = self._processes.device.type == "cuda"
-        return batches(data, positions, self._options.workers, pin=pin)
+        return batches(examples, positions, self._options.workers or 0, pin=pin)
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
-        if isinstance(self._parallel, DistributedDataParallel) and not last:
-            return self._parallel.no_sync()
+        if isinstance(self._network, DistributedDataParallel) and not last:
+            return self._network.no_sync()
         return nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        kinds = {Amp.bf16.value: torch.bfloat16, Amp.fp16.value: torch.float16}
         kind = kinds.get(self._options.amp)
         return torch.autocast(
             self._processes.device.type, dtype=kind or torch.bfloat16, enabled=kind is not None
@@ -272,7 +261,7 @@ class Trainer:
     def _save(self, path: Path) -> None:
         if self._processes.first:
             self._check_weights(path)
-            save_checkpoint(path, self._model, self._state(path), self._test())
+            save_checkpoint(path, self._model, self._state(path), self._recipe.test)
             folder = path.parent
             kept = 0 if path.name == FINAL else self._options.keep
             for old in saved_iterations(folder)[: -kept or None]:
@@ -288,56 +277,32 @@ class Trainer:
                     "earlier checkpoints are kept; try a lower --lr, or --amp none",
                 )
 
-    def _state(self, path: Path) -> Mapping[str, Any]:
+    def _state(self, path: Path) -> TrainingState:
         if path.name == FINAL:
-            return {"iteration": self.iteration}
-        return {
-            "iteration": self.iteration,
-            "freeze_norms": self._preset.freeze_norms,
-            "optimizer": self._optimizer.state_dict(),
-            "scaler": self._scaler.state_dict(),
-        }
-
-    def _test(self) -> Mapping[str, Any]:
-        preset = self._preset
-        return {"scales": list(preset.test_scales), "flip": preset.flip, "crf": preset.crf}
+            return TrainingState(self.iteration)
+        return TrainingState(
+            self.iteration,
+            dict(self._recipe.state()),
+            self._optimizer.state_dict(),
+            self._scaler.state_dict(),
+        )
 
 
-def parameter_groups(model: Segmenter, preset: SegmenterPreset) -> list[dict[str, Any]]:
-    """Return SGD's three groups: backbone, the head's weights, the head's biases.
-
-    As in DeepLab's Caffe recipe, biases learn twice as fast as weights and do not decay.
-    """
-    head = list(model.head.named_parameters())
-    weights = [parameter for name, parameter in head if not name.endswith("bias")]
-    biases = [parameter for name, parameter in head if name.endswith("bias")]
-    trained = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
-    decay = preset.weight_decay
-    return [
-        {"params": trained, "factor": 1.0, "weight_decay": decay},
-        {"params": weights, "factor": preset.head_lr, "weight_decay": decay},
-        {"params": biases, "factor": 2 * preset.head_lr, "weight_decay": 0.0},
-    ]
-
-
-def part_size(preset: SegmenterPreset, processes: int) -> int:
+def part_size(recipe: Recipe[Any, Any], processes: int) -> int:
     """Return how many images a process takes at a time.
 
     Raises:
         UsageError: The batch cannot be divided so.
     """
-    part, rest = divmod(preset.batch, preset.accumulate * processes)
+    schedule = recipe.schedule
+    part, rest = divmod(schedule.batch, schedule.accumulate * processes)
     if rest or not part:
         raise UsageError(
-            f"a batch of {preset.batch} cannot be divided into {preset.accumulate} parts on "
+            f"a batch of {schedule.batch} cannot be divided into {schedule.accumulate} parts on "
             f"{processes} processes",
             "choose --batch and --accumulate that divide",
         )
-    if part == 1 and preset.arch != "deeplabv2":
-        raise UsageError(
-            f"{preset.arch} normalises over a batch and cannot learn from one image at a time",
-            "use a larger --batch, or --arch deeplabv2",
-        )
+    recipe.check_part(part)
     return part
 
 
@@ -348,18 +313,13 @@ def choose_precision(name: str, device: torch.device) -> str:
         UsageError: The device cannot do that.
     """
     cuda = device.type == "cuda"
-    if name == "auto":
+    if name == Amp.auto:
         if not cuda:
-            return "none"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if name == "fp16" and not cuda:
+            return Amp.none.value
+        return Amp.bf16.value if torch.cuda.is_bf16_supported() else Amp.fp16.value
+    if name == Amp.fp16 and not cuda:
         raise UsageError("--amp fp16 needs a CUDA device", "use --amp bf16 or none")
     return name
-
-
-def _to(device: torch.device, item: Item) -> Item:
-    images, labels, confidence = (tensor.to(device, non_blocking=True) for tensor in item)
-    return images, labels, confidence
 
 
 def _mix(*numbers: int) -> int:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipes.errors import WeightsError
-from clipes.seg.backbones import Backbone
+from clipes.seg.backbones import Features
 from clipes.weights.read import load_plain
 
 _REMEDY = "give a state dict with torchvision's names for this backbone, or another --backbone"
@@ -24,7 +24,7 @@ _UNUSED = ("fc.", "classifier.", "aux_classifier.")
 _PUBLISHED = "IMAGENET1K_V1"  # the weights of the papers' time; V2 are of another recipe
 
 
-def load_backbone(backbone: Backbone, name: str, source: str, *, say: Callable[[str], None]) -> str:
+def load_backbone(backbone: Features, name: str, source: str, *, say: Callable[[str], None]) -> str:
     """Put pre-trained weights into a backbone.
 
     Args:
@@ -55,7 +55,7 @@ def load_backbone(backbone: Backbone, name: str, source: str, *, say: Callable[[
     return f"torchvision {_PUBLISHED}"
 
 
-def fill(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
+def fill(backbone: Features, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict; the classifier's tensors and those of other models' heads are left out.
 
     Raises:

@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from clipes.choices import RefineBackend
 from clipes.config import CrfParams
 from clipes.datasets.base import IMAGE_SUFFIXES, image_id
 from clipes.datasets.pictures import Pictures, find_pictures
+from clipes.device import choose_device
 from clipes.disk.images import read_origin, write_mask
-from clipes.errors import ClipesError, DatasetError, ImageError, WriteError
+from clipes.errors import DatasetError, ImageError
+from clipes.listener import Listener
 from clipes.masks.crf import dense_crf
 from clipes.masks.pseudo import SHRUNK, shrunk, workable_size
-from clipes.run.loop import Summary
+from clipes.processes import local_rank
+from clipes.run.loop import Outcome, Shard, Summary, for_each
 from clipes.run.origin import PredictionOrigin, read_picture, same_picture
-from clipes.seg.predict import BYTES_PER_LABEL, Predictor
-from clipes.types import Failure, Progress, UInt8Array
+from clipes.seg.checkpoint import load_checkpoint
+from clipes.seg.kinds import KINDS
+from clipes.seg.predict import BYTES_PER_LABEL
+from clipes.seg.recipes import LabelPredictor, TestSettings
+from clipes.types import Failure, Sample, UInt8Array
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """All that ``clipes predict`` is told.
+
+    Attributes:
+        checkpoint: The segmenter's file.
+        images: Images, and folders of images.
+        out: Folder of the masks.
+        scales: Factors of the image's size that are averaged; None as the checkpoint says.
+        flip: Whether the mirror image is averaged in; None likewise.
+        crf: Whether the dense CRF comes last; None likewise.
+        window: Longest side, in pixels, that is taken in at once.
+        device: ``auto``, or a torch device.
+    """
+
+    checkpoint: Path
+    images: Sequence[Path]
+    out: Path
+    scales: tuple[float, ...] | None = None
+    flip: bool | None = None
+    crf: bool | None = None
+    window: int = TestSettings.window
+    device: str = "auto"
+
+    def settings(self, own: TestSettings) -> TestSettings:
+        """Return how images are asked, of a checkpoint whose ``own`` way is given."""
+        return TestSettings(
+            own.scales if self.scales is None else self.scales,
+            own.flip if self.flip is None else self.flip,
+            own.crf if self.crf is None else self.crf,
+            self.window,
+        )
 
 
 @dataclass(frozen=True)
@@ -27,12 +68,12 @@ class Found:
     """The images that are to be predicted.
 
     Attributes:
-        images: Their paths, by id.
+        samples: The images.
         failures: Those whose names make no id.
         remarks: What was seen and not used, how many, and why.
     """
 
-    images: dict[str, Path]
+    samples: tuple[Sample, ...]
     failures: tuple[Failure, ...]
     remarks: tuple[str, ...]
 
@@ -66,7 +107,8 @@ def find_images(paths: Sequence[Path], out: Path) -> Found:
                     f"{images[id_]} and {image} would both become {id_}.png",
                     "rename one, or predict them into different folders",
                 )
-    return Found(images, tuple(failures), tuple(remarks))
+    samples = tuple(Sample(id_, image, ()) for id_, image in images.items())
+    return Found(samples, tuple(failures), tuple(remarks))
 
 
 def _pairs(path: Path, pictures: Pictures) -> list[tuple[str, Path]]:
@@ -76,51 +118,74 @@ def _pairs(path: Path, pictures: Pictures) -> list[tuple[str, Path]]:
     return [(id_, pictures.folder / name) for name, id_ in pictures.ids.items()]
 
 
-def predict(
-    images: dict[str, Path],
-    predictor: Predictor,
+def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome:
+    """Write the mask ``<id>.png`` of every image that is asked for, anew.
+
+    Args:
+        request: What is asked for.
+        part: The images that this process does.
+        listener: Who is told how it goes.
+
+    Raises:
+        ArtifactError: The checkpoint cannot be used.
+        DatasetError: As for ``find_images``.
+        WriteError: A mask cannot be written; the rest is not tried.
+    """
+    saved = load_checkpoint(request.checkpoint)
+    test = request.settings(saved.test)
+    found = find_images(request.images, request.out)
+    for remark in found.remarks:
+        listener.say(remark)
+    model = saved.build().to(choose_device(request.device, local_rank()))
+    predictor = KINDS[saved.spec.kind].predictor(model, test)
+    mine = part.of(found.samples)
+    summary = predict_samples(mine, predictor, request.out, crf=test.crf, listener=listener)
+    return Outcome(summary, found.failures)
+
+
+def predict_samples(
+    samples: Sequence[Sample],
+    predictor: LabelPredictor,
     out: Path,
     *,
-    crf: CrfParams | None,
+    crf: bool,
+    listener: Listener,
     made_with: str | None = None,
-    progress: Progress,
-    report: Callable[[Failure], None],
 ) -> Summary:
     """Write the mask ``<id>.png`` of every image.
 
     Args:
-        images: Paths by id.
+        samples: The images.
         predictor: The segmenter.
         out: Folder of the masks.
-        crf: Settings of the dense CRF at the end, or None for none.
+        crf: Whether the dense CRF comes last.
+        listener: Who is told how it goes.
         made_with: Digest of the segmenter and of how it is asked: masks that say that they were
             made with it, of the pictures that there are, stay. None makes all again.
-        progress: Called after each image.
-        report: Called with each image that cannot be processed; the others go on.
 
     Raises:
         WriteError: A mask cannot be written; the rest is not tried.
     """
-    paths = {id_: out / f"{id_}.png" for id_ in images}
-    todo = [id_ for id_ in images if not is_done(paths[id_], images[id_], made_with)]
-    failures = []
-    large = 0
-    progress(0, len(todo))
-    for index, id_ in enumerate(todo):
-        try:
-            pixels, picture = read_picture(images[id_])
-            mask, was_shrunk = predict_any_size(pixels, predictor, crf)
-            origin = PredictionOrigin(picture.sha256, picture.size, made_with or "")
-            write_mask(paths[id_], mask, origin=origin.text() if made_with else "")
-            large += was_shrunk
-        except WriteError:
-            raise
-        except ClipesError as error:
-            failures.append(Failure(id_, str(error)))
-            report(failures[-1])
-        progress(index + 1, len(todo))
-    remarks = {SHRUNK: large} if large else {}
-    return Summary(len(todo) - len(failures), len(images) - len(todo), tuple(failures), remarks)
+    params = CrfParams() if crf else None
+
+    def work(sample: Sample) -> str | None:
+        pixels, picture = read_picture(sample.image)
+        mask, was_shrunk = predict_any_size(pixels, predictor, params)
+        origin = PredictionOrigin(picture.sha256, picture.size, made_with or "")
+        path = out / f"{sample.id}.png"
+        write_mask(path, mask, origin=origin.text() if made_with else "")
+        return SHRUNK if was_shrunk else None
+
+    with listener.progress("predict") as progress:
+        return for_each(
+            work,
+            samples,
+            is_done=lambda sample: is_done(out / f"{sample.id}.png", sample.image, made_with),
+            backend=RefineBackend.threading,
+            workers=1,  # the network uses all cores itself
+            progress=progress,
+            report=listener.report,
+        )
 
 
 def is_done(path: Path, image: Path, made_with: str | None) -> bool:
@@ -145,7 +210,7 @@ def is_done(path: Path, image: Path, made_with: str | None) -> bool:
 
 
 def predict_any_size(
-    image: UInt8Array, predictor: Predictor, crf: CrfParams | None
+    image: UInt8Array, predictor: LabelPredictor, crf: CrfParams | None
 ) -> tuple[UInt8Array, bool]:
     """Return the mask of an image (H, W, 3), and whether it was made on a smaller copy."""
     size = (image.shape[0], image.shape[1])
@@ -158,7 +223,7 @@ def predict_any_size(
     return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)), True
 
 
-def predict_mask(image: UInt8Array, predictor: Predictor, crf: CrfParams | None) -> UInt8Array:
+def predict_mask(image: UInt8Array, predictor: LabelPredictor, crf: CrfParams | None) -> UInt8Array:
     """Return the mask of an image (H, W, 3): (H, W) uint8."""
     probs = predictor(image)
     if crf is not None:

@@ -852,6 +852,9 @@ def torch_saved(value: object) -> bytes:
 case("a checkpoint that runs code")(checkpoint(lambda: torch_saved(Evil())))
 case("a checkpoint of another program")(checkpoint(lambda: torch_saved({"w": torch.zeros(2)})))
 case("a checkpoint that breaks off")(checkpoint(lambda: torch_saved({"w": torch.zeros(99)})[:300]))
+case("a checkpoint of a kind that a newer clipes has")(
+    checkpoint(lambda: torch_saved({"format": FORMAT, "kind": "mamba"}))
+)
 case("a checkpoint whose model is not described")(
     checkpoint(lambda: torch_saved({"format": FORMAT, "model": {"arch": "deeplabv2"}}))
 )

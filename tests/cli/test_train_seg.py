@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from torch.distributed.run import get_args_parser
 from clipes.cli import app, main
 from clipes.disk.images import read_mask, write_confidence, write_mask
 from clipes.run.folder import Run
-from clipes.seg.checkpoint import load_checkpoint, save_checkpoint
-from clipes.seg.data import Item
-from clipes.seg.deeplab import ModelSpec, Segmenter
+from clipes.seg.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from clipes.seg.deeplab import DeepLab, DeepLabSpec
+from clipes.seg.recipes import Batch, TestSettings
 from clipes.seg.train import Step, Trainer, TrainingError
 from clipes.types import PseudoLabel
 from tests.cli.conftest import Cli
@@ -285,7 +286,7 @@ def test_a_training_does_not_go_on_with_nothing_to_learn_from(
     train = ["train-seg", *SMALL, "--iterations", 2, "--save-every", 1, "--test-scales", 1]
     step = Trainer.step
 
-    def once(self: Trainer, parts: list[Item]) -> Step:
+    def once(self: Trainer, parts: Sequence[Batch]) -> Step:
         if self.iteration:
             raise TrainingError("stopped")
         return step(self, parts)
@@ -346,8 +347,8 @@ def test_ranks_of_torchrun_share_what_is_predicted(
     run: Run, photos: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     checkpoint = tmp_path / "random.pt"
-    model = Segmenter(ModelSpec("deeplabv2", "mobilenet_v3_large", 16, tuple(CLASSES)))
-    save_checkpoint(checkpoint, model, {}, {"scales": [1.0], "flip": False, "crf": False})
+    model = DeepLab(DeepLabSpec("deeplabv2", "mobilenet_v3_large", 16, tuple(CLASSES)))
+    save_checkpoint(checkpoint, model, TrainingState(), TestSettings())
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command = [sys.executable, *launcher, "clipes", "predict", str(checkpoint)]
     done = subprocess.run(
@@ -380,11 +381,11 @@ def test_bad_checkpoints_are_one_line(
     main_ok(*train)
     final = run.root / "checkpoints" / "final.pt"
     own = load_checkpoint(final)
-    other = Segmenter(ModelSpec("deeplabv3", "mobilenet_v3_large", 16, tuple(CLASSES)))
-    save_checkpoint(final, other, {}, own.test)
+    other = DeepLab(DeepLabSpec("deeplabv3", "mobilenet_v3_large", 16, tuple(CLASSES)))
+    save_checkpoint(final, other, TrainingState(), own.test)
     assert "final.pt has arch deeplabv3, not deeplabv2" in fails(capfd, *train)
-    other = Segmenter(ModelSpec("deeplabv2", "mobilenet_v3_large", 16, ("cat", "dog")))
-    save_checkpoint(final, other, {}, own.test)
+    other = DeepLab(DeepLabSpec("deeplabv2", "mobilenet_v3_large", 16, ("cat", "dog")))
+    save_checkpoint(final, other, TrainingState(), own.test)
     assert "final.pt has classes ('cat', 'dog'), not ('cat', 'cow'" in fails(capfd, *train)
 
 

@@ -13,7 +13,8 @@ from clipes.errors import ArtifactError
 from clipes.run.folder import Run
 from clipes.run.reopen import reopen
 from clipes.stages.evaluate import Scored, evaluate_folder, evaluate_run
-from clipes.stages.train_seg import Sources, training_pairs
+from clipes.stages.train_examples import training_pairs
+from clipes.stages.train_request import Sources
 from tests.cli.small_data import write_refined
 
 COUNT = 4

@@ -11,26 +11,27 @@ import pytest
 import torch
 
 from clipes.errors import ArtifactError
-from clipes.seg.checkpoint import fill_model, load_checkpoint, save_checkpoint
-from clipes.seg.deeplab import ModelSpec, Segmenter
+from clipes.seg.checkpoint import TrainingState, fill_model, load_checkpoint, save_checkpoint
+from clipes.seg.deeplab import DeepLab, DeepLabSpec
+from clipes.seg.recipes import TestSettings
 
-SPEC = ModelSpec("deeplabv2", "resnet18", 8, ("cat", "dog"))
-TEST = {"scales": [1.0], "flip": True, "crf": False}
+SPEC = DeepLabSpec("deeplabv2", "resnet18", 8, ("cat", "dog"))
+TEST = TestSettings((1.0,), flip=True)
 
 
 @pytest.fixture(scope="module")
-def model() -> Segmenter:
+def model() -> DeepLab:
     torch.manual_seed(0)
-    return Segmenter(SPEC)
+    return DeepLab(SPEC)
 
 
 @pytest.fixture
-def saved(model: Segmenter, tmp_path: Path) -> Path:
-    save_checkpoint(tmp_path / "c.pt", model, {"iteration": 7}, TEST)
+def saved(model: DeepLab, tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "c.pt", model, TrainingState(7), TEST)
     return tmp_path / "c.pt"
 
 
-def test_what_goes_in_comes_out(model: Segmenter, saved: Path) -> None:
+def test_what_goes_in_comes_out(model: DeepLab, saved: Path) -> None:
     checkpoint = load_checkpoint(saved)
     assert checkpoint.spec == SPEC
     assert checkpoint.iteration == 7
@@ -39,12 +40,41 @@ def test_what_goes_in_comes_out(model: Segmenter, saved: Path) -> None:
     assert all(torch.equal(value, rebuilt[key]) for key, value in model.state_dict().items())
 
 
+def test_checkpoints_of_clipes_0_1_name_no_kind_and_go_on(model: DeepLab, saved: Path) -> None:
+    state = {"iteration": 7, "freeze_norms": True, "optimizer": {"state": {}}, "scaler": {}}
+    old = {
+        "format": "clipes-segmenter-1",
+        "model": {"arch": "deeplabv2", "backbone": "resnet18", "output_stride": 8},
+        "weights": model.state_dict(),
+        "training": state,
+        "test": {"scales": [1.0, 0.5], "flip": False, "crf": True},
+    }
+    old["model"]["classes"] = ["cat", "dog"]
+    torch.save(old, saved)
+    checkpoint = load_checkpoint(saved)
+    assert checkpoint.spec == SPEC
+    assert checkpoint.test == TestSettings((1.0, 0.5), flip=False, crf=True)
+    assert checkpoint.training == TrainingState(7, {"freeze_norms": True}, {"state": {}}, {})
+    fill_model(DeepLab(SPEC), checkpoint)
+    torch.save({**old, "training": {"iteration": 9}}, saved)
+    assert load_checkpoint(saved).training == TrainingState(9)
+
+
+@pytest.mark.parametrize("kind", ["mamba", 3, None])
+def test_a_kind_of_the_future_is_one_line(saved: Path, kind: object) -> None:
+    content = torch.load(saved, weights_only=True)
+    torch.save({**content, "kind": kind, "model": {"blocks": 7}}, saved)
+    expected = rf"c\.pt is a segmenter of kind '{kind}', .* not know; update clipes, or take one of"
+    with pytest.raises(ArtifactError, match=expected):
+        load_checkpoint(saved)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("arch", "deeplabv3"), ("backbone", "resnet50"), ("output_stride", 16), ("classes", ("cow",))],
 )
 def test_another_model_is_refused(saved: Path, field: str, value: object) -> None:
-    other = Segmenter(replace(SPEC, **{field: value}))
+    other = DeepLab(replace(SPEC, **{field: value}))
     with pytest.raises(ArtifactError, match=rf"c\.pt has {field} "):
         fill_model(other, load_checkpoint(saved))
 
@@ -61,13 +91,14 @@ def test_tensors_that_belie_the_description_are_refused(saved: Path) -> None:
     "damage",
     [
         {"format": "other"},
+        {"towers": {"clip": "0" * 64}},
         {"model": {"arch": "unet"}},
         {"model": {**SPEC.to_dict(), "output_stride": 5}},
         {"weights": None},
         {"training": [1]},
         {"test": {"scales": [], "flip": True, "crf": True}},
     ],
-    ids=["format", "model", "stride", "weights", "training", "test"],
+    ids=["format", "towers", "model", "stride", "weights", "training", "test"],
 )
 def test_what_is_no_checkpoint_is_refused(saved: Path, damage: dict[str, object]) -> None:
     content = torch.load(saved, weights_only=True)
@@ -94,13 +125,13 @@ def test_no_space_left_is_one_line_and_keeps_what_was_there(saved: Path) -> None
 import resource, sys
 from pathlib import Path
 from clipes.errors import ArtifactError
-from clipes.seg.checkpoint import load_checkpoint, save_checkpoint
+from clipes.seg.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 path = Path({str(saved)!r})
 checkpoint = load_checkpoint(path)
 model = checkpoint.build()
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
-    save_checkpoint(path, model, {{"iteration": 8}}, checkpoint.test)
+    save_checkpoint(path, model, TrainingState(8), checkpoint.test)
 except ArtifactError as error:
     print(error)
 """

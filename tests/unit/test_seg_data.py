@@ -21,6 +21,7 @@ from clipes.seg.data import (
     check_pairs,
     loader_death_as_error,
 )
+from clipes.seg.loss import Guidance
 
 PRESET = SegmenterPreset("test", crop=32, colour=0.1)
 
@@ -120,31 +121,35 @@ def test_the_pixels_that_count_are_counted(pairs: list[TrainingPair]) -> None:
     mask = np.full((40, 50), 255, np.uint8)
     mask[:10] = 2
     write_mask(pairs[4].mask, mask)  # its other neighbours: 0, 1, 2, 0
-    everything = check_pairs(pairs, 3, quiet)
+    everything = check_pairs(pairs, 3, Guidance(None), quiet)
     assert (everything.pixels, everything.labelled) == (10000, 8500)
     assert everything.used.tolist() == [4000, 2000, 2500]
     # Columns of 0, 0.25, 0.5, 1: 13, 13, 12, 12.
-    assert check_pairs(pairs, 3, quiet, soft=True).used.tolist() == [2960, 1480, 1850]
-    sure = check_pairs(pairs, 3, quiet, threshold=0.5)
+    assert check_pairs(pairs, 3, Guidance(None, soft=True), quiet).used.tolist() == [
+        2960,
+        1480,
+        1850,
+    ]
+    sure = check_pairs(pairs, 3, Guidance(0.5), quiet)
     assert (sure.pixels, sure.labelled) == (10000, 8500)
     assert sure.used.tolist() == [1920, 960, 1200]
 
 
 def test_what_does_not_fit_is_known_before_training(pairs: list[TrainingPair]) -> None:
-    check_pairs(pairs, 3, quiet)
+    check_pairs(pairs, 3, Guidance(None), quiet)
     with pytest.raises(ArtifactError, match=r"label 2, but there are 1 classes"):
-        check_pairs(pairs, 2, quiet)
+        check_pairs(pairs, 2, Guidance(None), quiet)
     write_mask(pairs[3].mask, np.zeros((40, 49), np.uint8))
     with pytest.raises(ArtifactError, match=r"p3: the image is 40 x 50, its mask 40 x 49"):
-        check_pairs(pairs, 3, quiet)
+        check_pairs(pairs, 3, Guidance(None), quiet)
     write_mask(pairs[3].mask, np.full((40, 50), 255, np.uint8))
     assert pairs[3].confidence
     write_confidence(pairs[3].confidence, np.zeros((20, 50), np.float32))
     with pytest.raises(ArtifactError, match=r"p3: the confidence map is 20 x 50"):
-        check_pairs(pairs, 3, quiet)
+        check_pairs(pairs, 3, Guidance(None), quiet)
     pairs[3].confidence.unlink()
     with pytest.raises(ClipesError, match=r"c3\.png"):
-        check_pairs(pairs, 3, quiet)
+        check_pairs(pairs, 3, Guidance(None), quiet)
 
 
 def test_without_a_map_every_pixel_is_sure(pairs: list[TrainingPair]) -> None:

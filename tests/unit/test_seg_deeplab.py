@@ -7,16 +7,16 @@ import torch
 from torch.nn import functional
 
 from clipes.choices import Arch
-from clipes.seg.deeplab import ModelSpec, MultiScale, Segmenter, freeze_norms
+from clipes.seg.deeplab import DeepLab, DeepLabSpec, MultiScale, branch_sizes, freeze_norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = ("cat", "dog")
 
 
-def segmenter(arch: str = "deeplabv2", stride: int = 8) -> Segmenter:
+def segmenter(arch: str = "deeplabv2", stride: int = 8) -> DeepLab:
     torch.manual_seed(0)
-    return Segmenter(ModelSpec(arch, "resnet18", stride, CLASSES))
+    return DeepLab(DeepLabSpec(arch, "resnet18", stride, CLASSES))
 
 
 @pytest.mark.parametrize("arch", Arch.names())
@@ -28,7 +28,7 @@ def test_logits_have_the_size_that_is_announced(
     model = segmenter(arch, stride).eval()
     with torch.inference_mode():
         logits = model(torch.zeros(1, 3, *size))
-    assert logits.shape == (1, 3, *model.logit_size(size))
+    assert logits.shape == (1, 3, *branch_sizes(model.spec, [1.0], size)[0])
 
 
 def test_v2_sums_four_dilated_convolutions() -> None:
@@ -54,7 +54,11 @@ def test_branches_are_the_scales_and_their_maximum() -> None:
         torch.testing.assert_close(half, model(small))
         torch.testing.assert_close(full, model(images))
     sizes = [tuple(one.shape[2:]) for one in (full, three_quarters, half, most)]
-    assert sizes == branches.logit_sizes((65, 80)) == [(9, 10), (6, 8), (4, 5), (9, 10)]
+    assert (
+        sizes
+        == branch_sizes(model.spec, branches.scales, (65, 80))
+        == [(9, 10), (6, 8), (4, 5), (9, 10)]
+    )
     enlarged = [
         functional.interpolate(one, size=(9, 10), mode="bilinear") for one in (three_quarters, half)
     ]
@@ -65,7 +69,7 @@ def test_one_scale_is_one_branch() -> None:
     branches = MultiScale(segmenter().eval(), (1.0,))
     with torch.inference_mode():
         assert len(branches(torch.zeros(1, 3, 32, 32))) == 1
-    assert branches.logit_sizes((32, 32)) == [(4, 4)]
+    assert branch_sizes(branches.model.spec, [1.0], (32, 32)) == [(4, 4)]
 
 
 def test_frozen_normalisation_does_not_move() -> None:

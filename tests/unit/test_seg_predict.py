@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clipes.seg.augment import normalise
-from clipes.seg.deeplab import ModelSpec, Segmenter
-from clipes.seg.predict import Predictor, TestSettings, windows
+from clipes.seg.deeplab import DeepLab, DeepLabSpec
+from clipes.seg.predict import Predictor, windows
+from clipes.seg.recipes import TestSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,7 +24,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 class Pointwise(nn.Module):
     """A segmenter that sees one pixel at a time, so that windows cannot matter."""
 
-    spec = ModelSpec("deeplabv2", "resnet18", 8, ("a", "b"))
+    spec = DeepLabSpec("deeplabv2", "resnet18", 8, ("a", "b"))
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ def test_windows_give_what_the_whole_gives(window: int) -> None:
 
 def test_a_mirror_image_gets_the_mirrored_answer() -> None:
     torch.manual_seed(0)
-    model = Segmenter(ModelSpec("deeplabv2", "resnet18", 8, ("a", "b")))
+    model = DeepLab(DeepLabSpec("deeplabv2", "resnet18", 8, ("a", "b")))
     predictor = Predictor(model, TestSettings((1.0, 0.5), flip=True))
     probs = predictor(IMAGE)
     mirrored = predictor(np.ascontiguousarray(IMAGE[:, ::-1]))
@@ -75,7 +76,7 @@ def test_scales_are_averaged() -> None:
 
 def test_the_probabilities_are_the_networks() -> None:
     torch.manual_seed(0)
-    model = Segmenter(ModelSpec("deeplabv3", "resnet18", 16, ("a", "b"))).eval()
+    model = DeepLab(DeepLabSpec("deeplabv3", "resnet18", 16, ("a", "b"))).eval()
     with torch.inference_mode():
         logits = model(torch.from_numpy(normalise(IMAGE))[None])
         full = nn.functional.interpolate(logits, size=(50, 70), mode="bilinear")

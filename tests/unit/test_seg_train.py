@@ -12,21 +12,23 @@ import torch
 from clipes.config import SegmenterPreset, get_segmenter_preset
 from clipes.device import choose_device
 from clipes.errors import ArtifactError, UsageError
+from clipes.seg import train
 from clipes.seg.checkpoint import FINAL, load_checkpoint, saved_iterations
-from clipes.seg.data import Item
-from clipes.seg.log import TensorBoard, panel
+from clipes.seg.deeplab_recipe import DeepLabRecipe
+from clipes.seg.log import TensorBoard
+from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
+from clipes.seg.recipes import Batch
 from clipes.seg.train import (
     Step,
     Trainer,
     TrainingError,
     TrainOptions,
     choose_precision,
-    parameter_groups,
     part_size,
 )
 from clipes.types import IGNORE
-from tests.seg_support import SIDE, TinySegmenter, Views
+from tests.seg_support import SIDE, SPEC, TinySegmenter, Views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,17 +44,27 @@ PRESET = SegmenterPreset(
     train_scales=(1.0, 0.5),
 )
 
+SURE = Guidance(0.3)
+
 
 def build(
-    preset: SegmenterPreset = PRESET, *, dropout: float = 0.0, **options: object
+    preset: SegmenterPreset = PRESET,
+    guidance: Guidance = SURE,
+    *,
+    dropout: float = 0.0,
+    **options: object,
 ) -> tuple[TinySegmenter, Trainer]:
     torch.manual_seed(0)
     model = TinySegmenter(dropout)
-    chosen = replace(TrainOptions(threshold=0.3, save_every=2), **options)
-    return model, Trainer(model, preset, chosen, ALONE)
+    chosen = replace(TrainOptions(save_every=2), **options)
+    return model, Trainer(model, recipe(preset, guidance), chosen, ALONE)
 
 
-def parts(views: Views, preset: SegmenterPreset, iteration: int) -> list[Item]:
+def recipe(preset: SegmenterPreset = PRESET, guidance: Guidance = SURE) -> DeepLabRecipe:
+    return DeepLabRecipe(preset, SPEC.classes, guidance)
+
+
+def parts(views: Views, preset: SegmenterPreset, iteration: int) -> list[Batch]:
     size = preset.batch // preset.accumulate
     made = []
     for part in range(preset.accumulate):
@@ -69,7 +81,7 @@ def weights(model: TinySegmenter) -> dict[str, torch.Tensor]:
 
 def test_three_groups_as_in_deeplab() -> None:
     model, _ = build()
-    body, head, biases = parameter_groups(model, PRESET)
+    body, head, biases = recipe().optimizer(model).param_groups
     assert [group["factor"] for group in (body, head, biases)] == [1, 10, 20]
     assert [group["weight_decay"] for group in (body, head, biases)] == [5e-4, 5e-4, 0]
     assert len(head["params"]) == len(biases["params"]) == 4
@@ -86,9 +98,9 @@ def test_the_rate_falls_by_the_power() -> None:
 
 
 def test_one_update_is_sgd_on_the_sum_of_the_branches() -> None:
-    model, trainer = build(threshold=None)
+    model, trainer = build(guidance=Guidance(None))
     (item,) = parts(Views(), PRESET, 0)
-    other, _ = build(threshold=None)
+    other, _ = build(guidance=Guidance(None))
     logits = other(item[0])
     half = other(torch.nn.functional.interpolate(item[0], size=(16, 16), mode="bilinear"))
     wide = torch.nn.functional.interpolate(half, size=(4, 4), mode="bilinear")
@@ -122,11 +134,11 @@ def test_parts_make_the_same_update_as_the_whole() -> None:
 
 def test_cut_and_soft_are_other_losses() -> None:
     losses = {
-        name: build(**options)[1].step(parts(Views(), PRESET, 0))
-        for name, options in {
-            "cut": {"threshold": 0.3},
-            "plain": {"threshold": None},
-            "soft": {"threshold": None, "loss": "soft"},
+        name: build(guidance=guidance)[1].step(parts(Views(), PRESET, 0))
+        for name, guidance in {
+            "cut": Guidance(0.3),
+            "plain": Guidance(None),
+            "soft": Guidance(None, soft=True),
         }.items()
     }
     assert len({round(step.loss, 6) for step in losses.values()}) == 3
@@ -184,7 +196,7 @@ def test_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     class Poisoned(Views):
-        def __getitem__(self, position: int) -> Item:
+        def __getitem__(self, position: int) -> Batch:
             image, labels, confidence = super().__getitem__(position)
             return (image * torch.nan if position == 13 else image), labels, confidence
 
@@ -215,11 +227,11 @@ def test_a_checkpoint_without_a_training_cannot_be_resumed(tmp_path: Path) -> No
 
 
 def test_batches_that_cannot_be_divided_are_refused() -> None:
-    assert part_size(replace(PRESET, batch=10, accumulate=2), 1) == 5
+    assert part_size(recipe(replace(PRESET, batch=10, accumulate=2)), 1) == 5
     with pytest.raises(UsageError, match="batch of 10"):
-        part_size(replace(PRESET, batch=10, accumulate=2), 2)
+        part_size(recipe(replace(PRESET, batch=10, accumulate=2)), 2)
     with pytest.raises(UsageError, match="one image at a time"):
-        part_size(replace(PRESET, arch="deeplabv3", batch=2, accumulate=2), 1)
+        part_size(recipe(replace(PRESET, arch="deeplabv3", batch=2, accumulate=2)), 1)
 
 
 def test_precision_and_device_are_checked() -> None:
@@ -240,9 +252,9 @@ def test_bf16_is_close_to_fp32() -> None:
 
 
 def test_panels_show_view_labels_and_answer() -> None:
-    _, trainer = build(threshold=None)
+    _, trainer = build(guidance=Guidance(None))
     step = trainer.step(parts(Views(2), PRESET, 0))
-    picture = panel(step)
+    picture = step.picture()
     assert picture.shape == (64, 96, 3)
     assert picture[:32, 32:64].reshape(-1, 3).tolist() == [[0, 128, 0]] * 1024
 
@@ -297,6 +309,13 @@ def test_the_papers_recipe() -> None:
         get_segmenter_preset("paper")
 
 
+def test_the_trainer_knows_no_architecture() -> None:
+    """What is DeepLab's, or another kind's, is in its recipe."""
+    source = Path(train.__file__).read_text("utf-8").lower()
+    words = ("deeplab", "branch", "poly", "stride", "aspp", "crop", "backbone", "freeze")
+    assert [word for word in words if word in source] == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
@@ -305,7 +324,7 @@ def test_a_gpu_does_what_the_cpu_does(amp: str) -> None:
     torch.manual_seed(0)
     model = TinySegmenter().cuda()
     processes = Processes(0, 1, torch.device("cuda", 0))
-    trainer = Trainer(model, PRESET, TrainOptions(threshold=0.3, amp=amp), processes)
+    trainer = Trainer(model, recipe(), TrainOptions(amp=amp), processes)
     steps = [trainer.step(parts(Views(), PRESET, index)) for index in range(3)]
     assert steps[0].loss == pytest.approx(expected, rel=1e-3 if amp == "none" else 0.05)
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())

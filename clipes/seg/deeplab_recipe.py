@@ -1,0 +1,169 @@
+"""How DeepLab is trained: SGD at a polynomial rate on random views, at several scales at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from clipes.choices import Arch
+from clipes.config import SegmenterPreset
+from clipes.disk.images import voc_palette
+from clipes.errors import UsageError
+from clipes.masks.values import value_count
+from clipes.seg.augment import MEAN, STD
+from clipes.seg.data import TrainingPair, TrainingSet
+from clipes.seg.deeplab import DeepLab, DeepLabSpec, MultiScale, branch_sizes, freeze_norms
+from clipes.seg.loss import Guidance, branch_targets, shrink, weighted_loss
+from clipes.seg.recipes import Batch, Part, Recipe, Schedule, TestSettings
+from clipes.seg.weights import load_backbone
+from clipes.types import IGNORE, UInt8Array
+
+_SHOWN = 2  # views of a batch in a picture
+
+
+@dataclass(frozen=True)
+class Views(Part):
+    """Views on their way through the network.
+
+    Attributes:
+        labels: (N, H, W) int64, what they are trained on.
+        targets: Labels and weights, (N, h, w), of each branch of the logits.
+    """
+
+    labels: Tensor
+    targets: Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class DeepLabRecipe(Recipe[DeepLab, Views]):
+    """DeepLab's recipe.
+
+    Attributes:
+        preset: Model, views, rates.
+        classes: Class names in mask order.
+        guidance: How confidence counts.
+    """
+
+    preset: SegmenterPreset
+    classes: tuple[str, ...]
+    guidance: Guidance = field(default_factory=Guidance)
+
+    @property
+    def spec(self) -> DeepLabSpec:
+        """What the model is built from."""
+        preset = self.preset
+        return DeepLabSpec(preset.arch, preset.backbone, preset.output_stride, self.classes)
+
+    @property
+    def schedule(self) -> Schedule:
+        """How much is learnt."""
+        return Schedule(self.preset.iterations, self.preset.batch, self.preset.accumulate)
+
+    @property
+    def test(self) -> TestSettings:
+        """How the model is to be asked."""
+        return TestSettings(self.preset.test_scales, self.preset.flip, self.preset.crf)
+
+    def check_part(self, images: int) -> None:
+        """Refuse single images where a batch is normalised together."""
+        if images == 1 and self.preset.arch != Arch.deeplabv2:
+            raise UsageError(
+                f"{self.preset.arch} normalises over a batch and cannot learn from one image at a "
+                "time",
+                "use a larger --batch, or --arch deeplabv2",
+            )
+
+    def initialise(self, model: DeepLab, source: str, say: Callable[[str], None]) -> DeepLabRecipe:
+        """Load the backbone; random normalisation is not worth freezing."""
+        origin = load_backbone(model.backbone, self.preset.backbone, source, say=say)
+        return self if origin != "none" else self._with_norms(frozen=False)
+
+    def state(self) -> Mapping[str, Any]:
+        """Return whether the backbone's normalisation stays."""
+        return {"freeze_norms": self.preset.freeze_norms}
+
+    def resume(self, state: Mapping[str, Any]) -> DeepLabRecipe:
+        """Return the recipe whose ``state`` a checkpoint holds."""
+        return self._with_norms(frozen=bool(state.get("freeze_norms")))
+
+    def network(self, model: DeepLab) -> MultiScale:
+        """Return the model at the training scales."""
+        model.train()
+        if self.preset.freeze_norms:
+            freeze_norms(model.backbone)
+        return MultiScale(model, self.preset.train_scales)
+
+    def optimizer(self, model: DeepLab) -> SGD:
+        """Return SGD on three groups: backbone, the head's weights, the head's biases.
+
+        As in DeepLab's Caffe recipe, biases learn twice as fast as weights and do not decay.
+        """
+        preset, head = self.preset, list(model.head.named_parameters())
+        weights = [parameter for name, parameter in head if not name.endswith("bias")]
+        biases = [parameter for name, parameter in head if name.endswith("bias")]
+        trained = [one for one in model.backbone.parameters() if one.requires_grad]
+        decay = preset.weight_decay
+        groups: list[dict[str, Any]] = [
+            {"params": trained, "factor": 1.0, "weight_decay": decay},
+            {"params": weights, "factor": preset.head_lr, "weight_decay": decay},
+            {"params": biases, "factor": 2 * preset.head_lr, "weight_decay": 0.0},
+        ]
+        return SGD(groups, lr=preset.lr, momentum=preset.momentum)
+
+    def rate(self, iteration: int) -> float:
+        """Return the backbone's learning rate."""
+        left = 1 - iteration / self.preset.iterations
+        return self.preset.lr * math.pow(left, self.preset.power)
+
+    def examples(self, pairs: Sequence[TrainingPair], seed: int) -> TrainingSet:
+        """Return random views: image (3, H, W), labels (H, W), confidence (H, W)."""
+        return TrainingSet(pairs, value_count(len(self.classes)), self.preset, seed)
+
+    def part(self, batch: Batch) -> Views:
+        """Return views with the targets of each branch."""
+        images, labels, confidence = batch
+        cut, weights = self.guidance.weigh(labels, confidence)
+        side = self.preset.crop
+        sizes = branch_sizes(self.spec, self.preset.train_scales, (side, side))
+        targets = branch_targets(cut, weights, sizes)
+        return Views(
+            (images,),
+            torch.stack([weight.sum() for _, weight in targets]),
+            (labels != IGNORE).sum(),
+            (cut != IGNORE).sum(),
+            cut,
+            targets,
+        )
+
+    def losses(self, outputs: Sequence[Tensor], part: Views) -> list[Tensor]:
+        """Return the weighted cross-entropy of each branch."""
+        return [
+            weighted_loss(logits, labels, weights)
+            for logits, (labels, weights) in zip(outputs, part.targets, strict=True)
+        ]
+
+    def picture(self, outputs: Sequence[Tensor], part: Views) -> UInt8Array:
+        """Return rows of view, trained labels and answer, side by side: (n H, 3 W, 3) uint8."""
+        palette = voc_palette()
+        images = part.inputs[0][:_SHOWN]
+        labels = part.labels[:_SHOWN].cpu().numpy()
+        size = (images.shape[2], images.shape[3])
+        answers = shrink(outputs[0][:_SHOWN].argmax(1), size).cpu().numpy()
+        colours = images.cpu() * torch.tensor(STD)[:, None, None]
+        colours = (colours + torch.tensor(MEAN)[:, None, None]).clamp(0, 1) * 255
+        views = colours.round().byte().permute(0, 2, 3, 1).numpy()
+        rows = [
+            np.concatenate([view, palette[wanted], palette[answer]], axis=1)
+            for view, wanted, answer in zip(views, labels, answers, strict=True)
+        ]
+        return np.concatenate(rows)
+
+    def _with_norms(self, *, frozen: bool) -> DeepLabRecipe:
+        return replace(self, preset=replace(self.preset, freeze_norms=frozen))

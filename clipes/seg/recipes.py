@@ -1,0 +1,240 @@
+"""What trainer, checkpoints and prediction ask of a kind of segmenter, and all they know of it.
+
+A kind is a ``Spec`` (what a checkpoint says, so that the model can be built again), a ``Recipe``
+(how the model is trained) and a ``LabelPredictor`` (how it is asked); ``clipes.seg.kinds`` lists
+them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset, default_collate
+
+from clipes.errors import ClipesError
+from clipes.types import Float32Array, UInt8Array
+
+if TYPE_CHECKING:
+    from clipes.seg.data import TrainingPair
+
+Batch: TypeAlias = tuple[Tensor, ...]
+"""Examples side by side, in whatever tensors a recipe feeds its model with."""
+
+
+@dataclass(frozen=True)
+class TestSettings:
+    """How an image is asked.
+
+    Attributes:
+        scales: Factors of the image's size whose probabilities are averaged.
+        flip: Whether the mirrored image is averaged in.
+        crf: Whether the dense CRF comes last.
+        window: Longest side, in pixels, that the network sees at once.
+    """
+
+    __test__ = False  # not a test, whatever its name makes pytest believe
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    crf: bool = False
+    window: int = 1024
+
+
+class LabelPredictor(Protocol):
+    """Turns images into probabilities of labels."""
+
+    @property
+    def labels(self) -> int:
+        """Number of labels, background included."""
+
+    def __call__(self, image: UInt8Array) -> Float32Array:
+        """Return (1 + C, H, W) float32 that sum to 1, background first, of RGB (H, W, 3) uint8."""
+
+
+class Spec(ABC):
+    """What has to be known to build a model for its weights; subclasses are frozen dataclasses.
+
+    Attributes:
+        kind: Names the kind in checkpoints.
+        classes: Class names in mask order, without the background.
+    """
+
+    kind: ClassVar[str]
+    classes: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The model's name, in a few words."""
+
+    @abstractmethod
+    def build(self) -> Model:
+        """Return the model with random weights, on the CPU."""
+
+    @abstractmethod
+    def problem(self) -> str:
+        """Return why no such model can be built; empty if one can."""
+
+    def towers(self) -> Mapping[str, str]:
+        """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return {**vars(self), "classes": list(self.classes)}
+
+
+class Model(nn.Module):
+    """A segmenter.
+
+    Attributes:
+        spec: What it was built from.
+    """
+
+    spec: Spec
+
+
+class Examples(Dataset["Batch | ClipesError"]):
+    """An endless random sequence of examples: position p always gives the same one."""
+
+    def __getitem__(self, position: int) -> Batch | ClipesError:
+        """Return an example, or the error of one that cannot be read.
+
+        Returned, because an exception that crosses a loader process becomes a page of traceback.
+        """
+        raise NotImplementedError
+
+    def collate(self, examples: Sequence[Batch]) -> Batch:
+        """Return examples as a batch: here stacked, so they have to be of one size."""
+        # In a loader process this stacks in shared memory. If there is too little, that is an
+        # error here; when the batch is sent it would be one in a thread, and everybody would wait
+        # for ever.
+        return tuple(default_collate(list(examples)))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much is learnt.
+
+    Attributes:
+        iterations: Updates.
+        batch: Images per update, over all processes and accumulated parts.
+        accumulate: Parts that an update's images are put through in, one after the other.
+    """
+
+    iterations: int
+    batch: int
+    accumulate: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A batch on its way through the network.
+
+    Attributes:
+        inputs: What the network is called with.
+        weights: (T,) what each term of the loss weighs: the sum of the weights of its pixels.
+        labelled: () number of pixels with a label.
+        used: () of those, the ones that count in the loss.
+    """
+
+    inputs: tuple[Tensor, ...]
+    weights: Tensor
+    labelled: Tensor
+    used: Tensor
+
+
+M = TypeVar("M", bound=Model)
+P = TypeVar("P", bound=Part)
+
+
+class Recipe(ABC, Generic[M, P]):
+    """How a kind of model is trained. Recipes are values: what changes is in model and trainer."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> Spec:
+        """What the model is built from."""
+
+    @property
+    @abstractmethod
+    def schedule(self) -> Schedule:
+        """How much is learnt."""
+
+    @property
+    @abstractmethod
+    def test(self) -> TestSettings:
+        """How the model is to be asked."""
+
+    @abstractmethod
+    def check_part(self, images: int) -> None:
+        """Refuse to put ``images`` through at a time.
+
+        Raises:
+            UsageError: The model cannot learn from so few.
+        """
+
+    @abstractmethod
+    def initialise(self, model: M, source: str, say: Callable[[str], None]) -> Recipe[M, P]:
+        """Give a new model the weights that training starts from.
+
+        Args:
+            model: The model, with random weights.
+            source: ``auto``, ``none`` or a file.
+            say: Told where the weights come from.
+
+        Returns:
+            The recipe that suits these weights.
+
+        Raises:
+            WeightsError: The file cannot be used for this model.
+        """
+
+    @abstractmethod
+    def state(self) -> Mapping[str, Any]:
+        """Return what ``initialise`` decided, as plain data, for checkpoints."""
+
+    @abstractmethod
+    def resume(self, state: Mapping[str, Any]) -> Recipe[M, P]:
+        """Return the recipe whose ``state`` a checkpoint holds."""
+
+    @abstractmethod
+    def network(self, model: M) -> nn.Module:
+        """Return what is trained: the model in training mode, or a wrapper, called with a part."""
+
+    @abstractmethod
+    def optimizer(self, model: M) -> Optimizer:
+        """Return what updates the model; each group's ``factor`` is its share of ``rate``."""
+
+    @abstractmethod
+    def rate(self, iteration: int) -> float:
+        """Return the learning rate after ``iteration`` updates."""
+
+    @abstractmethod
+    def examples(self, pairs: Sequence[TrainingPair], seed: int) -> Examples:
+        """Return what is learnt from, in the random order that ``seed`` chooses."""
+
+    @abstractmethod
+    def part(self, batch: Batch) -> P:
+        """Return a batch with all that its loss needs, on the batch's device."""
+
+    @abstractmethod
+    def losses(self, outputs: Sequence[Tensor], part: P) -> list[Tensor]:
+        """Return the T terms of the loss, each as a sum over pixels of weight times cost.
+
+        Sums, because what they are to be divided by, the weight of the whole batch, may be spread
+        over processes and parts.
+
+        Args:
+            outputs: What the network returned.
+            part: What it was called with.
+        """
+
+    @abstractmethod
+    def picture(self, outputs: Sequence[Tensor], part: P) -> UInt8Array:
+        """Return (H, W, 3) RGB that shows what was learnt from and what was answered."""

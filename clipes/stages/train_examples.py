@@ -1,0 +1,159 @@
+"""The examples of a training: which images have masks, and whether there is enough in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from clipes.datasets import Dataset
+from clipes.disk.files import sha256_of
+from clipes.errors import ArtifactError
+from clipes.listener import Listener
+from clipes.masks.folder import find_masks, require_some
+from clipes.masks.values import RULE, value_count
+from clipes.run.freshness import Freshness
+from clipes.run.origin import digest
+from clipes.run.reopen import left_out, orphans
+from clipes.seg.data import Tally, TrainingPair, check_pairs
+from clipes.seg.loss import Guidance
+from clipes.seg.train import TrainingError
+from clipes.stages.train_request import Sources
+from clipes.types import Progress
+
+_LEAST_USED, _LEAST_OF_ALL = 0.05, 0.001
+"""Shares of the labelled pixels, and of all; with less, the result is an untrained network's."""
+
+_NAMES_SHOWN = 5
+
+
+def training_pairs(
+    sources: Sources, data: Dataset, *, guided: bool, say: Callable[[str], None]
+) -> list[TrainingPair]:
+    """Return the images that have a mask, with the confidence map where it is needed.
+
+    Args:
+        sources: Where masks and confidence maps are.
+        data: The images.
+        guided: Whether the loss uses confidence.
+        say: Told how many images have no mask.
+
+    Raises:
+        ArtifactError: No image has a mask, one with a mask has no confidence map, or a folder that
+            was named is absent.
+    """
+    run = sources.run
+    masks = sources.masks or run.root / "pseudo"
+    maps = sources.confidence if sources.masks else sources.confidence or run.root / "confidence"
+    if guided and maps is None:
+        raise ArtifactError(
+            f"the masks of {masks} come without confidence",
+            "give --confidence DIR, or train with --no-cgl",
+        )
+    given = None if sources.masks is None else find_masks(sources.masks, "--masks")
+    if guided and sources.confidence is not None:
+        find_masks(sources.confidence, "--confidence")
+    _say_left_out(sources, data, say)
+    current = None if sources.masks else Freshness.of(run, data.classes)
+    pairs, stale, missing = [], [], []
+    for sample in data.samples:
+        mask = masks / f"{sample.id}.png" if given is None else given.get(sample.id)
+        if mask is None or not mask.is_file():
+            missing.append(sample.id)
+            continue
+        if current is not None and (reason := current.unusable(sample)):
+            stale.append(f"{sample.id}: {reason}")
+            continue
+        confidence = maps / f"{sample.id}.png" if guided and maps else None
+        if confidence is not None and not confidence.is_file():
+            raise ArtifactError(
+                f"{sample.id} has a mask but no confidence map {confidence}",
+                "make both with 'clipes refine', or train with --no-cgl",
+            )
+        pairs.append(TrainingPair(sample.id, sample.image, mask, confidence))
+    if stale:
+        say(f"left out: {len(stale)} images, the first is {stale[0]}")
+    if not pairs:
+        if given is not None and data.samples:
+            ids = {sample.id for sample in data.samples}
+            require_some(masks, ids, f"an image of {run.root}", data.samples[0].id)
+        raise ArtifactError(
+            f"no image of {run.root} has a mask in {masks} that is up to date",
+            "run 'clipes refine' first, or name another folder with --masks",
+        )
+    if missing:
+        count = f"{len(missing)} of {len(data.samples)} images"
+        say(f"{count} have no mask, the first is {missing[0]}")
+    return pairs
+
+
+def _say_left_out(sources: Sources, data: Dataset, say: Callable[[str], None]) -> None:
+    """Say which images cannot be learnt from, and which masks of the run belong to none."""
+    if remark := left_out(data):
+        say(remark)
+    # Another list, or other masks, are meant not to be all of the run's.
+    own = sources.split is None and sources.masks is None
+    if own and (remark := orphans(sources.run, data, "pseudo")):
+        say(remark)
+
+
+def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:
+    """Return the digest of all files that are learnt from.
+
+    Raises:
+        ArtifactError: One cannot be read.
+    """
+    found = []
+    for index, pair in enumerate(pairs):
+        files = [pair.image, pair.mask, *([pair.confidence] if pair.confidence else [])]
+        try:
+            found.append([pair.id, *(sha256_of(file) for file in files)])
+        except OSError as error:
+            raise ArtifactError(f"cannot read {pair.id}: {error}", "check the file") from error
+        progress(index + 1, len(pairs))
+    return digest(found)
+
+
+def check_examples(
+    pairs: Sequence[TrainingPair], classes: Sequence[str], guidance: Guidance, listener: Listener
+) -> None:
+    """Read all examples once; errors as for ``check_pairs`` and ``check_enough``."""
+    with listener.progress("check") as progress:
+        tally = check_pairs(pairs, value_count(len(classes)), guidance, progress)
+    check_enough(tally, classes, guidance.threshold, say=listener.say)
+
+
+def check_enough(
+    tally: Tally, classes: Sequence[str], threshold: float | None, *, say: Callable[[str], None]
+) -> None:
+    """Refuse to train on next to nothing.
+
+    Args:
+        tally: The pixels there are.
+        classes: Class names in mask order.
+        threshold: Confidence that a pixel needs to count; None: none.
+        say: Told what will not be learnt.
+
+    Raises:
+        TrainingError: No pixel has a label, or hardly one of those that do counts.
+    """
+    if not tally.labelled:
+        raise TrainingError(
+            f"nothing to learn from: 0 % of {tally.pixels} pixels have a label, all masks are 255",
+            RULE,
+        )
+    used = int(tally.used.sum())
+    if used <= _LEAST_USED * tally.labelled or used <= _LEAST_OF_ALL * tally.pixels:
+        sure = "" if threshold is None else f" with a confidence of {threshold:g} or more"
+        raise TrainingError(
+            f"next to nothing to learn from: {100 * used / tally.labelled:.2g} % of the labelled "
+            f"pixels ({used} of {tally.labelled}) count{sure}",
+            "lower --threshold, train with --no-cgl, or give other confidence maps",
+        )
+    absent = [name for name, count in zip(classes, tally.used[1:], strict=True) if not count]
+    if len(absent) == len(classes):
+        say(
+            f"only background is left to learn from ({used} of {tally.labelled} labelled pixels "
+            "count): every prediction will be background"
+        )
+    elif absent:
+        names = ", ".join(absent[:_NAMES_SHOWN]) + (", ..." if len(absent) > _NAMES_SHOWN else "")
+        say(f"no pixel to learn {len(absent)} of {len(classes)} classes from: {names}")
