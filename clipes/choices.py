@@ -34,6 +34,7 @@ class PresetName(Choice):
     """Presets of the masks; ``clipes.config.PRESETS`` holds them."""
 
     reference = "reference"
+    clip = "clip"
     default = "default"
     fast = "fast"
 

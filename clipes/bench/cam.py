@@ -12,6 +12,7 @@ from itertools import pairwise
 from statistics import median
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from open_clip.transformer import QuickGELU, VisionTransformer
@@ -27,6 +28,7 @@ from clipes.maps.affinity import propagate, sinkhorn
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.patches import compare, patch_features
 from clipes.towers.clip import Backbone
+from clipes.towers.dinov2 import DinoTower
 from clipes.towers.taps import Taps
 from clipes.types import Progress, UInt8Array
 
@@ -107,6 +109,13 @@ def random_backbone(
     half = (0.5, 0.5, 0.5)
     visual = random_tower().to(device)
     return Backbone(visual, _LOGIT_SCALE, half, half, precision=precision, kernels=kernels)
+
+
+def random_dino(kernels: Kernels | None = None) -> DinoTower:
+    """Return a DINOv2 ViT-S/14 of random weights on the processor; arguments as ``DinoTower``."""
+    torch.manual_seed(0)
+    module = timm.create_model("vit_small_patch14_dinov2", num_classes=0, dynamic_img_size=True)
+    return DinoTower(module, "random", kernels=kernels)
 
 
 def compare_cam(threads: int, rounds: int, progress: Progress) -> CamTimes:

@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from clipes.bench.cam import random_backbone
+from clipes.bench.cam import random_backbone, random_dino
 from clipes.bench.crf import synthetic_image
 from clipes.choices import CrfBackend
 from clipes.config import get_preset
@@ -19,7 +19,7 @@ from clipes.errors import UsageError
 from clipes.maps.looks import Looks
 from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import pseudo_label
-from clipes.towers.side_by_side import Towers
+from clipes.towers.side_by_side import DINO, Towers
 from clipes.types import Progress
 from clipes.words.features import TextFeatures, unit_rows
 
@@ -84,12 +84,15 @@ def _default_preset(left_out: str | None) -> Callable[[], object]:
     preset, image = get_preset("default"), synthetic_image()
     patches = preset.cam.patches
     assert patches is not None
-    maker = CamMaker(Towers(backbone), _random_text(), preset.cam)
+    towers = Towers(backbone, {DINO: random_dino(kernels=backbone.kernels)})
+    maker = CamMaker(towers, _random_text(), preset.cam)
 
     def run() -> object:
         (encoded,) = maker.encode([maker.prepare(image, _LABELS)])
-        looks = Looks.of(maker.statistics(encoded), patches)
-        cams = maker.with_looks(looks).maps(encoded, in_statistics=True)
+        informed = maker
+        for _ in patches.rounds:
+            informed = informed.with_looks(Looks.of(informed.statistics(encoded), patches))
+        cams = informed.maps(encoded, in_statistics=True)
         exponent = preset.background_exponent
         return pseudo_label(image, cams, preset.crf, background_exponent=exponent, backend=crf)
 

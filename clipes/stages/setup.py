@@ -178,10 +178,14 @@ def load_clip(
         templates=choose_templates(template, vocabulary, weights.sha256, rankings, say),
     )
     backbone = opened.backbone(fp16_positions=fp16_positions, precision=precision)
-    beside = {
-        name: load_dino(dino, device=device, say=say, progress=progress, precision=precision)
-        for name in others
-    }
+    try:
+        beside = {
+            name: load_dino(dino, device=device, say=say, progress=progress, precision=precision)
+            for name in others
+        }
+    except WeightsError as error:
+        remedy = f"{error.remedy}; or take --preset clip, which does with CLIP alone"
+        raise WeightsError(error.what, remedy) from error
     return Clip(Towers(backbone, beside), text, weights)
 
 
