@@ -12,7 +12,6 @@ from itertools import pairwise
 from statistics import median
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from open_clip.transformer import QuickGELU, VisionTransformer
@@ -114,7 +113,9 @@ def random_backbone(
 def random_dino(kernels: Kernels | None = None) -> DinoTower:
     """Return a DINOv2 ViT-S/14 of random weights on the processor; arguments as ``DinoTower``."""
     torch.manual_seed(0)
-    module = timm.create_model("vit_small_patch14_dinov2", num_classes=0, dynamic_img_size=True)
+    module = VisionTransformer(
+        img_size=518, patch_size=14, embed_dim=384, depth=12, num_heads=6, num_classes=0
+    )
     return DinoTower(module, "random", kernels=kernels)
 
 
