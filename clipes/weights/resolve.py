@@ -44,20 +44,22 @@ def resolve(
 
     Args:
         weights: ``openai``; ``registry`` (OpenAI's ViT-B/16 in int8 from a package registry, image
-            tower only); a pretrained tag that open_clip knows for ``model``; a ``.pt``, ``.pth``,
-            ``.bin`` or ``.safetensors`` file; or ``auto``: what the cache has of ``openai`` and
-            ``registry``, else ``openai``, else, if the network does not deliver it, ``registry``.
+            tower only); a pretrained tag that open_clip knows for ``model``; for DINOv2
+            ``official`` (Meta's) or ``registry``; a file (``.safetensors``, ``.pt``, ``.pth``,
+            ``.bin``, ``.onnx``); or ``auto``: what the cache has of ``openai`` or ``official`` and
+            of ``registry``, else the former, else, if the network does not deliver it, the latter.
             A local file counts as trained the way OpenAI's are (QuickGELU and normalisation),
             unless it comes from a cache and says otherwise.
-        model: Architecture as open_clip spells it; a slash is as good as a dash.
+        model: Architecture as open_clip spells it, where a slash is as good as a dash, or
+            ``dinov2``.
         cache: Folder to use instead of ``cache_dir()``.
         say: Told in one line what is taken and why.
         progress: Called with bytes done and bytes in all while a file is downloaded.
 
     Raises:
         DownloadError: The network did not deliver the file.
-        WeightsError: There is no such name, file or model; a digest differs; the file is not a
-            supported CLIP; the cache cannot be written.
+        WeightsError: There is no such name, file or model; a digest differs; the file is not such
+            a tower; the cache cannot be written.
     """
     say = say or _silent
     known = get_model(model)

