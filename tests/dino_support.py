@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from clipes.towers.dinov2 import DinoTower
+from clipes.weights import DINOV2, Weights, cache
+from clipes.weights.sources import get_model
 
 
 def tiny_module(
@@ -43,3 +45,13 @@ def write_dino(path: Path, seed: int = 0, **sizes: int) -> Path:
     """Write the weights of ``tiny_module`` as a ``.safetensors`` file, as ``--dino`` takes it."""
     save_file(dict(tiny_module(seed, **sizes).state_dict()), path)
     return path
+
+
+def cache_dino(seed: int = 0, **sizes: int) -> Weights:
+    """Put the weights of ``tiny_module`` into the cache, where ``auto`` looks for Meta's."""
+    path = cache.path_of(DINOV2, "official", None)
+    digest = f"{seed:064x}"
+    weights = Weights("official", DINOV2, path, digest, False, get_model(DINOV2).recipe)
+    with cache.workspace(None) as work:
+        cache.save(tiny_module(seed, **sizes).state_dict(), weights, work)
+    return weights

@@ -18,7 +18,8 @@ from clipes.cli import app
 from clipes.datasets import COCO_CLASSES
 from clipes.disk.images import read_mask, write_mask
 from clipes.weights import cache, read_state_dict
-from clipes.weights.sources import _recipe
+from clipes.weights.sources import get_model
+from tests.dino_support import cache_dino
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,9 +104,10 @@ def place(tiny_weights, tmp_path, monkeypatch):
             path=cache.path_of("ViT-B-16", "openai", None),
             sha256="0" * 64,
             has_text=True,
-            recipe=_recipe("ViT-B-16", "openai"),
+            recipe=get_model("ViT-B-16").recipe,
         )
         cache.save(read_state_dict(tiny_weights), weights, work)
+    cache_dino()
     make_data(tmp_path)
     yield tmp_path
     torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ from clipes.weights import (
     registry,
     resolve,
 )
-from tests.dino_support import tiny_dino, tiny_module, write_dino
+from tests.dino_support import cache_dino, tiny_dino, tiny_module, write_dino
 from tests.unit.clip_support import no_progress, quiet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,6 +134,13 @@ class TestLoad:
         tower = self.load(write_dino(tmp_path / "d.safetensors"))
         assert torch.equal(tower.encode(images), tiny_dino().encode(images))
         assert not any(value.requires_grad for value in tower.module.parameters())
+
+    def test_auto_takes_what_is_cached(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("CLIPES_CACHE", str(tmp_path))
+        weights = cache_dino(seed=7)
+        tower, images = self.load(Path("auto")), noise(1, 3, 28, 28)
+        assert tower.digest == weights.sha256
+        assert torch.equal(tower.encode(images), tiny_dino(seed=7).encode(images))
 
     def test_precision_is_the_linear_layers(self, tmp_path: Path):
         path, images = write_dino(tmp_path / "d.safetensors"), noise(1, 3, 42, 56)

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,7 +16,7 @@ from clipes.errors import WeightsError
 from clipes.weights import read_state_dict
 from clipes.weights.layout import normalise
 from clipes.weights.torchscript import is_torchscript
-from tests.unit.weights_support import published, save_torchscript, small_clip
+from tests.unit.weights_support import published, quantised_tower, save_torchscript, small_clip
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -89,6 +90,16 @@ class TestFormats:
         save_torchscript(published(small_clip()), path)
         assert is_torchscript(path)
         assert_same(read_state_dict(path), published(small_clip()))
+
+    def test_onnx_export(self, tmp_path: Path):
+        tower = quantised_tower()
+        (tmp_path / "w.onnx").write_bytes(tower.model)
+        state = read_state_dict(tmp_path / "w.onnx")
+        layer = "vision_model.encoder.layers.1.mlp.fc2"
+        codes, scale, zero = tower.matrices[layer]
+        expected = ((codes.astype(np.float32) - zero) * scale).T
+        found = state["visual.transformer.resblocks.1.mlp.c_proj.weight"]
+        np.testing.assert_array_equal(found.numpy(), expected)
 
     def test_image_tower_alone_gets_the_scale_of_openai(self, tmp_path: Path):
         state = {k: v for k, v in small_clip().items() if k.startswith("visual.")}
