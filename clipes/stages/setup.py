@@ -207,7 +207,7 @@ def load_dino(
         precision: Of the tower's linear layers.
     """
     place = choose_device(device, local_rank())
-    with progress("weights", show_count=False) as bar:
+    with progress("DINOv2", show_count=False) as bar:
         found = resolve(weights, DINOV2, say=say, progress=bar)
     module = load_dinov2(read_state_dict(found.path, normalise_dinov2)).to(place)
     recipe = found.recipe

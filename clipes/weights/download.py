@@ -16,7 +16,8 @@ TIMEOUT = 10.0
 """Seconds without an answer after which a server counts as unreachable."""
 
 CHUNK = 1 << 20
-OFFLINE_REMEDY = "check the network, or give a local file with --weights FILE"
+LOCAL_REMEDY = "give a local file (--weights FILE, for DINOv2 --dino FILE)"
+OFFLINE_REMEDY = f"check the network, or {LOCAL_REMEDY}"
 
 
 class DownloadError(WeightsError):
@@ -71,7 +72,7 @@ def _stream(url: str, progress: Progress | None, timeout: float) -> Iterator[byt
             if response.headers.get_content_type() == "text/html":
                 raise DownloadError(
                     f"{url} answered with a web page instead of weights",
-                    "a login page or a proxy may be in between; or give --weights FILE",
+                    f"a login page or a proxy may be in between; or {LOCAL_REMEDY}",
                 )
             total = response.length or 0
             done = 0

