@@ -29,7 +29,8 @@ class Scratch:
     """
 
     def __init__(self, folder: Path | None, limit: int) -> None:
-        self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by `close`)
+        # Without a buffer: what a full disk did not take would be written again with each `seek`.
+        self._file: Any = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115
         self._room = min(limit, shutil.disk_usage(folder or tempfile.gettempdir()).free // _SHARE)
         self._kept: dict[Hashable, dict[str, _Place]] = {}
         self._end = 0
@@ -51,9 +52,9 @@ class Scratch:
             try:
                 for name, array in arrays.items():
                     places[name] = (start, array.dtype.str, array.shape)
-                    self._file.write(np.ascontiguousarray(array).data)
+                    if self._file.write(np.ascontiguousarray(array).data) != array.nbytes:
+                        raise OSError("the disk took a part of it")
                     start += array.nbytes
-                self._file.flush()
             except OSError:  # the disk is full: others write to it, too
                 self._room = 0
                 return False

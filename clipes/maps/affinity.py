@@ -75,9 +75,9 @@ def blend(affinities: Sequence[tuple[Tensor, float]]) -> Tensor:
     towers, an arithmetic mean, would go wherever one of them leads.
 
     Args:
-        affinities: (N, N) positive, each with its weight; the weights sum to 1.
+        affinities: (N, N), none negative, each with its weight; the weights sum to 1.
     """
-    (first, weight), *others = affinities
+    (first, weight), *others = (pair for pair in affinities if pair[1])
     if not others:
         return first
     logs = weight * (first / first.sum(1, keepdim=True)).log()
@@ -110,7 +110,12 @@ def box_mask(cam: Float32Array, threshold: float, *, last_row_in_box: bool = Tru
 
 
 def propagate(walk: Walk, sources: Float32Array, params: CamParams, power: int) -> Float32Array:
-    """Spread activation maps over their objects: T^power (box * source), scaled to [0, 1].
+    """Spread activation maps over their objects and scale them to [0, 1]; see ``spread``."""
+    return min_max(spread(walk, sources, params, power))
+
+
+def spread(walk: Walk, sources: Float32Array, params: CamParams, power: int) -> Float32Array:
+    """Spread activation maps over their objects: T^power (box * source).
 
     Args:
         walk: The affinity.
@@ -119,7 +124,7 @@ def propagate(walk: Walk, sources: Float32Array, params: CamParams, power: int) 
         power: t.
 
     Returns:
-        (K, h, w) float32 in [0, 1].
+        (K, h, w) float32, none negative.
     """
     boxes = np.stack(
         [
@@ -131,5 +136,5 @@ def propagate(walk: Walk, sources: Float32Array, params: CamParams, power: int) 
     reached = inside.to(walk.attention.device)
     for _ in range(power):
         reached = walk.step(reached)
-    refined: Float32Array = reached.T.cpu().numpy().reshape(sources.shape)
-    return min_max(refined)
+    found: Float32Array = reached.T.cpu().numpy().reshape(sources.shape)
+    return found

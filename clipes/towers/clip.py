@@ -121,8 +121,8 @@ class Backbone:
         return len(self.visual.transformer.resblocks)
 
     def last_blocks(self, count: int) -> tuple[int, ...]:
-        """Return the numbers of the last ``count`` blocks."""
-        return tuple(range(self.depth + 1 - count, self.depth + 1))
+        """Return the numbers of the last ``count`` blocks, or of all if there are fewer."""
+        return tuple(range(max(1, self.depth + 1 - count), self.depth + 1))
 
     @torch.inference_mode()
     def encode(self, images: Tensor, taps: Taps) -> Encoded:
@@ -131,35 +131,37 @@ class Backbone:
         Args:
             images: (B, 3, H, W) as ``prepare`` makes them.
             taps: What it leaves behind.
+
+        Raises:
+            ValueError: A block is asked for that the tower does not have.
         """
         grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        asked = (*taps.tokens, *taps.attention, *([self.depth] if taps.last else []))
+        furthest = max(asked, default=0)
+        if not set(asked) <= set(range(1, self.depth + 1)):
+            raise ValueError(f"blocks are 1 to {self.depth}, not {sorted(set(asked))}")
         tokens = self._embed(images.to(self.device), grid)
         room = _Room(taps, len(tokens), grid[0] * grid[1], self.device)
-        kept = {}
-        *before, last = enumerate(self.blocks, start=1)
-        furthest = self.depth if taps.last else max((*taps.tokens, *taps.attention), default=0)
-        for number, block in before[:furthest]:
-            tokens = self._forward(block, tokens, room.of(number))
-            if number in taps.tokens:
-                kept[number] = tokens
+        kept: dict[int, Tensor] = {}
         inputs: LastInput | None = None
         gradients: tuple[LastBlock, ...] = ()
-        if furthest == self.depth:
-            number, block = last
+        for number, block in enumerate(self.blocks[:furthest], start=1):
             total = room.of(number)
-            if taps.last == "gradient":
-                gradients = self._gradients(block, tokens, total)
-            else:
-                inputs = self._last_inputs(block, tokens, total)
+            if taps.last == "gradient" and number == self.depth:
+                gradients, total = self._gradients(block, tokens, total), None
+            elif number == furthest and (taps.last or number not in taps.tokens):
+                inputs, total = self._inputs(block, tokens, total), None
+            if number < furthest or number in taps.tokens:
+                tokens = self._forward(block, tokens, total)
             if number in taps.tokens:
-                kept[number] = self._forward(block, tokens, None)
-        attention = room.attention(self._heads)
-        return Encoded(grid, kept, gradients, attention, inputs)
+                kept[number] = tokens
+        last = inputs if taps.last == "inputs" else None
+        return Encoded(grid, kept, gradients, room.attention(self._heads), last)
 
-    def _last_inputs(
+    def _inputs(
         self, block: ResidualAttentionBlock, tokens: Tensor, total: Tensor | None
     ) -> LastInput:
-        """Go as far as the attention of the last block, which alone is added to ``total``."""
+        """Go as far as the attention of a block, which alone is added to ``total``."""
         attn = block.attn
         normed = block.ln_1(tokens)
         projected = self.linear(normed, attn.in_proj_weight, attn.in_proj_bias)

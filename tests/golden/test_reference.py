@@ -14,12 +14,13 @@ import torch
 
 from clipes.config import get_preset
 from clipes.disk.images import read_image
-from clipes.maps.affinity import box_mask, propagate, refine, sinkhorn
+from clipes.maps.affinity import box_mask, propagate, sinkhorn, spread
 from clipes.maps.gradcam import channel_weights, class_probabilities, softmax_gradcam
 from clipes.masks.pseudo import upsample
 from clipes.towers.clip import Backbone
 from clipes.towers.clip_text import encode_prompts
 from clipes.towers.load import load_text, load_visual
+from clipes.towers.taps import Taps
 from clipes.weights import read_state_dict, resolve
 from clipes.words.vocabulary import load_vocabulary
 
@@ -78,8 +79,9 @@ def test_maps(model: Model, image_id: str, shared: Path) -> None:
     image = read_image(shared / "data" / "voc_sample" / "JPEGImages" / f"{image_id}.jpg")
     backbone = model.backbone
     prepared = backbone.prepare(image, PARAMS.max_patches)
-    (encoding,) = backbone.encode(prepared[None], PARAMS.affinity_blocks)
-    last = encoding.last
+    taps = Taps(attention=backbone.last_blocks(PARAMS.affinity_blocks), last="gradient")
+    encoded = backbone.encode(prepared[None], taps)
+    (last,), (attention,) = encoded.gradients, encoded.attention
 
     probs = class_probabilities(last.feature, text, background, backbone.logit_scale)
     np.testing.assert_allclose(probs[: len(keys)].numpy(), want["probs"], rtol=1e-5)
@@ -87,18 +89,18 @@ def test_maps(model: Model, image_id: str, shared: Path) -> None:
     largest = np.abs(want["channel_weights"]).max()
     np.testing.assert_allclose(weights, want["channel_weights"], atol=1e-5 * largest)
 
-    cam = softmax_gradcam(backbone, encoding, text, background)
+    cam = softmax_gradcam(backbone, last, encoded.grid, text, background)
     np.testing.assert_allclose(cam, want["cam"], atol=1e-5)
-    np.testing.assert_allclose(encoding.attention[:8].numpy(), want["attention_rows"], atol=1e-6)
+    np.testing.assert_allclose(attention[:8].numpy(), want["attention_rows"], atol=1e-6)
 
-    walk = sinkhorn(encoding.attention, PARAMS.sinkhorn_iterations)
-    eye = torch.eye(len(encoding.attention))[:, :8]
+    walk = sinkhorn(attention, PARAMS.sinkhorn_iterations)
+    eye = torch.eye(len(attention))[:, :8]
     np.testing.assert_allclose(walk.step(eye).T.numpy(), want["walk_rows"], atol=1e-6)
     boxes = [box_mask(c, PARAMS.box_threshold, last_row_in_box=False) for c in cam]
     np.testing.assert_array_equal(boxes, want["box_mask"])
-    refined = propagate(walk, cam, PARAMS, PARAMS.walk_power)
+    refined = spread(walk, cam, PARAMS, PARAMS.walk_power)
     np.testing.assert_allclose(refined, want["refined"], rtol=1e-4, atol=1e-6)
 
-    final = refine(encoding.attention, cam, PARAMS)
+    final = propagate(walk, cam, PARAMS, PARAMS.walk_power)
     full_size = upsample(final, image.shape[:2])[:, ::7, ::7]
     np.testing.assert_allclose(full_size, want["upsampled_stride7"].astype(np.float32), atol=1e-3)

@@ -27,6 +27,7 @@ from clipes.standin.fit import (
 )
 from clipes.standin.patches import PatchFeatures, patch_features, value_path
 from clipes.towers.clip import Backbone
+from clipes.towers.taps import Taps
 from clipes.types import Failure, Sample
 from clipes.words.features import load_text_features, save_text_features
 
@@ -199,8 +200,7 @@ def test_maps_along_the_value_path_resemble_the_exact_ones(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     text = torch.nn.functional.normalize(torch.randn(6, 32, generator=generator), dim=1)
-    (encoding,) = backbone.encode(backbone.prepare(image, 1600)[None], 1)
-    last = encoding.last
+    (last,) = backbone.encode(backbone.prepare(image, 1600)[None], Taps(last="gradient")).gradients
     exact = channel_weights(backbone, last, text[:3], text[3:]) @ last.activations.T
     probs = (backbone.logit_scale * text @ last.feature / last.feature.norm()).softmax(0)
     linear = (text[:3] - probs @ text) @ (last.activations @ value_path(backbone)).T

@@ -16,17 +16,19 @@ from clipes.bench import literal
 from clipes.choices import Fusion
 from clipes.config import CamParams, PatchParams
 from clipes.errors import VocabularyError
-from clipes.maps.fusion import fused_maps
+from clipes.maps.fusion import MakeMaps, fused_maps
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.maker import CamMaker
 from clipes.stages.setup import OpenedWeights, open_weights
-from clipes.towers.clip import Backbone, Encoding
+from clipes.towers.clip import Backbone
+from clipes.towers.side_by_side import Towers
+from clipes.towers.taps import Taps
 from clipes.words.encode import from_given, text_features
 from clipes.words.features import TextFeatures, fuse_vectors, unit_rows
 from clipes.words.vocabulary import Vocabulary
 from tests.unit.clip_support import no_progress, quiet
 
-OUT, SCALE, BLOCKS = 32, 30.0, 4
+OUT, SCALE = 32, 30.0
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
@@ -48,8 +50,9 @@ def image() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def encoding(backbone: Backbone, image: np.ndarray) -> Encoding:
-    return backbone.encode(backbone.prepare(image, 1600)[None], BLOCKS)[0]
+def make(backbone: Backbone, image: np.ndarray) -> MakeMaps:
+    encoded = backbone.encode(backbone.prepare(image, 1600)[None], Taps(last="gradient"))
+    return partial(softmax_gradcam, backbone, encoded.gradients[0], encoded.grid)
 
 
 def literal_map(
@@ -66,10 +69,9 @@ def literal_map(
 
 @pytest.mark.parametrize("largest", [False, True])
 def test_maps_are_fused_as_described(
-    backbone: Backbone, image: np.ndarray, encoding: Encoding, largest: bool
+    backbone: Backbone, image: np.ndarray, make: MakeMaps, largest: bool
 ) -> None:
     text, background = make_units(1, 3), make_units(2, 4)
-    make = partial(softmax_gradcam, backbone, encoding)
     synonyms = [text[:1], make_units(3, 3), make_units(4, 2)]
     plain = make(text, background)
     maps = fused_maps(plain, make, text, background, synonyms, largest=largest)
@@ -87,20 +89,16 @@ def test_maps_are_fused_as_described(
 
 
 @pytest.mark.parametrize("largest", [False, True])
-def test_synonyms_that_say_the_same_change_nothing(
-    backbone: Backbone, encoding: Encoding, largest: bool
-) -> None:
+def test_synonyms_that_say_the_same_change_nothing(make: MakeMaps, largest: bool) -> None:
     text, background = make_units(5, 2), make_units(6, 3)
-    make = partial(softmax_gradcam, backbone, encoding)
     same = [text[:1].repeat(4, 1), text[1:].repeat(2, 1)]
     maps = fused_maps(make(text, background), make, text, background, same, largest=largest)
     plain = fused_maps(make(text, background), make, text, background, [])
     np.testing.assert_allclose(maps, plain, atol=5e-4)  # scaling magnifies rounding
 
 
-def test_the_order_of_synonyms_changes_nothing(backbone: Backbone, encoding: Encoding) -> None:
+def test_the_order_of_synonyms_changes_nothing(make: MakeMaps) -> None:
     text, background = make_units(7, 1), make_units(8, 3)
-    make = partial(softmax_gradcam, backbone, encoding)
     synonyms = make_units(9, 4)
     maps = fused_maps(make(text, background), make, text, background, [synonyms])
     back = fused_maps(make(text, background), make, text, background, [synonyms.flip(0)])
@@ -190,7 +188,7 @@ def test_the_order_in_the_vocabulary_never_changes_a_map(
             fusion=fusion,
         )
         labels = [vocabulary.classes.index(name) for name in ("person", "cat", "sofa")]
-        maker = CamMaker(backbone, features, params)
+        maker = CamMaker(Towers(backbone), features, params)
         maps.append(maker(image, labels).maps)
         other_way_round = maker(image, labels[::-1])
         np.testing.assert_array_equal(other_way_round.maps[::-1], maps[-1])

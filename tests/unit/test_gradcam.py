@@ -11,9 +11,10 @@ from torch import nn
 
 from clipes.bench import literal
 from clipes.config import CamParams
-from clipes.maps.affinity import refine
+from clipes.maps.affinity import propagate, sinkhorn
 from clipes.maps.gradcam import channel_weights, class_probabilities, min_max, softmax_gradcam
 from clipes.towers.clip import Backbone
+from clipes.towers.taps import Encoded, Taps
 
 WIDTH, OUT, SCALE = 64, 32, 30.0
 BLOCKS = 5
@@ -30,6 +31,10 @@ def make_backbone(act: type[nn.Module]) -> Backbone:
     return Backbone(visual, SCALE, mean, mean)
 
 
+def encode(backbone: Backbone, images: torch.Tensor) -> Encoded:
+    return backbone.encode(images, Taps(attention=backbone.last_blocks(BLOCKS), last="gradient"))
+
+
 def make_text(count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(count)
     return F.normalize(torch.randn(count, OUT, generator=generator), dim=1)
@@ -44,43 +49,46 @@ def make_image(height: int, width: int) -> np.ndarray:
 def test_closed_form_equals_one_autograd_pass_per_class(act: type[nn.Module], classes: int) -> None:
     backbone = make_backbone(act)
     prepared = backbone.prepare(make_image(70, 100), 1600)
-    (encoding,) = backbone.encode(prepared[None], BLOCKS)
-    assert encoding.grid == (5, 7)
+    encoded = encode(backbone, prepared[None])
+    (last,) = encoded.gradients
+    assert encoded.grid == (5, 7)
     text, background = make_text(classes), make_text(4)
 
     visual = backbone.visual
     tokens, maps = literal.run_blocks(visual, literal.embed(visual, prepared))
     expected, activations = literal.channel_weights(visual, tokens, text, background, SCALE)
 
-    weights = channel_weights(backbone, encoding.last, text, background)
-    torch.testing.assert_close(encoding.last.activations, activations, rtol=1e-4, atol=1e-5)
+    weights = channel_weights(backbone, last, text, background)
+    torch.testing.assert_close(last.activations, activations, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         weights, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
     )
     attention = torch.stack(maps[-BLOCKS:]).mean(0)[1:, 1:]
-    torch.testing.assert_close(encoding.attention, attention, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(encoded.attention[0], attention, rtol=1e-4, atol=1e-6)
 
 
 def test_the_whole_stage_equals_the_literal_way() -> None:
     backbone = make_backbone(QuickGELU)
     prepared = backbone.prepare(make_image(90, 75), 1600)
     text, background = make_text(3), make_text(4)
-    (encoding,) = backbone.encode(prepared[None], BLOCKS)
-    cams = softmax_gradcam(backbone, encoding, text, background)
+    encoded = encode(backbone, prepared[None])
+    cams = softmax_gradcam(backbone, encoded.gradients[0], encoded.grid, text, background)
     for last_row_in_box in (True, False):
         params = CamParams(affinity_blocks=BLOCKS, last_row_in_box=last_row_in_box)
         expected = literal.refined_maps(backbone.visual, prepared, text, background, SCALE, params)
-        refined = refine(encoding.attention, cams, params)
+        walk = sinkhorn(encoded.attention[0], params.sinkhorn_iterations)
+        refined = propagate(walk, cams, params, params.walk_power)
         np.testing.assert_allclose(refined, expected, atol=2e-3)  # scaling magnifies
 
 
 def test_order_of_classes_and_background_does_not_matter() -> None:
     backbone = make_backbone(QuickGELU)
-    (encoding,) = backbone.encode(backbone.prepare(make_image(64, 48), 1600)[None], BLOCKS)
+    encoded = encode(backbone, backbone.prepare(make_image(64, 48), 1600)[None])
+    seen = encoded.gradients[0], encoded.grid
     text, background = make_text(4), make_text(3)
     order = [2, 0, 3, 1]
-    maps = softmax_gradcam(backbone, encoding, text, background)
-    shuffled = softmax_gradcam(backbone, encoding, text[order], background.flip(0))
+    maps = softmax_gradcam(backbone, *seen, text, background)
+    shuffled = softmax_gradcam(backbone, *seen, text[order], background.flip(0))
     np.testing.assert_allclose(shuffled, maps[order], atol=1e-5)
     assert maps.shape == (4, 4, 3)
     assert maps.min() >= 0
@@ -90,11 +98,12 @@ def test_order_of_classes_and_background_does_not_matter() -> None:
 def test_a_batch_gives_what_its_images_give_alone() -> None:
     backbone = make_backbone(QuickGELU)
     images = torch.randn(3, 3, 48, 64)
-    together = backbone.encode(images, BLOCKS)
-    for image, encoding in zip(images, together, strict=True):
-        (alone,) = backbone.encode(image[None], BLOCKS)
-        torch.testing.assert_close(encoding.attention, alone.attention, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(encoding.last.feature, alone.last.feature, rtol=1e-4, atol=1e-5)
+    together = encode(backbone, images)
+    for image, attention, last in zip(images, together.attention, together.gradients, strict=True):
+        alone = encode(backbone, image[None])
+        torch.testing.assert_close(attention, alone.attention[0], rtol=1e-4, atol=1e-6)
+        feature = alone.gradients[0].feature
+        torch.testing.assert_close(last.feature, feature, rtol=1e-4, atol=1e-5)
 
 
 def test_probabilities_ignore_the_length_of_the_image_feature() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from clipes.bench import literal
 from clipes.config import TagParams
 from clipes.datasets import open_dataset
 from clipes.datasets.base import Dataset
@@ -17,6 +18,7 @@ from clipes.stages.tag import Tagger
 from clipes.stages.tag_file import make_tags, untagged
 from clipes.towers.clip import Backbone
 from clipes.towers.load import load_visual
+from clipes.towers.taps import LastInput, Taps
 from clipes.types import Failure
 from clipes.weights import read_state_dict
 from clipes.words.features import TextFeatures, unit_rows
@@ -30,11 +32,15 @@ def backbone(tiny_weights: Path) -> Backbone:
     return Backbone(load_visual(read_state_dict(tiny_weights)), 100.0, MEAN, STD)
 
 
+def last_input(backbone: Backbone, seed: int, size: tuple[int, int]) -> LastInput:
+    image = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    prepared = backbone.prepare(image, 1600)
+    return backbone.encode(prepared[None], Taps(last="inputs")).last.of(0)
+
+
 @pytest.fixture
-def encoding(backbone):
-    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    (encoding,) = backbone.encode(backbone.prepare(image, 1600)[None], 1)
-    return encoding
+def last(backbone):
+    return last_input(backbone, 0, (64, 96))
 
 
 @pytest.fixture
@@ -63,53 +69,44 @@ def features_literally(backbone: Backbone, tokens: torch.Tensor) -> np.ndarray:
 
 
 @torch.inference_mode()
-def test_patch_features_against_the_plain_formula(backbone, monkeypatch):
+def test_patch_features_against_the_plain_formula(backbone):
     image = np.random.default_rng(2).integers(0, 256, (48, 64, 3), np.uint8)
-    entering = []
-    last = type(backbone)._forward_last
-    monkeypatch.setattr(
-        type(backbone),
-        "_forward_last",
-        lambda self, block, tokens, total: (
-            entering.append(tokens),
-            last(self, block, tokens, total),
-        )[1],
-    )
-    (encoding,) = backbone.encode(backbone.prepare(image, 1600)[None], 1)
-    expected = features_literally(backbone, entering[0])
-    features = key_key_features(backbone, encoding.last).numpy()
+    visual = backbone.visual
+    entering, _ = literal.run_blocks(visual, literal.embed(visual, backbone.prepare(image, 1600)))
+    expected = features_literally(backbone, entering)
+    features = key_key_features(backbone, last_input(backbone, 2, (48, 64))).numpy()
     assert features.shape == (12, backbone.visual.proj.shape[1])
     np.testing.assert_allclose(features, expected, atol=2e-5)
 
 
-def test_scores_are_means_over_the_best_patches(backbone, encoding, words):
+def test_scores_are_means_over_the_best_patches(backbone, last, words):
     text, background = words
-    features = key_key_features(backbone, encoding.last).numpy()
+    features = key_key_features(backbone, last).numpy()
     logits = 100.0 * features @ np.concatenate([text, background]).T
     odds = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = (odds / odds.sum(1, keepdims=True))[:, :5]
     for share, count in ((1e-9, 1), (0.25, 6), (1.0, 24)):
         params = TagParams(patch_share=share)
-        scores = class_scores(backbone, encoding.last, text, background, params)
+        scores = class_scores(backbone, last, text, background, params)
         expected = np.sort(probabilities, 0)[-count:].mean(0)
         np.testing.assert_allclose(scores, expected, atol=2e-5)
 
 
-def test_the_order_of_the_classes_changes_no_score(backbone, encoding, words):
+def test_the_order_of_the_classes_changes_no_score(backbone, last, words):
     text, background = words
     order = [3, 0, 4, 1, 2]
-    scores = class_scores(backbone, encoding.last, text, background, TagParams())
-    again = class_scores(backbone, encoding.last, text[order], background, TagParams())
+    scores = class_scores(backbone, last, text, background, TagParams())
+    again = class_scores(backbone, last, text[order], background, TagParams())
     np.testing.assert_allclose(again, scores[order], atol=1e-6)
     assert scores.shape == (5,)
     assert (scores >= 0).all()
     assert (scores <= 1).all()
 
 
-def test_a_class_that_is_a_patch_is_found(backbone, encoding, words):
+def test_a_class_that_is_a_patch_is_found(backbone, last, words):
     text, background = words
-    text = torch.cat([text, key_key_features(backbone, encoding.last)[7:8]])
-    scores = class_scores(backbone, encoding.last, text, background, TagParams())
+    text = torch.cat([text, key_key_features(backbone, last)[7:8]])
+    scores = class_scores(backbone, last, text, background, TagParams())
     assert scores.argmax() == 5
 
 
