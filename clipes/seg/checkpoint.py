@@ -14,7 +14,7 @@ from torch import Tensor
 from clipes.disk.files import atomic_write, list_files
 from clipes.disk.records import parse_record
 from clipes.errors import ArtifactError, WeightsError
-from clipes.seg.kinds import KINDS, OLDEST
+from clipes.seg.kinds import OLDEST, SPECS
 from clipes.seg.recipes import Model, Spec, TestSettings
 from clipes.weights.read import load_plain
 
@@ -35,12 +35,14 @@ class TrainingState:
         recipe: State of the recipe. This and the rest are absent once training is finished.
         optimizer: State of the optimizer.
         scaler: State of the loss scaler.
+        average: Mean of the weights so far, where such a mean is what is trained.
     """
 
     iteration: int = 0
     recipe: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
+    average: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class _Content:
         weights: Tensors by name.
         training: State of the training.
         test: How to predict unless asked otherwise.
-        kind: Of ``KINDS``.
+        kind: Of ``SPECS``.
         towers: sha256 of the frozen towers' weights that the model goes with, by name.
     """
 
@@ -123,8 +125,22 @@ def fill_model(model: Model, checkpoint: Checkpoint) -> None:
     model.load_state_dict(dict(checkpoint.weights))
 
 
-def save_checkpoint(path: Path, model: Model, training: TrainingState, test: TestSettings) -> None:
+def save_checkpoint(
+    path: Path,
+    model: Model,
+    training: TrainingState,
+    test: TestSettings,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint: complete, or not at all.
+
+    Args:
+        path: The file.
+        model: The model.
+        training: State of the training.
+        test: How to predict unless asked otherwise.
+        weights: The model's tensors, if they are not to be those that it has now.
 
     Raises:
         ArtifactError: It cannot be written: permissions, no space left.
@@ -134,7 +150,7 @@ def save_checkpoint(path: Path, model: Model, training: TrainingState, test: Tes
         "kind": model.spec.kind,
         "model": model.spec.to_dict(),
         "towers": dict(model.spec.towers()),
-        "weights": model.state_dict(),
+        "weights": model.state_dict() if weights is None else dict(weights),
         # Not ``asdict``, which copies every tensor.
         "training": {name: part for name, part in vars(training).items() if part is not None},
         "test": {**asdict(test), "scales": list(test.scales)},
@@ -164,13 +180,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is no checkpoint of clipes", "give one that 'clipes train-seg' wrote"
         )
     kind = content.get("kind", OLDEST)
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or kind not in SPECS:
         raise ArtifactError(
             f"{path} is a segmenter of kind '{_short(kind)}', which this clipes does not know",
-            f"update clipes, or take one of kind {', '.join(KINDS)}",
+            f"update clipes, or take one of kind {', '.join(SPECS)}",
         )
     damaged = f"{path} is damaged"
-    spec = parse_record(content.get("model"), KINDS[kind].spec, f"{damaged}: its model", _REMEDY)
+    spec = parse_record(content.get("model"), SPECS[kind], f"{damaged}: its model", _REMEDY)
     stored = parse_record(_as_written_now(content), _Content, damaged, _REMEDY)
     problem = spec.problem() or ("" if stored.test.scales else "it has no scales to predict at")
     if problem or stored.towers != spec.towers():

@@ -20,9 +20,10 @@ from clipes.disk.images import read_confidence, read_image, read_mask
 from clipes.errors import ArtifactError, BackendError, ClipesError
 from clipes.masks.values import require_classes
 from clipes.seg.augment import Example, augment, normalise
+from clipes.seg.draws import Passes
 from clipes.seg.loss import Guidance
 from clipes.seg.recipes import Batch, Examples
-from clipes.types import Int64Array, Progress, UInt8Array
+from clipes.types import Float32Array, Int64Array, Progress, UInt8Array
 
 _CHECKERS = 4  # threads; decoding leaves Python's lock
 
@@ -41,12 +42,14 @@ class TrainingPair:
         image: The photo.
         mask: Its labels.
         confidence: How sure they are; None: everywhere 1.
+        labels: Classes of the image, 0-based, where they matter to what is drawn.
     """
 
     id: str
     image: Path
     mask: Path
     confidence: Path | None
+    labels: tuple[int, ...] = ()
 
     def read(self, labels: int) -> Example:
         """Read the three arrays.
@@ -58,21 +61,28 @@ class TrainingPair:
             ImageError: A file is missing or damaged.
             ArtifactError: Sizes differ, or a label is no class.
         """
-        mask = self.read_mask(labels)
+        mask = self._read_mask(labels)
         image = read_image(self.image)
         self._check_size("the image", image.shape[:2], mask.shape)
-        if self.confidence is None:
-            return image, mask, np.ones(mask.shape, np.float32)
-        confidence = read_confidence(self.confidence)
-        self._check_size("the confidence map", confidence.shape, mask.shape)
-        return image, mask, confidence
+        return image, mask, self._read_confidence(mask.shape)
 
-    def read_mask(self, labels: int) -> UInt8Array:
-        """Read the mask and check its labels."""
+    def read_labels(self, labels: int) -> tuple[UInt8Array, Float32Array]:
+        """Read mask and confidence alone; otherwise as ``read``."""
+        mask = self._read_mask(labels)
+        return mask, self._read_confidence(mask.shape)
+
+    def _read_mask(self, labels: int) -> UInt8Array:
         mask = read_mask(self.mask)
         remedy = "give the masks of this run's classes"
         require_classes(mask, labels - 1, str(self.mask), remedy)
         return mask
+
+    def _read_confidence(self, size: tuple[int, ...]) -> Float32Array:
+        if self.confidence is None:
+            return np.ones(size, np.float32)
+        confidence = read_confidence(self.confidence)
+        self._check_size("the confidence map", confidence.shape, size)
+        return confidence
 
     def _check_size(self, what: str, size: tuple[int, ...], mask: tuple[int, ...]) -> None:
         if size != mask:
@@ -140,10 +150,7 @@ def _count(mask: UInt8Array, labels: int) -> Int64Array:
 
 
 class TrainingSet(Examples):
-    """Random views.
-
-    Every pass over the examples has its own order, and every (seed, pass, example) its own chance,
-    so neither the number of loader processes nor a restart changes what is seen.
+    """Random views, pass after pass over the examples.
 
     Args:
         pairs: The examples.
@@ -158,20 +165,14 @@ class TrainingSet(Examples):
         self._pairs = pairs
         self._labels = labels
         self._preset = preset
-        self._seed = seed
-        self._order: tuple[int, Int64Array] = (-1, np.empty(0, np.int64))
+        self._draws = Passes(len(pairs), seed)
 
     def __getitem__(self, position: int) -> Batch | ClipesError:
         """Return a view, or the error of an example that cannot be read.
 
         A view is its image (3, H, W) float32, labels (H, W) int64 and confidence (H, W) float32.
         """
-        turn, place = divmod(position, len(self._pairs))
-        if self._order[0] != turn:
-            order = np.random.default_rng([self._seed, turn]).permutation(len(self._pairs))
-            self._order = turn, order
-        index = int(self._order[1][place])
-        rng = np.random.default_rng([self._seed, turn, 1 + index])
+        index, rng = self._draws.at(position)
         try:
             example = self._pairs[index].read(self._labels)
         except ClipesError as error:

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
 from clipes.choices import Arch, SegmenterBackbone
@@ -16,6 +15,7 @@ from clipes.config import OUTPUT_STRIDES
 from clipes.masks.values import value_count
 from clipes.seg.backbones import build_backbone
 from clipes.seg.recipes import Model, Spec
+from clipes.seg.resize import resize
 
 _RATES_V2 = (6, 12, 18, 24)
 _RATES_V3 = (12, 24, 36)  # at output stride 8; halved at 16, as in the DeepLab-v3 paper
@@ -176,13 +176,6 @@ def branch_sizes(
     scaled = [_scaled(size, scale) for scale in scales]
     sizes = [(-(-height // spec.stride), -(-width // spec.stride)) for height, width in scaled]
     return sizes if len(sizes) == 1 else [*sizes, sizes[0]]
-
-
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, C, h, w) maps to ``size``, bilinear, corners not aligned."""
-    if (maps.shape[2], maps.shape[3]) == size:
-        return maps
-    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def freeze_norms(module: nn.Module) -> None:

@@ -20,8 +20,9 @@ from clipes.masks.values import value_count
 from clipes.seg.augment import MEAN, STD
 from clipes.seg.data import TrainingPair, TrainingSet
 from clipes.seg.deeplab import DeepLab, DeepLabSpec, MultiScale, branch_sizes, freeze_norms
-from clipes.seg.loss import Guidance, branch_targets, shrink, weighted_loss
+from clipes.seg.loss import Guidance, branch_targets, weighted_loss
 from clipes.seg.recipes import Batch, Part, Recipe, Schedule, TestSettings
+from clipes.seg.resize import shrink
 from clipes.seg.weights import load_backbone
 from clipes.types import IGNORE, UInt8Array
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.seg.resize import shrink
 from clipes.types import IGNORE
 
 
@@ -52,15 +53,6 @@ def confident_labels(labels: Tensor, confidence: Tensor, threshold: float) -> Te
         threshold: mu.
     """
     return labels.masked_fill(confidence < threshold, IGNORE)
-
-
-def shrink(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, H, W) labels or weights to ``size`` by the pixel nearest to each cell's centre.
-
-    Any other nearest pixel would shift the labels against the logits.
-    """
-    small = functional.interpolate(maps[:, None].float(), size=size, mode="nearest-exact")
-    return small[:, 0].to(maps.dtype)
 
 
 def branch_targets(

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from clipes.masks.values import value_count
 from clipes.seg.augment import normalise
-from clipes.seg.deeplab import resize
 from clipes.seg.recipes import Model, TestSettings
+from clipes.seg.resize import resize
 from clipes.types import Float32Array, UInt8Array
 
 BYTES_PER_LABEL = 12

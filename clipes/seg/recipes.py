@@ -100,7 +100,13 @@ class Model(nn.Module):
 
 
 class Examples(Dataset["Batch | ClipesError"]):
-    """An endless random sequence of examples: position p always gives the same one."""
+    """An endless random sequence of examples: position p always gives the same one.
+
+    Attributes:
+        in_process: Whether it holds what loader processes cannot have, such as towers on a GPU.
+    """
+
+    in_process: ClassVar[bool] = False
 
     def __getitem__(self, position: int) -> Batch | ClipesError:
         """Return an example, or the error of one that cannot be read.
@@ -125,11 +131,14 @@ class Schedule:
         iterations: Updates.
         batch: Images per update, over all processes and accumulated parts.
         accumulate: Parts that an update's images are put through in, one after the other.
+        average: Share that the mean of all earlier weights keeps at each update; that mean is
+            the trained model. 0 for the weights as the last update left them.
     """
 
     iterations: int
     batch: int
     accumulate: int
+    average: float = 0.0
 
 
 @dataclass(frozen=True)

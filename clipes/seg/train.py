@@ -8,7 +8,7 @@ the loss is divided by the weight of the whole batch, wherever its parts are com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -120,6 +120,7 @@ class Trainer:
         self._part = part_size(recipe, processes.count)
         self.iteration = 0
         self._network = recipe.network(model)
+        self._average = Average(model, recipe.schedule.average)
         self._optimizer = recipe.optimizer(model)
         cuda = processes.device.type == "cuda"
         self._scaler = torch.amp.GradScaler(
@@ -143,6 +144,7 @@ class Trainer:
                 raise ValueError("training was finished")
             self._optimizer.load_state_dict(state.optimizer)
             self._scaler.load_state_dict(state.scaler)
+            self._average.load_state_dict(state.average or {})
             self.iteration = state.iteration
         except (KeyError, ValueError, TypeError) as error:
             raise ArtifactError(
@@ -191,6 +193,7 @@ class Trainer:
             )
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._average.update(self.iteration)
         self.iteration += 1
         labelled = sum(int(part.labelled) for part in parts)
         used = sum(int(part.used) for part in parts)
@@ -244,7 +247,8 @@ class Trainer:
         starts = [(piece * count + rank) * part for piece in pieces]
         positions = [range(start, start + part) for start in starts]
         pin = self._processes.device.type == "cuda"
-        return batches(examples, positions, self._options.workers or 0, pin=pin)
+        workers = 0 if examples.in_process else self._options.workers or 0
+        return batches(examples, positions, workers, pin=pin)
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         if isinstance(self._network, DistributedDataParallel) and not last:
@@ -261,7 +265,9 @@ class Trainer:
     def _save(self, path: Path) -> None:
         if self._processes.first:
             self._check_weights(path)
-            save_checkpoint(path, self._model, self._state(path), self._recipe.test)
+            weights = self._average.state_dict() if path.name == FINAL else None
+            test = self._recipe.test
+            save_checkpoint(path, self._model, self._state(path), test, weights=weights)
             folder = path.parent
             kept = 0 if path.name == FINAL else self._options.keep
             for old in saved_iterations(folder)[: -kept or None]:
@@ -285,7 +291,47 @@ class Trainer:
             dict(self._recipe.state()),
             self._optimizer.state_dict(),
             self._scaler.state_dict(),
+            self._average.state_dict(),
         )
+
+
+class Average:
+    """The running mean of a model's weights, which is steadier than the weights.
+
+    Args:
+        model: The model.
+        share: As ``Schedule.average``; 0 keeps no mean.
+    """
+
+    def __init__(self, model: Model, share: float) -> None:
+        self._model = model
+        self._share = share
+        self._mean: dict[str, Tensor] = {}
+        if share:
+            self._mean = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def update(self, iteration: int) -> None:
+        """Take in the weights after update ``iteration``, counted from 0."""
+        # At first the mean is young: what training started from would long remain in it.
+        kept = min(self._share, (1 + iteration) / (10 + iteration))
+        for key, value in self._model.state_dict().items() if self._share else ():
+            if value.is_floating_point():
+                self._mean[key].lerp_(value, 1 - kept)
+            else:
+                self._mean[key].copy_(value)
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """Return the mean; None if none is kept."""
+        return self._mean if self._share else None
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what ``state_dict`` returned.
+
+        Raises:
+            KeyError: It is another model's.
+        """
+        for key, mean in self._mean.items():
+            mean.copy_(state[key])
 
 
 def part_size(recipe: Recipe[Any, Any], processes: int) -> int:

@@ -68,7 +68,7 @@ def training_pairs(
                 f"{sample.id} has a mask but no confidence map {confidence}",
                 "make both with 'clipes refine', or train with --no-cgl",
             )
-        pairs.append(TrainingPair(sample.id, sample.image, mask, confidence))
+        pairs.append(TrainingPair(sample.id, sample.image, mask, confidence, sample.labels))
     if stale:
         say(f"left out: {len(stale)} images, the first is {stale[0]}")
     if not pairs:

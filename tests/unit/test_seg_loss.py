@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from clipes.seg.loss import branch_targets, confident_labels, shrink, weighted_loss
+from clipes.seg.loss import branch_targets, confident_labels, weighted_loss
+from clipes.seg.resize import shrink
 from clipes.types import IGNORE
 
 
