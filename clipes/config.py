@@ -9,7 +9,7 @@ one what can be done with one; ``fast`` trades masks for time.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from clipes.choices import DatasetKind, SegmenterPresetName
 from clipes.errors import UsageError
@@ -303,9 +303,62 @@ class SegmenterPreset:
         return asdict(self)
 
 
-SEGMENTER_PRESETS = {
+@dataclass(frozen=True)
+class FrozenPreset:
+    """How a decoder on tokens of frozen towers is built, trained and asked.
+
+    Attributes:
+        name: Name on the command line.
+        tokens: What it reads: CLIP's tokens after blocks 4 to 10, what its last block attends
+            with, and DINOv2's last.
+        width: Channels inside.
+        blocks: Transformer blocks.
+        heads: Attention heads of a block.
+        dropout: Share of the fused channels that is dropped in training.
+        max_patches: Larger images are shrunk to at most this many patches.
+        batch: Images per update, over all processes and accumulated parts.
+        accumulate: Parts an update's images are put through one after the other.
+        iterations: Updates.
+        lr: Learning rate of AdamW, at its highest.
+        warmup: Updates over which the rate rises; then it falls as half a cosine.
+        weight_decay: Of all matrices.
+        average: Share that the mean of earlier weights keeps at an update; the mean is the result.
+        even_classes: Draw classes evenly, and then their images, rather than all images in turn.
+        test_scales: Scales whose probabilities are averaged in prediction.
+        flip: Whether prediction also averages over the mirrored image.
+        crf: Whether prediction ends with the dense CRF.
+    """
+
+    name: str
+    tokens: tuple[str, ...] = ("clip.4", "clip.6", "clip.8", "clip.10", "clip.11", "dino.12")
+    width: int = 256
+    blocks: int = 2
+    heads: int = 8
+    dropout: float = 0.1
+    max_patches: int = 1600
+    batch: int = 8
+    accumulate: int = 1
+    iterations: int = 600
+    lr: float = 1e-3
+    warmup: int = 30
+    weight_decay: float = 0.01
+    average: float = 0.99
+    even_classes: bool = True
+    test_scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    crf: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data, for run.json."""
+        return asdict(self)
+
+
+AnySegmenterPreset: TypeAlias = SegmenterPreset | FrozenPreset
+
+SEGMENTER_PRESETS: dict[str, AnySegmenterPreset] = {
     preset.name: preset
     for preset in (
+        FrozenPreset("frozen"),
         # CLIP-ES section 4.1 on kazuto1011/deeplab-pytorch's configs/voc12.yaml and coco.yaml; the
         # rate is for ImageNet weights, CLIP-ES takes 2.5e-5 for COCO's.
         SegmenterPreset("clip-es-voc"),
@@ -329,7 +382,7 @@ SEGMENTER_PRESETS = {
 }
 
 
-def choose_segmenter_preset(name: str, dataset: str, *, gpu: bool) -> SegmenterPreset:
+def choose_segmenter_preset(name: str, dataset: str, *, gpu: bool) -> AnySegmenterPreset:
     """Return the segmenter's preset called ``name``; ``auto`` is one that suits the machine.
 
     Args:
@@ -346,7 +399,7 @@ def choose_segmenter_preset(name: str, dataset: str, *, gpu: bool) -> SegmenterP
     return get_segmenter_preset(paper)
 
 
-def get_segmenter_preset(name: str) -> SegmenterPreset:
+def get_segmenter_preset(name: str) -> AnySegmenterPreset:
     """Return the segmenter's preset called ``name``.
 
     Raises:

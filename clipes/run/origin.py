@@ -222,6 +222,21 @@ class PredictionOrigin(_Origin):
     model: str
 
 
+@dataclass(frozen=True)
+class TokensOrigin(_Origin):
+    """What the kept tokens of an image were made from.
+
+    Attributes:
+        image: sha256 of the picture's file.
+        bytes: Its size.
+        towers: ``TokenSource.fingerprint``.
+    """
+
+    image: str
+    bytes: int
+    towers: str
+
+
 def _line(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from clipes.choices import CrfBackend, Fusion, Precision
-from clipes.config import CrfParams, Preset, SegmenterPreset
+from clipes.config import CrfParams, Preset
 from clipes.disk.records import parse_record
 from clipes.errors import ArtifactError
 
@@ -145,7 +145,7 @@ class TrainSettings(_Plain):
     """All that changes a segmenter but the examples themselves.
 
     Attributes:
-        preset: Model and recipe.
+        preset: Model and recipe: the fields of a preset of ``SEGMENTER_PRESETS``.
         seed: Of weights, order and views.
         threshold: Confidence that pixels need to count; None: none.
         loss: Of ``Loss``.
@@ -158,7 +158,7 @@ class TrainSettings(_Plain):
         val: List of images that are predicted.
     """
 
-    preset: SegmenterPreset
+    preset: Mapping[str, Any]
     seed: int
     threshold: float | None
     loss: str

@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from clipes.config import SegmenterPreset
+from clipes.config import AnySegmenterPreset, FrozenPreset
+from clipes.run.tokens import CachedTokens
 from clipes.seg.deeplab import DeepLabSpec
 from clipes.seg.deeplab_recipe import DeepLabRecipe
+from clipes.seg.frozen import FrozenDecoder, FrozenSpec
+from clipes.seg.frozen_recipe import FrozenRecipe
 from clipes.seg.loss import Guidance
 from clipes.seg.predict import Predictor
+from clipes.seg.predict_tokens import TokenPredictor
 from clipes.seg.recipes import LabelPredictor, Model, Recipe, Spec, TestSettings
+from clipes.towers.tokens import TokenSource
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of segmenter.
-
-    Attributes:
-        preset: What says how one is trained.
-        spec: What its checkpoints say of a model.
-        recipe: How it is trained: of a preset, class names in mask order, and how confidence
-            counts.
-        predictor: How a model is asked.
-    """
-
-    preset: type[SegmenterPreset]
-    spec: type[Spec]
-    recipe: Callable[[SegmenterPreset, tuple[str, ...], Guidance], Recipe[Any, Any]]
-    predictor: Callable[[Model, TestSettings], LabelPredictor]
-
-
-KINDS: Mapping[str, Kind] = {
-    DeepLabSpec.kind: Kind(SegmenterPreset, DeepLabSpec, DeepLabRecipe, Predictor),
-}
-"""By the name that checkpoints have for them."""
+SPECS: Mapping[str, type[Spec]] = {spec.kind: spec for spec in (DeepLabSpec, FrozenSpec)}
+"""What checkpoints say of a model, by the name that they have for its kind."""
 
 OLDEST = DeepLabSpec.kind
 """The kind of checkpoints that name none: clipes 0.1 knew no other."""
 
 
 def recipe_for(
-    preset: SegmenterPreset, classes: tuple[str, ...], guidance: Guidance
+    preset: AnySegmenterPreset,
+    classes: tuple[str, ...],
+    guidance: Guidance,
+    tokens: CachedTokens | None = None,
 ) -> Recipe[Any, Any]:
-    """Return the recipe of a preset; arguments as for ``Kind.recipe``."""
-    kind = next(kind for kind in KINDS.values() if type(preset) is kind.preset)
-    return kind.recipe(preset, classes, guidance)
+    """Return the recipe of a preset.
+
+    Args:
+        preset: Model, rates, views.
+        classes: Class names in mask order.
+        guidance: How confidence counts.
+        tokens: Those of ``preset.tokens``, for presets that have it.
+    """
+    if not isinstance(preset, FrozenPreset):
+        return DeepLabRecipe(preset, classes, guidance)
+    if tokens is None:
+        raise ValueError(f"preset {preset.name} reads tokens")
+    return FrozenRecipe(preset, classes, guidance, tokens)
+
+
+def predictor_for(
+    model: Model, settings: TestSettings, source: TokenSource | None = None
+) -> LabelPredictor:
+    """Return what asks a model about images.
+
+    Args:
+        model: The model, on its device; put into evaluation mode.
+        settings: Scales and so on.
+        source: The towers that ``model.spec.towers()`` names, if it names some.
+
+    Raises:
+        ArtifactError: The model was trained on other towers.
+    """
+    if not isinstance(model, FrozenDecoder):
+        return Predictor(model, settings)
+    if source is None:
+        raise ValueError(f"{model.spec.name} reads tokens")
+    return TokenPredictor(model, settings, source)

@@ -23,7 +23,7 @@ from clipes.processes import local_rank
 from clipes.run.loop import Outcome, Shard, Summary, for_each
 from clipes.run.origin import PredictionOrigin, read_picture, same_picture
 from clipes.seg.checkpoint import load_checkpoint
-from clipes.seg.kinds import KINDS
+from clipes.seg.kinds import predictor_for
 from clipes.seg.predict import BYTES_PER_LABEL
 from clipes.seg.recipes import LabelPredictor, TestSettings
 from clipes.types import Failure, Sample, UInt8Array
@@ -137,7 +137,7 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     for remark in found.remarks:
         listener.say(remark)
     model = saved.build().to(choose_device(request.device, local_rank()))
-    predictor = KINDS[saved.spec.kind].predictor(model, test)
+    predictor = predictor_for(model, test)
     mine = part.of(found.samples)
     summary = predict_samples(mine, predictor, request.out, crf=test.crf, listener=listener)
     return Outcome(summary, found.failures)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from clipes.config import OUTPUT_STRIDES, TRAIN_SCALES, SegmenterPreset, choose_segmenter_preset
+from clipes.config import OUTPUT_STRIDES, TRAIN_SCALES, AnySegmenterPreset, choose_segmenter_preset
 from clipes.errors import UsageError
 from clipes.run.folder import Run
 from clipes.seg.loss import Guidance
 from clipes.seg.train import TrainOptions
+
+_FIELDS = {"multi_scale": "train_scales"}
+"""What a change is called in presets, where that is something else."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Changes:
     flip: bool | None = None
     multi_scale: bool | None = None
 
-    def of(self, preset: SegmenterPreset) -> SegmenterPreset:
+    def of(self, preset: AnySegmenterPreset) -> AnySegmenterPreset:
         """Return a preset with what is asked for.
 
         Raises:
@@ -68,15 +71,15 @@ class Changes:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if given.get("output_stride", OUTPUT_STRIDES[0]) not in OUTPUT_STRIDES:
             raise UsageError(f"an output stride of {given['output_stride']}", "choose 8, 16 or 32")
+        known = {one.name for one in fields(preset)}
+        if foreign := [name for name in given if _FIELDS.get(name, name) not in known]:
+            raise UsageError(
+                f"--{foreign[0].replace('_', '-')} means nothing to preset {preset.name}",
+                "leave it out, or choose another --preset",
+            )
         several = given.pop("multi_scale", None)
         if several is not None:
             given["train_scales"] = TRAIN_SCALES if several else TRAIN_SCALES[:1]
-        foreign = given.keys() - {one.name for one in fields(preset)}
-        if foreign:
-            raise UsageError(
-                f"--{min(foreign).replace('_', '-')} means nothing to preset {preset.name}",
-                "leave it out, or choose another --preset",
-            )
         return replace(preset, **given)
 
 
@@ -104,7 +107,7 @@ class TrainRequest:
     resume: bool = True
     command: str = ""
 
-    def recipe_preset(self, *, gpu: bool) -> SegmenterPreset:
+    def recipe_preset(self, *, gpu: bool) -> AnySegmenterPreset:
         """Return the preset that is asked for.
 
         Args:

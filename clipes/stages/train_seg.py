@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from clipes.choices import Loss
-from clipes.config import SegmenterPreset
+from clipes.config import AnySegmenterPreset
 from clipes.datasets import Dataset
 from clipes.disk.files import list_files, sha256_of, write_json
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
@@ -24,7 +24,7 @@ from clipes.run.record import TrainFacts, TrainSettings
 from clipes.run.reopen import reopen
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair, loader_death_as_error
-from clipes.seg.kinds import KINDS, recipe_for
+from clipes.seg.kinds import predictor_for, recipe_for
 from clipes.seg.log import TensorBoard
 from clipes.seg.parallel import Processes, join_processes
 from clipes.seg.recipes import Examples, Model, Recipe
@@ -136,11 +136,11 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
 
 
 def _settings(
-    request: TrainRequest, preset: SegmenterPreset, examples: int, val: str | None
+    request: TrainRequest, preset: AnySegmenterPreset, examples: int, val: str | None
 ) -> TrainSettings:
     sources, guidance, options = request.sources, request.guidance, request.options
     return TrainSettings(
-        preset,
+        preset.to_dict(),
         seed=options.seed,
         threshold=guidance.threshold,
         loss=(Loss.soft if guidance.soft else Loss.ce).value,
@@ -229,7 +229,7 @@ def _predict(job: _Job, model: Model) -> Summary:
     recipe, processes = job.recipe, job.processes
     mine = predict_samples(
         Shard(processes.rank, processes.count).of(job.val.samples),
-        KINDS[recipe.spec.kind].predictor(model, recipe.test),
+        predictor_for(model, recipe.test),
         job.out.root / "predictions",
         crf=recipe.test.crf,
         made_with=_made_with(job),

@@ -1,0 +1,96 @@
+"""``tokens/<id>.safetensors`` of a run folder: what frozen towers said of an image, kept as fp16.
+
+A cache: it may be removed at any time, keeps within its bounds, and what it cannot keep is computed
+again. Files of other towers, of another picture, and damaged ones count as absent.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from clipes.disk.files import atomic_write, check_id, list_files
+from clipes.errors import WriteError
+from clipes.run.origin import Picture, TokensOrigin, read_picture, same_picture
+from clipes.towers.tokens import TokenSource
+
+_SHARE = 4  # of the free disk, at most a quarter
+_SUFFIX = ".safetensors"
+
+
+class CachedTokens:
+    """Tokens of images, from disk where they were kept.
+
+    They are rounded to fp16 whether they are kept or not, so that removing files changes nothing.
+
+    Args:
+        source: The towers.
+        folder: For the files.
+        limit: Most bytes that all files of the folder take.
+
+    Attributes:
+        source: The towers.
+    """
+
+    def __init__(self, source: TokenSource, folder: Path, limit: int) -> None:
+        self.source = source
+        self._folder = folder
+        taken = sum(path.stat().st_size for path in list_files(folder, _SUFFIX))
+        here = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+        self._room = min(limit - taken, shutil.disk_usage(here).free // _SHARE)
+
+    def has(self, image_id: str, image: Path) -> bool:
+        """Tell whether the tokens of a picture are on disk."""
+        return self._kept(self._path(image_id), image, load=False) is not None
+
+    def read(self, image_id: str, image: Path) -> dict[str, Tensor]:
+        """Return the tokens of a picture, (h, w, D) float16 by name; keep them if there is room.
+
+        Raises:
+            ImageError: The picture cannot be read.
+        """
+        path = self._path(image_id)
+        if (kept := self._kept(path, image)) is not None:
+            return kept
+        pixels, picture = read_picture(image)
+        tokens = {name: one.half().cpu() for name, one in self.source.tokens(pixels).items()}
+        self._keep(path, tokens, picture)
+        return tokens
+
+    def _path(self, image_id: str) -> Path:
+        return self._folder / f"{check_id(image_id)}{_SUFFIX}"
+
+    def _kept(self, path: Path, image: Path, *, load: bool = True) -> dict[str, Tensor] | None:
+        """Return the tokens of a file; None if it is absent or of something else."""
+        try:
+            written = path.stat().st_mtime_ns
+            with safe_open(path, framework="pt") as file:
+                origin = TokensOrigin.parse((file.metadata() or {}).get("origin", ""))
+                if origin is None or origin.towers != self.source.fingerprint:
+                    return None
+                same, _ = same_picture(image, origin.image, origin.bytes, written)
+                if not same:
+                    return None
+                return {name: file.get_tensor(name) for name in file.keys() if load}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+
+    def _keep(self, path: Path, tokens: Mapping[str, Tensor], picture: Picture) -> None:
+        origin = TokensOrigin(picture.sha256, picture.size, self.source.fingerprint)
+        arrays = {name: one.contiguous() for name, one in tokens.items()}
+        content = save(arrays, {"origin": origin.text()})
+        before = path.stat().st_size if path.is_file() else 0
+        if len(content) - before > self._room:
+            return
+        try:
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(content)
+        except WriteError:  # a full disk is no reason to stop: it is only a cache
+            self._room = 0
+            return
+        self._room -= len(content) - before

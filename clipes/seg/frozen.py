@@ -1,0 +1,179 @@
+"""A decoder on tokens of frozen towers: what is trained is small, and images are encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipes.masks.values import value_count
+from clipes.seg.recipes import Model, Spec
+
+_MLP = 4  # times the width, inside the MLP of a block
+
+_WIDEST, _DEEPEST = 1 << 14, 64
+"""Beyond that a file is damaged: it shall not ask for all of the memory."""
+
+
+@dataclass(frozen=True)
+class TokenInput:
+    """Tokens that the decoder reads.
+
+    Attributes:
+        name: As ``TokenSource`` names them.
+        width: Channels.
+    """
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True)
+class FrozenSpec(Spec):
+    """What has to be known to build a decoder for its weights.
+
+    Attributes:
+        inputs: The tokens that it reads, in order.
+        classes: Class names in mask order, without the background.
+        width: Channels inside.
+        blocks: Transformer blocks.
+        heads: Attention heads of a block.
+        dropout: Share of the fused channels that is dropped in training.
+        max_patches: Larger images are shrunk to at most this many patches.
+        digests: sha256 of the towers' weights, by the name of the tower.
+    """
+
+    kind: ClassVar[str] = "frozen"
+
+    inputs: tuple[TokenInput, ...]
+    classes: tuple[str, ...]
+    width: int = 256
+    blocks: int = 2
+    heads: int = 8
+    dropout: float = 0.1
+    max_patches: int = 1600
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The model's name, in a few words."""
+        return f"a decoder on {', '.join(one.name for one in self.inputs)}"
+
+    def build(self) -> FrozenDecoder:
+        """Return the model with random weights, on the CPU."""
+        return FrozenDecoder(self)
+
+    def problem(self) -> str:
+        """Return why no such model can be built; empty if one can."""
+        widths = (self.width, self.heads, *(one.width for one in self.inputs))
+        if not self.inputs or min(widths) < 1 or max(widths) > _WIDEST:
+            return "its decoder reads no tokens that there are"
+        if not 0 <= self.blocks <= _DEEPEST or self.width % self.heads or not 0 <= self.dropout < 1:
+            return f"there is no decoder of {self.blocks} blocks and {self.heads} heads"
+        return ""
+
+    def towers(self) -> Mapping[str, str]:
+        """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
+        return self.digests
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+
+class FrozenDecoder(Model):
+    """Reads several kinds of tokens, fuses them, lets patches attend to each other, scores labels.
+
+    Images of any grids lie one behind the other: all layers but attention work on the tokens of the
+    whole batch at once, without padding, so that an image's answer does not depend on the others.
+
+    Attributes:
+        spec: What it was built from.
+    """
+
+    spec: FrozenSpec
+
+    def __init__(self, spec: FrozenSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        width = spec.width
+        self.readers = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(one.width),
+                nn.Linear(one.width, width),
+                nn.GELU(),
+                nn.Linear(width, width),
+            )
+            for one in spec.inputs
+        )
+        self.fuse = nn.Linear(width * len(spec.inputs), width)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.blocks))
+        self.classify = nn.Linear(width, value_count(len(spec.classes)))
+
+    def forward(self, grids: Tensor, *tokens: Tensor) -> list[Tensor]:
+        """Return logits of background and classes.
+
+        Args:
+            grids: (B, 2) int64, (h, w) of each image.
+            tokens: For each input (S, D), S the sum of h * w, row by row, image by image.
+
+        Returns:
+            B times (1, 1 + C, h, w) float.
+        """
+        sizes = [(int(h), int(w)) for h, w in grids.tolist()]
+        counts = [h * w for h, w in sizes]
+        read = [reader(one.float()) for reader, one in zip(self.readers, tokens, strict=True)]
+        fused = self.dropout(self.fuse(torch.cat(read, 1)))
+        for block in self.blocks:
+            fused = block(fused, counts)
+        logits = self.classify(fused).split(counts)
+        return [one.T.unflatten(1, size)[None] for one, size in zip(logits, sizes, strict=True)]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, of which the patches of one image see each other.
+
+    Args:
+        width: Channels.
+        heads: Attention heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.norm_1 = nn.LayerNorm(width)
+        self.project = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, _MLP * width), nn.GELU(), nn.Linear(_MLP * width, width)
+        )
+
+    def forward(self, tokens: Tensor, counts: list[int]) -> Tensor:
+        """Return (S, D) for (S, D) tokens of images of ``counts`` patches."""
+        # (3, H, S, d)
+        parts = self.project(self.norm_1(tokens)).unflatten(1, (3, self._heads, -1))
+        images = parts.permute(1, 2, 0, 3).split(counts, dim=2)
+        mixed = torch.cat([_attend(*image[:, None]) for image in images], dim=1)
+        tokens = tokens + self.mix(mixed.transpose(0, 1).flatten(1))
+        output: Tensor = tokens + self.mlp(self.norm_2(tokens))
+        return output
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return (H, N, d) of (1, H, N, d) each."""
+    return functional.scaled_dot_product_attention(query, key, value)[0]
+
+
+def flat_tokens(
+    tokens: Mapping[str, Tensor], spec: FrozenSpec
+) -> tuple[tuple[int, int], list[Tensor]]:
+    """Return the grid of an image's tokens, (h, w, D) by name, and (h * w, D) for each input."""
+    chosen = [tokens[one.name] for one in spec.inputs]
+    height, width = chosen[0].shape[:2]
+    return (height, width), [one.flatten(0, 1) for one in chosen]

@@ -1,0 +1,246 @@
+"""How a decoder on frozen tokens is trained: AdamW on whole images, mirrored or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from clipes.config import FrozenPreset
+from clipes.disk.images import voc_palette
+from clipes.errors import ClipesError, UsageError
+from clipes.masks.values import value_count
+from clipes.run.tokens import CachedTokens
+from clipes.seg.data import TrainingPair
+from clipes.seg.draws import Draws, EvenClasses, Passes
+from clipes.seg.frozen import FrozenDecoder, FrozenSpec, TokenInput, flat_tokens
+from clipes.seg.loss import Guidance, weighted_loss
+from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, TestSettings
+from clipes.seg.resize import resize, shrink
+from clipes.types import IGNORE, UInt8Array
+
+LABELS_PER_TOKEN = 4
+"""Labels along each side of a patch: those of every fourth pixel, where patches have 16."""
+
+_SHOWN = 2  # images of a batch in a picture
+
+
+@dataclass(frozen=True)
+class Grids(Part):
+    """Images on their way through the decoder.
+
+    Attributes:
+        targets: Labels and weights, (1, 4h, 4w), of each image.
+    """
+
+    targets: Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
+    """The recipe of a decoder on frozen tokens.
+
+    Attributes:
+        preset: Model, rates, draws.
+        classes: Class names in mask order.
+        guidance: How confidence counts.
+        tokens: Where tokens come from.
+    """
+
+    preset: FrozenPreset
+    classes: tuple[str, ...]
+    guidance: Guidance
+    tokens: CachedTokens
+
+    @property
+    def spec(self) -> FrozenSpec:
+        """What the model is built from."""
+        preset, source = self.preset, self.tokens.source
+        inputs = tuple(TokenInput(name, source.widths[name]) for name in preset.tokens)
+        return FrozenSpec(
+            inputs,
+            self.classes,
+            preset.width,
+            preset.blocks,
+            preset.heads,
+            preset.dropout,
+            preset.max_patches,
+            dict(source.digests),
+        )
+
+    @property
+    def schedule(self) -> Schedule:
+        """How much is learnt."""
+        preset = self.preset
+        return Schedule(preset.iterations, preset.batch, preset.accumulate, preset.average)
+
+    @property
+    def test(self) -> TestSettings:
+        """How the model is to be asked."""
+        return TestSettings(self.preset.test_scales, self.preset.flip, self.preset.crf)
+
+    def check_part(self, images: int) -> None:
+        """Any number will do: nothing is normalised over a batch."""
+
+    def initialise(
+        self, model: FrozenDecoder, source: str, say: Callable[[str], None]
+    ) -> FrozenRecipe:
+        """Start from random weights; a decoder has no others."""
+        if source not in ("auto", "none"):
+            raise UsageError(
+                f"--backbone-weights {source} means nothing to preset {self.preset.name}",
+                "leave it out: the towers stay as they are",
+            )
+        count = sum(parameter.numel() for parameter in model.parameters())
+        say(f"decoder: {count / 1e6:.1f} million weights on {', '.join(self.preset.tokens)}")
+        return self
+
+    def state(self) -> Mapping[str, Any]:
+        """Return nothing: the preset says all."""
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> FrozenRecipe:
+        """Return the recipe as it is."""
+        return self
+
+    def network(self, model: FrozenDecoder) -> nn.Module:
+        """Return the model in training mode."""
+        return model.train()
+
+    def optimizer(self, model: FrozenDecoder) -> AdamW:
+        """Return AdamW; only matrices decay."""
+        parameters = list(model.parameters())
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [one for one in parameters if one.ndim > 1],
+                "factor": 1.0,
+                "weight_decay": self.preset.weight_decay,
+            },
+            {
+                "params": [one for one in parameters if one.ndim == 1],
+                "factor": 1.0,
+                "weight_decay": 0.0,
+            },
+        ]
+        return AdamW(groups, lr=self.preset.lr)
+
+    def rate(self, iteration: int) -> float:
+        """Return the learning rate: a linear rise, then half a cosine down to 0."""
+        preset = self.preset
+        if iteration < preset.warmup:
+            return preset.lr * (iteration + 1) / preset.warmup
+        rest = max(preset.iterations - preset.warmup, 1)
+        return preset.lr * (1 + math.cos(math.pi * (iteration - preset.warmup) / rest)) / 2
+
+    def examples(self, pairs: Sequence[TrainingPair], seed: int) -> TokenExamples:
+        """Return whole images, mirrored or not."""
+        labelled = self.preset.even_classes and any(pair.labels for pair in pairs)
+        draws: Draws = Passes(len(pairs), seed)
+        if labelled:
+            draws = EvenClasses([pair.labels for pair in pairs], seed)
+        return TokenExamples(pairs, self.spec, self.tokens, draws)
+
+    def part(self, batch: Batch) -> Grids:
+        """Return tokens with the labels of each image."""
+        grids, labels, confidence, *tokens = batch
+        cut, weights = self.guidance.weigh(labels, confidence)
+        weights = weights.masked_fill(cut == IGNORE, 0)
+        sizes = [_label_size((int(h), int(w))) for h, w in grids.tolist()]
+        counts = [height * width for height, width in sizes]
+        targets = [
+            (some.view(1, *size), counted.view(1, *size))
+            for some, counted, size in zip(
+                cut.split(counts), weights.split(counts), sizes, strict=True
+            )
+        ]
+        return Grids(
+            (grids, *tokens),
+            weights.sum()[None],
+            (labels != IGNORE).sum(),
+            (cut != IGNORE).sum(),
+            targets,
+        )
+
+    def losses(self, outputs: Sequence[Tensor], part: Grids) -> list[Tensor]:
+        """Return the weighted cross-entropy over all images, as one term."""
+        costs = [
+            weighted_loss(_enlarged(logits), labels, weights)
+            for logits, (labels, weights) in zip(outputs, part.targets, strict=True)
+        ]
+        return [torch.stack(costs).sum()]
+
+    def picture(self, outputs: Sequence[Tensor], part: Grids) -> UInt8Array:
+        """Return rows of trained labels and answer, side by side, at the labels' size."""
+        palette = voc_palette()
+        rows = []
+        for logits, (labels, _) in list(zip(outputs, part.targets, strict=True))[:_SHOWN]:
+            answer = _enlarged(logits).argmax(1)[0].cpu().numpy()
+            rows.append(np.concatenate([palette[labels[0].cpu().numpy()], palette[answer]], axis=1))
+        widest = max(row.shape[1] for row in rows)
+        padded = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows]
+        return np.concatenate(padded)
+
+
+class TokenExamples(Examples):
+    """Whole images as tokens, every second one mirrored on the grid.
+
+    An example is its grid (2,), labels and confidence (16 h w,) and, for each input, (h w, D)
+    float16.
+
+    Args:
+        pairs: The images and their masks.
+        spec: Says which tokens are read.
+        tokens: Where they come from.
+        draws: Says which image comes when.
+    """
+
+    in_process = True
+
+    def __init__(
+        self,
+        pairs: Sequence[TrainingPair],
+        spec: FrozenSpec,
+        tokens: CachedTokens,
+        draws: Draws,
+    ) -> None:
+        self._pairs = pairs
+        self._spec = spec
+        self._tokens = tokens
+        self._draws = draws
+
+    def __getitem__(self, position: int) -> Batch | ClipesError:
+        """Return an image's tokens and labels, or the error of one that cannot be read."""
+        index, rng = self._draws.at(position)
+        pair = self._pairs[index]
+        try:
+            mask, confidence = pair.read_labels(value_count(len(self._spec.classes)))
+            tokens = self._tokens.read(pair.id, pair.image)
+        except ClipesError as error:
+            return error
+        maps = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(confidence)
+        if rng.random() < 0.5:
+            tokens = {name: one.flip(1) for name, one in tokens.items()}
+            maps = maps[0].flip(1), maps[1].flip(1)
+        grid, flat = flat_tokens(tokens, self._spec)
+        small = [shrink(one[None], _label_size(grid)).flatten() for one in maps]
+        return (torch.tensor(grid), *small, *flat)
+
+    def collate(self, examples: Sequence[Batch]) -> Batch:
+        """Return images one behind the other, their grids as (B, 2)."""
+        grids, *rest = zip(*examples, strict=True)
+        return (torch.stack(grids), *(torch.cat(column) for column in rest))
+
+
+def _label_size(grid: tuple[int, int]) -> tuple[int, int]:
+    return LABELS_PER_TOKEN * grid[0], LABELS_PER_TOKEN * grid[1]
+
+
+def _enlarged(logits: Tensor) -> Tensor:
+    """Return (1, L, h, w) logits at the size of the labels."""
+    return resize(logits, _label_size((logits.shape[2], logits.shape[3])))

@@ -1,0 +1,80 @@
+"""A decoder on frozen tokens, asked about whole images: at several scales, mirrored."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+from clipes.errors import ArtifactError
+from clipes.masks.values import value_count
+from clipes.seg.frozen import FrozenDecoder, flat_tokens
+from clipes.seg.recipes import TestSettings
+from clipes.seg.resize import resize
+from clipes.towers.tokens import TokenSource
+from clipes.types import Float32Array, UInt8Array
+
+
+class TokenPredictor:
+    """Turns images into probabilities of labels; see ``LabelPredictor``.
+
+    The towers shrink large images, so there is no window.
+
+    Args:
+        model: The decoder; put into evaluation mode.
+        settings: Scales, mirroring.
+        source: The towers.
+
+    Raises:
+        ArtifactError: The decoder was trained on other towers.
+    """
+
+    def __init__(self, model: FrozenDecoder, settings: TestSettings, source: TokenSource) -> None:
+        _check_towers(model, source)
+        self._model = model.eval()
+        self._settings = settings
+        self._source = source
+        self._device = next(model.parameters()).device
+
+    @property
+    def labels(self) -> int:
+        """Number of labels, background included."""
+        return value_count(len(self._model.spec.classes))
+
+    @torch.inference_mode()
+    def __call__(self, image: UInt8Array) -> Float32Array:
+        """Return (1 + C, H, W) float32 that sum to 1, background first, of RGB (H, W, 3) uint8."""
+        size = (image.shape[0], image.shape[1])
+        total = torch.zeros(1, self.labels, *size, device=self._device)
+        count = 0
+        for scale in self._settings.scales:
+            scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+            view = (
+                image if scaled == size else np.asarray(cv2.resize(image, scaled[::-1]), np.uint8)
+            )
+            total += self._probs(view, size)
+            count += 1
+            if self._settings.flip:
+                total += self._probs(np.ascontiguousarray(view[:, ::-1]), size).flip(3)
+                count += 1
+        probs: Float32Array = total.div_(count)[0].cpu().numpy()
+        return probs
+
+    def _probs(self, view: UInt8Array, size: tuple[int, int]) -> torch.Tensor:
+        """Return the probabilities (1, 1 + C, H, W) of a view at the image's size."""
+        grid, tokens = flat_tokens(self._source.tokens(view), self._model.spec)
+        # As in training, where they come from files.
+        rounded = [one.half().to(self._device) for one in tokens]
+        (logits,) = self._model(torch.tensor([grid], device=self._device), *rounded)
+        return resize(logits.float(), size).softmax(1)
+
+
+def _check_towers(model: FrozenDecoder, source: TokenSource) -> None:
+    for name, sha256 in model.spec.digests.items():
+        found = source.digests.get(name, "")
+        if found != sha256:
+            raise ArtifactError(
+                f"the segmenter was trained on a tower {name} of sha256 {sha256[:12]}, not "
+                f"{found[:12] or 'none'}",
+                "give the weights that it was trained on",
+            )

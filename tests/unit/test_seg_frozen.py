@@ -1,0 +1,376 @@
+"""The decoder on frozen tokens: what it computes, how it is fed, trained, kept and asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from clipes.config import FrozenPreset, get_segmenter_preset
+from clipes.disk.images import write_confidence, write_mask
+from clipes.errors import ArtifactError, UsageError
+from clipes.run.tokens import CachedTokens
+from clipes.seg.checkpoint import FINAL, load_checkpoint, saved_iterations
+from clipes.seg.data import TrainingPair
+from clipes.seg.draws import EvenClasses, Passes
+from clipes.seg.frozen import Block, FrozenDecoder, FrozenSpec, TokenInput
+from clipes.seg.frozen_recipe import FrozenRecipe
+from clipes.seg.kinds import predictor_for, recipe_for
+from clipes.seg.loss import Guidance
+from clipes.seg.parallel import Processes
+from clipes.seg.recipes import TestSettings
+from clipes.seg.train import Step, Trainer, TrainOptions
+from clipes.types import IGNORE, UInt8Array
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+PRESET = FrozenPreset(
+    "test",
+    tokens=("clip.4", "dino.12"),
+    width=16,
+    blocks=2,
+    heads=2,
+    batch=4,
+    iterations=6,
+    warmup=2,
+    lr=1e-2,
+)
+GIGABYTE = 1 << 30
+
+
+class Colours:
+    """Towers whose tokens are the mean colours of patches, widened by fixed random matrices."""
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self._wide = {
+            "clip.4": torch.from_numpy(rng.normal(size=(3, 12)).astype(np.float32)),
+            "dino.12": torch.from_numpy(rng.normal(size=(3, 8)).astype(np.float32)),
+        }
+        self.fingerprint = f"colours {seed}"
+        self.seen = 0
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        return {name: matrix.shape[1] for name, matrix in self._wide.items()}
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return {"clip": f"{self.fingerprint} a", "dino": f"{self.fingerprint} b"}
+
+    def tokens(self, image: UInt8Array) -> dict[str, torch.Tensor]:
+        self.seen += 1
+        h, w = -(-image.shape[0] // 16), -(-image.shape[1] // 16)
+        small = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
+        colours = torch.from_numpy(small.astype(np.float32) / 64 - 2)
+        return {name: colours @ matrix for name, matrix in self._wide.items()}
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[TrainingPair]:
+    """Images of grids that differ, left part red (class 0) or blue (class 1)."""
+    made = []
+    for index in range(6):
+        height, width = 48 + 16 * (index % 3), 80 - 10 * (index % 2)
+        image = np.full((height, width, 3), 110, np.uint8)
+        mask = np.zeros((height, width), np.uint8)
+        image[:, :32] = (220, 30, 30) if index % 2 else (30, 30, 220)
+        mask[:, :32] = 1 if index % 2 else 2
+        name = f"p{index}"
+        pair = TrainingPair(
+            name,
+            tmp_path / f"{name}.png",
+            tmp_path / f"{name}-mask.png",
+            tmp_path / f"{name}-sure.png",
+            (0,) if index % 2 else (1,),
+        )
+        Image.fromarray(image).save(pair.image)
+        write_mask(pair.mask, mask)
+        assert pair.confidence
+        write_confidence(pair.confidence, np.full(mask.shape, 0.97, np.float32))
+        made.append(pair)
+    return made
+
+
+def recipe(tmp_path: Path, preset: FrozenPreset = PRESET, limit: int = GIGABYTE) -> FrozenRecipe:
+    tokens = CachedTokens(Colours(), tmp_path / "tokens", limit)
+    made = recipe_for(preset, ("red", "blue"), Guidance(), tokens)
+    assert isinstance(made, FrozenRecipe)
+    return made
+
+
+def trainer(made: FrozenRecipe, **options: object) -> tuple[FrozenDecoder, Trainer]:
+    torch.manual_seed(0)
+    model = made.spec.build()
+    return model, Trainer(model, made, replace(TrainOptions(save_every=2), **options), ALONE)
+
+
+def spec(**fields: object) -> FrozenSpec:
+    inputs = (TokenInput("clip.4", 12), TokenInput("dino.12", 8))
+    return replace(FrozenSpec(inputs, ("a", "b"), width=16, heads=2), **fields)
+
+
+def random_batch(grids: list[tuple[int, int]]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    count = sum(h * w for h, w in grids)
+    return [torch.randn(count, width, generator=generator) for width in (12, 8)]
+
+
+def test_the_default_is_the_decoder_of_the_design() -> None:
+    preset = get_segmenter_preset("frozen")
+    assert isinstance(preset, FrozenPreset)
+    widths = [384 if name.startswith("dino") else 768 for name in preset.tokens]
+    inputs = tuple(map(TokenInput, preset.tokens, widths))
+    model = FrozenSpec(inputs, tuple("abcdefghijklmnopqrst")).build()
+    readers = sum(2 * w + w * 256 + 256 + 256 * 256 + 256 for w in widths)
+    block = 4 * 256 + (3 + 1 + 4 + 4) * 256 * 256 + (3 + 1 + 4 + 1) * 256
+    expected = readers + 6 * 256 * 256 + 256 + 2 * block + 256 * 21 + 21
+    assert sum(one.numel() for one in model.parameters()) == expected
+
+
+def test_an_image_does_not_see_the_others_of_its_batch() -> None:
+    torch.manual_seed(0)
+    model = spec().build().eval()
+    grids = [(3, 4), (5, 2), (1, 1)]
+    tokens = random_batch(grids)
+    together = model(torch.tensor(grids), *tokens)
+    start = 0
+    for (h, w), logits in zip(grids, together, strict=True):
+        assert logits.shape == (1, 3, h, w)
+        own = [one[start : start + h * w] for one in tokens]
+        (alone,) = model(torch.tensor([(h, w)]), *own)
+        torch.testing.assert_close(logits, alone)
+        start += h * w
+
+
+def test_patches_have_no_order_of_their_own() -> None:
+    torch.manual_seed(0)
+    model = spec().build().eval()
+    tokens = random_batch([(3, 4)])
+    order = torch.randperm(12)
+    (plain,) = model(torch.tensor([(3, 4)]), *tokens)
+    (mixed,) = model(torch.tensor([(3, 4)]), *(one[order] for one in tokens))
+    torch.testing.assert_close(mixed.flatten(2), plain.flatten(2)[..., order])
+
+
+def test_a_block_is_attention_and_an_mlp_on_normed_tokens() -> None:
+    torch.manual_seed(0)
+    block = Block(8, 2).eval()
+    tokens = torch.randn(5, 8)
+    query, key, value = block.project(block.norm_1(tokens)).chunk(3, dim=1)
+    mixed = torch.empty(5, 8)
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = query[:, head] @ key[:, head].T / math.sqrt(4)
+        mixed[:, head] = scores.softmax(1) @ value[:, head]
+    after = tokens + block.mix(mixed)
+    expected = after + block.mlp(block.norm_2(after))
+    torch.testing.assert_close(block(tokens, [5]), expected)
+
+
+def test_one_step_is_cross_entropy_at_the_labels_size(
+    tmp_path: Path, pairs: list[TrainingPair]
+) -> None:
+    made = recipe(tmp_path, replace(PRESET, dropout=0.0))
+    examples = made.examples(pairs, seed=3)
+    parts = [examples[position] for position in range(4)]
+    model, trained = trainer(made)
+    logits = []
+    labels = []
+    for grid, label, _, *tokens in parts:
+        (low,) = model(grid[None], *tokens)
+        size = (4 * int(grid[0]), 4 * int(grid[1]))
+        high = functional.interpolate(low, size=size, mode="bilinear", align_corners=False)
+        logits.append(high[0].flatten(1))
+        labels.append(label)
+    expected = functional.cross_entropy(torch.cat(logits, 1)[None], torch.cat(labels)[None])
+    step = trained.step([examples.collate(parts)])
+    assert step.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert step.kept == 1
+    assert step.picture().shape[2] == 3
+
+
+def test_doubtful_pixels_do_not_count(tmp_path: Path, pairs: list[TrainingPair]) -> None:
+    for pair in pairs:
+        sure = np.full(pair.read(3)[1].shape, 0.97, np.float32)
+        sure[:, :32] = 0.9
+        assert pair.confidence
+        write_confidence(pair.confidence, sure)
+    made = recipe(tmp_path)
+    part = made.part(made.examples(pairs, 0).collate([made.examples(pairs, 0)[0]]))
+    labels, weights = part.targets[0]
+    assert set(labels.unique().tolist()) == {0, IGNORE}
+    assert torch.equal(weights > 0, labels != IGNORE)
+    assert int(part.used) == int((labels == 0).sum()) < int(part.labelled)
+
+
+def test_tokens_and_labels_are_mirrored_together(tmp_path: Path, pairs: list[TrainingPair]) -> None:
+    examples = recipe(tmp_path).examples(pairs, seed=0)
+    sides = set()
+    for position in range(12):
+        grid, labels, confidence, tokens, _ = examples[position]
+        h, w = grid.tolist()
+        marked = labels.view(4 * h, 4 * w)[0] > 0
+        sides.add(bool(marked[0]))
+        assert torch.equal(examples[position][1], labels)
+        # The patch below a marked label has the colour of the marked side.
+        left, right = tokens.view(h, w, -1)[0, 0], tokens.view(h, w, -1)[0, -1]
+        coloured = left if marked[0] else right
+        plain = right if marked[0] else left
+        assert coloured.float().abs().sum() > plain.float().abs().sum()
+        assert confidence.shape == labels.shape
+    assert sides == {False, True}
+
+
+def test_it_learns_what_tokens_tell(tmp_path: Path, pairs: list[TrainingPair]) -> None:
+    made = recipe(tmp_path, replace(PRESET, iterations=60, average=0.9))
+    model, trained = trainer(made)
+    losses: list[float] = []
+    trained.run(made.examples(pairs, 0), tmp_path / "c", lambda step: losses.append(step.loss))
+    assert losses[-1] < 0.2 < losses[0]
+    saved = load_checkpoint(tmp_path / "c" / FINAL)
+    assert saved.spec == made.spec
+    assert saved.spec.towers() == {"clip": "colours 0 a", "dino": "colours 0 b"}
+    mean = saved.build()
+    assert isinstance(mean, FrozenDecoder)
+    assert not torch.equal(mean.fuse.weight, model.fuse.weight)  # the mean, not the last
+    predictor = predictor_for(mean, made.test, Colours())
+    assert predictor.labels == 3
+    right = total = 0
+    for pair in pairs:
+        image, mask, _ = pair.read(3)
+        probs = predictor(image)
+        np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
+        right += int((probs.argmax(0) == mask).sum())
+        total += mask.size
+    assert right / total > 0.9
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_stopped_training_ends_with_the_same_bits(
+    tmp_path: Path, pairs: list[TrainingPair], stop: int
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stopper(step: Step) -> None:
+        if step.iteration == stop:
+            raise StoppedError
+
+    made = recipe(tmp_path)
+    _, whole = trainer(made)
+    whole.run(made.examples(pairs, 0), tmp_path / "whole", lambda _: None)
+    # Without room for tokens nothing changes, either.
+    other = recipe(tmp_path / "other", limit=0)
+    _, broken = trainer(other)
+    with pytest.raises(StoppedError):
+        broken.run(other.examples(pairs, 0), tmp_path / "broken", stopper)
+    torch.manual_seed(99)
+    _, again = trainer(other)
+    if saved := saved_iterations(tmp_path / "broken"):
+        again.restore(load_checkpoint(saved[-1]))
+    again.run(other.examples(pairs, 0), tmp_path / "broken", lambda _: None)
+    expected, found = (
+        load_checkpoint(tmp_path / name / FINAL).weights for name in ("whole", "broken")
+    )
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+def test_parts_make_the_same_update_as_the_whole(tmp_path: Path, pairs: list[TrainingPair]) -> None:
+    made = recipe(tmp_path, replace(PRESET, dropout=0.0))
+    examples = made.examples(pairs, 0)
+    items = [examples[position] for position in range(4)]
+    whole_model, whole = trainer(made)
+    part_model, part = trainer(recipe(tmp_path, replace(PRESET, dropout=0.0, accumulate=2)))
+    one = whole.step([examples.collate(items)])
+    other = part.step([examples.collate(items[:2]), examples.collate(items[2:])])
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
+    for key, value in whole_model.state_dict().items():
+        torch.testing.assert_close(value, part_model.state_dict()[key], rtol=1e-3, atol=1e-5)
+
+
+def test_the_rate_rises_and_falls(tmp_path: Path) -> None:
+    made = recipe(tmp_path, replace(PRESET, iterations=10, warmup=4, lr=1.0))
+    rates = [made.rate(index) for index in range(11)]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert rates[7] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(0)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_only_matrices_decay(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    model = made.spec.build()
+    matrices, rest = made.optimizer(model).param_groups
+    assert (matrices["weight_decay"], rest["weight_decay"]) == (0.01, 0)
+    assert len(matrices["params"]) + len(rest["params"]) == len(list(model.parameters()))
+    assert {one.ndim for one in matrices["params"]} == {2}
+
+
+def test_weights_of_a_backbone_are_refused(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    with pytest.raises(UsageError, match=r"--backbone-weights r\.pth means nothing"):
+        made.initialise(made.spec.build(), "r.pth", print)
+
+
+def test_the_mirror_image_gets_the_mirrored_answer() -> None:
+    torch.manual_seed(0)
+    model = spec().build()
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    settings = TestSettings((1.0, 1.5), flip=True)
+    predictor = predictor_for(model, settings, Colours())
+    probs = predictor(image)
+    assert probs.shape == (3, 50, 70)
+    mirrored = predictor(np.ascontiguousarray(image[:, ::-1]))
+    np.testing.assert_allclose(mirrored[:, :, ::-1], probs, atol=1e-5)
+
+
+def test_other_towers_are_refused() -> None:
+    model = spec(digests={"clip": "colours 0 a", "dino": "f" * 64}).build()
+    with pytest.raises(ArtifactError, match="on a tower dino of sha256 ffffffffffff, not colours"):
+        predictor_for(model, TestSettings(), Colours())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"inputs": ()}, {"width": 1 << 40}, {"heads": 3}, {"blocks": -1}, {"dropout": 1.0}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_no_decoder_can_be_is_known(fields: dict[str, object]) -> None:
+    assert spec().problem() == ""
+    assert spec(**fields).problem()
+
+
+def test_classes_are_drawn_evenly() -> None:
+    labels = [(0,), (0,), (0,), (0,), (0, 1), (2,), ()]
+    draws = EvenClasses(labels, seed=1)
+    drawn = [draws.at(position)[0] for position in range(30 * 3)]
+    counts = np.bincount(drawn, minlength=7)
+    assert counts.tolist() == [6, 6, 6, 6, 36, 30, 0]
+    assert [EvenClasses(labels, 1).at(7)[0] for _ in range(2)] == [drawn[7]] * 2
+    assert drawn != [EvenClasses(labels, 2).at(position)[0] for position in range(90)]
+    chances = {draws.at(position)[1].random() for position in range(90)}
+    assert len(chances) == 90
+
+
+def test_without_labels_images_are_drawn_in_turn(tmp_path: Path, pairs: list[TrainingPair]) -> None:
+    bare = [replace(pair, labels=()) for pair in pairs]
+    even, turns = recipe(tmp_path), Passes(6, 5)
+    found = even.examples(bare, 5)
+    for position in range(6):
+        index, _ = turns.at(position)
+        assert found[position][0].tolist() == list(_grid(bare[index]))
+
+
+def _grid(pair: TrainingPair) -> tuple[int, int]:
+    height, width = pair.read(3)[1].shape
+    return -(-height // 16), -(-width // 16)
