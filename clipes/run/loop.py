@@ -24,6 +24,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from clipes.errors import BackendError, ClipesError, UsageError, WriteError
+from clipes.listener import Listener
 from clipes.processes import rank_and_count
 from clipes.types import Failure, Progress, Sample
 
@@ -36,6 +37,8 @@ _Attempt: TypeAlias = Callable[[Sequence[Sample]], "list[_Outcome]"]
 _Key = TypeVar("_Key")
 _Input = TypeVar("_Input")
 _Output = TypeVar("_Output")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _IMAGES_PER_WORKER = 32  # joblib's Ray backend hands over results in bundles, not one by one
 _SECONDS_BETWEEN_LOOKS = 0.5  # of a worker at its parent
@@ -116,13 +119,61 @@ class Shard:
         return tuple(samples[self.index :: self.count])
 
 
+def never(_sample: Sample) -> bool:
+    """Tell that an image is not done: those that are were sorted out before."""
+    return False
+
+
+def waiting(
+    samples: Sequence[Sample], is_done: Callable[[Sample], bool], listener: Listener
+) -> list[Sample]:
+    """Return the samples that are not done; to look at what was made takes its time."""
+    found = []
+    with listener.progress("look") as progress:
+        for index, sample in enumerate(samples):
+            if not is_done(sample):
+                found.append(sample)
+            progress(index + 1, len(samples))
+    return found
+
+
+def in_order(
+    work: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    *,
+    workers: int | None = 1,
+    progress: Progress,
+) -> Generator[_Result, None, None]:
+    """Yield what work returns for each item, in order; it returns failures as values, too.
+
+    The work is done in threads. Decoding, encoding and most of the counting are compiled code that
+    does not hold the others up: two threads are as fast as two processes, and need neither a start
+    nor a second memory.
+
+    Args:
+        work: Returns the result of one item.
+        items: Images, or groups of them.
+        workers: How many at once; None for as many as there are cores.
+        progress: Called as ``(done, number of items)``, after what was yielded was made use of.
+    """
+    progress(0, len(items))
+    count = -1 if workers is None else workers
+    results = Parallel(count, backend="threading", return_as="generator")(
+        delayed(work)(item) for item in items
+    )
+    with _closing(results) as arriving:
+        for done, result in enumerate(arriving, start=1):
+            yield result
+            progress(done, len(items))
+
+
 def for_each(
     work: Work,
     samples: Sequence[Sample],
     *,
-    is_done: Callable[[Sample], bool],
-    backend: str,
-    workers: int | None,
+    is_done: Callable[[Sample], bool] = never,
+    backend: str = "threading",
+    workers: int | None = 1,
     progress: Progress,
     report: Callable[[Failure], None],
 ) -> Summary:
@@ -150,7 +201,7 @@ def for_each(
     todo = [sample for sample in samples if not is_done(sample)]
     attempt = partial(_attempt, work, is_done)
     outcomes = _spread(attempt, in_groups(todo, 1), backend, workers)
-    return _told(outcomes, len(todo), len(samples) - len(todo), progress, report)
+    return _counted(outcomes, len(todo), len(samples) - len(todo), progress, report)
 
 
 def for_each_batch(
@@ -187,7 +238,7 @@ def for_each_batch(
     todo = [sample for sample in samples if not is_done(sample)]
     attempt = partial(_attempt_batch, read, compute, save, is_done)
     outcomes = _spread(attempt, in_groups(todo, size), "threading", workers)
-    return _told(outcomes, len(todo), len(samples) - len(todo), progress, report)
+    return _counted(outcomes, len(todo), len(samples) - len(todo), progress, report)
 
 
 def in_groups(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
@@ -195,7 +246,7 @@ def in_groups(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
     return [samples[first : first + size] for first in range(0, len(samples), size)]
 
 
-def _told(
+def _counted(
     groups: Generator[list[_Outcome], None, None],
     todo: int,
     skipped: int,
@@ -221,15 +272,15 @@ def _told(
 
 @contextmanager
 def _closing(
-    outcomes: Generator[list[_Outcome], None, None],
-) -> Iterator[Iterable[list[_Outcome]]]:
-    """Close a generator of outcomes without joblib's warning that some are not used."""
+    results: Generator[_Result, None, None],
+) -> Iterator[Iterable[_Result]]:
+    """Close a generator of results without joblib's warning that some are not used."""
     try:
-        yield outcomes
+        yield results
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            outcomes.close()
+            results.close()
 
 
 def _attempt(
@@ -270,6 +321,8 @@ def compute_together(
     Returns:
         The results, and the errors of inputs that have none.
     """
+    if not inputs:
+        return {}, {}
     try:
         return dict(zip(inputs, compute(list(inputs.values())), strict=True)), {}
     except ClipesError as error:

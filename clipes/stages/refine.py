@@ -16,7 +16,7 @@ from clipes.masks.pseudo import SHRUNK, pseudo_label, workable_size
 from clipes.masks.values import value_count
 from clipes.run.folder import Run
 from clipes.run.freshness import EDITED_REMEDY, Freshness
-from clipes.run.loop import Outcome, Shard, Summary, for_each
+from clipes.run.loop import Outcome, Shard, Summary, for_each, waiting
 from clipes.run.origin import MaskOrigin
 from clipes.run.record import RefineSettings
 from clipes.run.reopen import preset_of, reopen
@@ -80,7 +80,7 @@ def refine(
     run.check_settings(STAGE, settings.to_dict())
     current = Freshness.of(run, data.classes, refine=settings.to_dict())
     mine = resources.part.of(data.samples)
-    todo = _waiting(mine, current, listener)
+    todo = waiting(mine, current.has_pseudo, listener)
     if not todo:
         return Outcome(Summary(0, len(mine), ()), data.failures)
     run.begin(STAGE, settings=settings.to_dict(), command=request.command)
@@ -123,19 +123,6 @@ def make_masks(
             progress=progress,
             report=listener.report,
         )
-
-
-def _waiting(
-    samples: Sequence[Sample], current: Freshness, listener: Listener
-) -> tuple[Sample, ...]:
-    """Return the samples whose masks are missing or out of date."""
-    found = []
-    with listener.progress("look") as progress:
-        for index, sample in enumerate(samples):
-            if not current.has_pseudo(sample):
-                found.append(sample)
-            progress(index + 1, len(samples))
-    return tuple(found)
 
 
 def _refine_one(
