@@ -11,13 +11,13 @@ from clipes.cli.options import (
     PromptsOption,
     RootOption,
     RunArgument,
+    listener,
     open_run,
-    say_failure,
 )
 from clipes.errors import UsageError, WriteError
 
 if TYPE_CHECKING:
-    from clipes.types import Failure
+    from clipes.stages.evaluate import Scored
 
 
 def evaluate(
@@ -49,32 +49,34 @@ def evaluate(
 
     Example: clipes eval runs/voc --exponents 0.75,1,1.5 --json scores.json
     """
-    from clipes.cli.console import print_changes, print_scores, progress_bar, say
+    from clipes.cli.console import print_scores, say
     from clipes.disk.files import write_json
     from clipes.run.folder import Run
-    from clipes.stages.baseline import compare, find_baseline, require
     from clipes.stages.evaluate import evaluate_folder, evaluate_run, scores_to_json
 
     powers = _numbers(exponents)
-    with progress_bar("eval") as progress:
-        if target is None or Run(target).exists():
-            folder = open_run(target)
-            name = folder.root.resolve().name
-            scored = evaluate_run(folder, root, gt, powers, progress=progress, say=say)
-            try:
-                write_json(folder.root / "scores.json", scores_to_json(scored))
-            except (
-                WriteError
-            ) as error:  # a finished run may be read-only, and is scored all the same
-                say(f"the scores are not kept: {error}")
-        else:
-            name = target.resolve().name
-            scored = evaluate_folder(target, gt, prompts or "voc", progress=progress, say=say)
+    if target is not None and not Run(target).exists():
+        folder = target
+        scored = evaluate_folder(target, gt, prompts or "voc", listener())
+    else:
+        folder = open_run(target).root
+        scored = evaluate_run(Run(folder), root, gt, powers, listener())
+        try:
+            write_json(folder / "scores.json", scores_to_json(scored))
+        except WriteError as error:  # a finished run may be read-only
+            say(f"the scores are not kept: {error}")
     if json_file is not None:
         write_json(json_file, scores_to_json(scored))
     print_scores(scored, per_class=per_class)
-    if baseline is None:
-        return
+    if baseline is not None:
+        _hold(scored, baseline, folder.resolve().name, tolerance)
+
+
+def _hold(scored: Scored, baseline: Path, name: str, tolerance: float) -> None:
+    """Print how scores moved against a baseline, and fail if they fell."""
+    from clipes.cli.console import print_changes, say
+    from clipes.stages.baseline import compare, find_baseline, require
+
     file = find_baseline(baseline, name)
     if file is None:
         say(f"no baseline {name}.json in {baseline}")
@@ -103,23 +105,10 @@ def report(
 
     Example: clipes report runs/voc
     """
-    from clipes.cli.console import progress_bar, say
-    from clipes.stages.report import make_report
+    from clipes.stages.report import ReportRequest, make_report
 
-    failures: list[Failure] = []
-    with progress_bar("report") as progress:
-        page = make_report(
-            open_run(run),
-            root,
-            large=pictures,
-            thumbnails=thumbnails,
-            workers=workers,
-            progress=progress,
-            say=say,
-            report=failures.append,
-        )
-    for failure in failures:
-        say_failure(failure)
+    request = ReportRequest(root, pictures, thumbnails, workers)
+    page, failures = make_report(request, open_run(run), listener())
     typer.echo(page)
     if failures:
         raise typer.Exit(1)

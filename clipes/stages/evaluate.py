@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets import Dataset
 from clipes.disk.images import read_mask
 from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError
+from clipes.listener import Listener
 from clipes.masks.folder import find_masks, require_some
 from clipes.masks.pseudo import in_mask_order, label_pixels, upsample, with_background
 from clipes.masks.scores import (
@@ -26,6 +29,7 @@ from clipes.masks.scores import (
 from clipes.masks.values import RULE, value_count, value_of
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
+from clipes.run.loop import in_order
 from clipes.run.reopen import left_out, orphans, reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.words.vocabulary import load_vocabulary
@@ -82,9 +86,7 @@ def evaluate_run(
     root: Path | None,
     gt: Path | None,
     exponents: Sequence[float],
-    *,
-    progress: Progress,
-    say: Callable[[str], None],
+    listener: Listener,
 ) -> Scored:
     """Score every stage of a run that has output.
 
@@ -93,15 +95,14 @@ def evaluate_run(
         root: Where the data set is, if not where run.json says.
         gt: Folder of ground-truth masks, if not the data set's.
         exponents: Background exponents to score the maps with.
-        progress: Called after each image of each stage.
-        say: Told what cannot be scored.
+        listener: Who is told what cannot be scored, and how far each stage is.
 
     Raises:
         DatasetError: There is no ground truth.
         ArtifactError: ``gt`` is absent or holds no mask of these images; nothing to score, or an
             output does not fit its ground truth.
     """
-    data = reopen(run, root)
+    data, say = reopen(run, root), listener.say
     truths = _truths(data, gt, say)
     if not truths:
         if gt is not None and data.samples:
@@ -114,12 +115,29 @@ def evaluate_run(
     for remark in (left_out(data), orphans(run, data, "cams") or orphans(run, data, "pseudo")):
         if remark:
             say(remark)
+    _say_stale(Freshness.of(run, data.classes), [s for s in data.samples if s.id in truths], say)
+    with listener.progress("eval") as progress:
+        stages = _score_masks(run, data, truths, exponents, progress, say)
+        stages |= _segmenter(run, root, gt, data, progress, say)
+    if not stages:
+        raise ArtifactError(f"nothing to score in {run.root}", "run 'clipes cam' first")
+    return Scored(data.classes, stages)
+
+
+def _score_masks(
+    run: Run,
+    data: Dataset,
+    truths: Mapping[str, Path],
+    exponents: Sequence[float],
+    progress: Progress,
+    say: Callable[[str], None],
+) -> dict[str, Scores]:
+    """Score the maps and the masks of a run, as far as there are any."""
     outputs = {
         "cams": _Output(run.cams_path, lambda id_: _cam_masks(run.load_cams(id_), exponents)),
         "pseudo": _Output(run.pseudo_path, lambda id_: _pseudo_masks(run.load_pseudo(id_))),
     }
     stages: dict[str, Scores] = {}
-    _say_stale(Freshness.of(run, data.classes), [s for s in data.samples if s.id in truths], say)
     for folder, output in outputs.items():
         some = _made(run, folder, truths, say)
         if some:
@@ -127,10 +145,7 @@ def evaluate_run(
             if not stages:
                 _say_absent([s for s in data.samples if s.id in some], data.classes, found, say)
             stages |= scores
-    stages |= _segmenter(run, root, gt, data, progress, say)
-    if not stages:
-        raise ArtifactError(f"nothing to score in {run.root}", "run 'clipes cam' first")
-    return Scored(data.classes, stages)
+    return stages
 
 
 def _say_stale(current: Freshness, samples: Sequence[Sample], say: Callable[[str], None]) -> None:
@@ -141,22 +156,14 @@ def _say_stale(current: Freshness, samples: Sequence[Sample], say: Callable[[str
         say(f"out of date: {len(stale)} of {len(samples)} images, the first is {id_}: {reason}")
 
 
-def evaluate_folder(
-    folder: Path,
-    gt: Path | None,
-    prompts: str,
-    *,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> Scored:
+def evaluate_folder(folder: Path, gt: Path | None, prompts: str, listener: Listener) -> Scored:
     """Score a folder of masks ``<id>.png`` against one of ground truth.
 
     Args:
         folder: 8-bit PNG masks.
         gt: Folder of ground-truth masks of the same names.
         prompts: Vocabulary that names the classes.
-        progress: Called after each image.
-        say: Told what cannot be scored.
+        listener: Who is told what cannot be scored, and how it goes.
 
     Raises:
         UsageError: ``gt`` is missing.
@@ -170,12 +177,17 @@ def evaluate_folder(
     if not truths:
         require_some(gt, masks, f"a mask in {folder}", min(masks, default="<id>"))
     if len(truths) < len(masks):
-        say(f"{len(masks) - len(truths)} of {len(masks)} masks have no ground truth in {gt}")
+        listener.say(
+            f"{len(masks) - len(truths)} of {len(masks)} masks have no ground truth in {gt}"
+        )
     if len(truths) < len(known):
         missing = len(known) - len(truths)
-        say(f"{missing} of {len(known)} ground-truth masks of {gt} have no mask in {folder}")
+        listener.say(
+            f"{missing} of {len(known)} ground-truth masks of {gt} have no mask in {folder}"
+        )
     output = _Output(masks.__getitem__, lambda id_: {"masks": read_mask(masks[id_])})
-    return Scored(classes, _score(output, truths, len(classes), progress)[0])
+    with listener.progress("eval") as progress:
+        return Scored(classes, _score(output, truths, len(classes), progress)[0])
 
 
 def _segmenter(
@@ -272,18 +284,14 @@ def _score(
     """
     matrices: dict[str, ConfusionMatrix] = {}
     found: set[int] = set()
-    progress(0, len(truths))
-    for index, (id_, path) in enumerate(truths.items()):
-        truth = read_mask(path)
-        found.update(np.flatnonzero(np.bincount(truth.ravel())).tolist())
-        for name, mask in output.masks(id_).items():
-            matrix = matrices.setdefault(name, ConfusionMatrix(value_count(n_classes)))
-            try:
-                matrix.update(truth, mask)
-            except ClipesError as error:
-                files = f"ground truth {path}, {name} {output.path(id_)}"
-                raise type(error)(f"{id_}: {error.what} ({files})", error.remedy) from error
-        progress(index + 1, len(truths))
+    work = partial(_score_one, output=output, n_classes=n_classes)
+    with closing(in_order(work, [*truths.items()], workers=None, progress=progress)) as results:
+        for result in results:
+            if isinstance(result, ClipesError):
+                raise result
+            found |= result.found
+            for name, matrix in result.matrices.items():
+                matrices[name] = matrices[name] + matrix if name in matrices else matrix
     if found <= {0, IGNORE}:
         values = " and ".join(map(str, sorted(found)))
         raise ArtifactError(
@@ -292,6 +300,32 @@ def _score(
             f"{RULE}: a single class is 1, not 255",
         )
     return {name: matrix.scores() for name, matrix in matrices.items()}, found
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What one image adds: the values in its ground truth, and the counts of each mask."""
+
+    found: set[int]
+    matrices: dict[str, ConfusionMatrix]
+
+
+def _score_one(item: tuple[str, Path], output: _Output, n_classes: int) -> _Counted | ClipesError:
+    """Count the pixels of one image; an error is a value, so that the first image's is raised."""
+    id_, path = item
+    matrices = {}
+    try:
+        truth = read_mask(path)
+        for name, mask in output.masks(id_).items():
+            matrices[name] = ConfusionMatrix(value_count(n_classes))
+            try:
+                matrices[name].update(truth, mask)
+            except ArtifactError as error:
+                files = f"ground truth {path}, {name} {output.path(id_)}"
+                return ArtifactError(f"{id_}: {error.what} ({files})", error.remedy)
+    except ClipesError as error:
+        return error
+    return _Counted(set(np.flatnonzero(np.bincount(truth.ravel())).tolist()), matrices)
 
 
 def _say_absent(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-from joblib import Parallel, delayed
 
 from clipes.datasets import Dataset
 from clipes.disk.claim import remove_leftovers
 from clipes.disk.files import list_files
 from clipes.errors import ArtifactError, ClipesError
+from clipes.listener import Listener
 from clipes.masks.scores import SEGMENTER, Scores
 from clipes.masks.values import value_count
 from clipes.report.measure import Row, Tally, measure
@@ -23,7 +22,7 @@ from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Pictures, draw
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
-from clipes.run.loop import in_groups
+from clipes.run.loop import in_groups, in_order
 from clipes.run.record import CamRecord
 from clipes.run.reopen import orphans, preset_of, reopen
 from clipes.stages.evaluate import evaluate_run
@@ -38,51 +37,77 @@ PAGE, QUEUE = "index.html", "review.csv"
 _CHUNK = 16  # images; their sums are of one size for any number of them
 _SPREAD = 4  # one in so many pictures is of a sample of the classes, and of the lowest mIoU
 
-_Result = TypeVar("_Result")
 
+@dataclass(frozen=True)
+class ReportRequest:
+    """All that ``clipes report`` is told.
 
-def make_report(
-    run: Run,
-    root: Path | None,
-    *,
-    large: int = LARGE,
-    thumbnails: int = THUMBNAILS,
-    workers: int | None = None,
-    progress: Progress,
-    say: Callable[[str], None],
-    report: Callable[[Failure], None],
-) -> Path:
-    """Write ``report/index.html`` and ``report/review.csv`` of a run.
-
-    Args:
-        run: The run folder.
+    Attributes:
         root: Where the data set is, if not where run.json says.
         large: Most images with large pictures of maps, mask and confidence.
         thumbnails: Most images with at least a thumbnail.
         workers: Threads; None for as many as there are cores.
-        progress: Called after every few images.
-        say: Told what is left out.
-        report: Called with each image that cannot be shown, also those that the data set lacks
-            something of.
+    """
+
+    root: Path | None = None
+    large: int = LARGE
+    thumbnails: int = THUMBNAILS
+    workers: int | None = None
+
+
+def make_report(
+    request: ReportRequest, run: Run, listener: Listener
+) -> tuple[Path, tuple[Failure, ...]]:
+    """Write ``report/index.html`` and ``report/review.csv`` of a run.
+
+    Args:
+        request: What is asked for.
+        run: The run folder.
+        listener: Who is told what is left out, and how it goes.
 
     Returns:
-        Path of the page.
+        Path of the page, and each image that cannot be shown, also those that the data set lacks
+        something of.
 
     Raises:
         ArtifactError: The run has no maps, or the page cannot be written.
     """
     remove_leftovers(run.root / "report")
-    data = reopen(run, root)
+    data = reopen(run, request.root)
     present = set(run.ids("cams"))
     samples = [sample for sample in data.samples if sample.id in present]
     if not samples:
         raise ArtifactError(f"no image of {run.root} has maps", "run 'clipes cam' first")
-    _say_left_out(run, data, present, say)
+    _say_left_out(run, data, present, listener.say)
+    with listener.progress("report") as progress:
+        path, rows = _write(request, run, data, samples, listener.say, progress)
+    unshown = [Failure(row.id, row.failure) for row in rows if row.failure]
+    failures = (*unshown, *data.failures)
+    for failure in failures:
+        listener.report(failure)
+    return path, failures
+
+
+def _write(
+    request: ReportRequest,
+    run: Run,
+    data: Dataset,
+    samples: Sequence[Sample],
+    say: Callable[[str], None],
+    progress: Progress,
+) -> tuple[Path, list[Row]]:
+    """Write page and queue; return the page's path, and what is known of each image."""
+    large, thumbnails = request.large, request.thumbnails
     total = len(samples) + min(max(large, thumbnails), len(samples))
-    rows, tally = measure_run(
-        run, samples, data.classes, workers=workers, progress=lambda done, _: progress(done, total)
-    )
-    scores = tally.scores() | _segmenter(run, root, say)
+
+    def measured(done: int, _: int) -> None:
+        progress(done, total)
+
+    def drawn(done: int, _: int) -> None:
+        progress(len(samples) + done, total)
+
+    rows, tally = measure_run(run, samples, data.classes, request.workers, measured)
+    scores = tally.scores() | _segmenter(run, request.root, say)
     if not scores:
         say("no scores: the images have no ground truth")
     chosen = choose(rows, large, thumbnails)
@@ -91,15 +116,13 @@ def make_report(
         (index, samples[index], big)
         for index, big in sorted(chosen.items(), key=lambda item: -rows[item[0]].urgency)
     ]
+    exponent = preset_of(run).background_exponent
+    work = partial(_draw_one, run=run, classes=data.classes, exponent=exponent)
     path = run.root / "report" / PAGE
-    with closing(_draw(jobs, run, data.classes, workers)) as drawn:
-        counted = _counted(drawn, lambda done: progress(len(samples) + done, total))
-        rows = write_page(path, head, rows, tally, scores, counted)
+    with closing(in_order(work, jobs, workers=request.workers, progress=drawn)) as pictures:
+        rows = write_page(path, head, rows, tally, scores, pictures)
     write_queue(path.with_name(QUEUE), rows, data.classes)
-    unshown = [Failure(row.id, row.failure) for row in rows if row.failure]
-    for failure in (*unshown, *data.failures):
-        report(failure)
-    return path
+    return path, rows
 
 
 def _say_left_out(
@@ -120,7 +143,6 @@ def measure_run(
     run: Run,
     samples: Sequence[Sample],
     classes: Sequence[str],
-    *,
     workers: int | None,
     progress: Progress,
 ) -> tuple[list[Row], Tally]:
@@ -139,15 +161,17 @@ def measure_run(
     exponent = preset_of(run).background_exponent
     current = Freshness.of(run, classes)
     work = partial(measure, run=run, classes=classes, exponent=exponent, current=current)
-    chunks = in_groups(samples, _CHUNK)
+    groups = in_groups(samples, _CHUNK)
     rows: list[Row] = []
     tally = Tally(value_count(len(classes)))
-    progress(0, len(samples))
-    with closing(_spread(work, chunks, workers)) as measured:
+
+    def counted(done: int, _: int) -> None:
+        progress(min(done * _CHUNK, len(samples)), len(samples))
+
+    with closing(in_order(work, groups, workers=workers, progress=counted)) as measured:
         for some, sums in measured:
             rows.extend(some)
             tally.add(sums)
-            progress(len(rows), len(samples))
     return rows, tally
 
 
@@ -193,14 +217,6 @@ def _choose(rows: Sequence[Row], queue: Sequence[int], most: int) -> list[int]:
     return list(dict.fromkeys([*taken, *rounds[:spread], *queue]))[:most]
 
 
-def _draw(
-    jobs: Sequence[tuple[int, Sample, bool]], run: Run, classes: Sequence[str], workers: int | None
-) -> Generator[Pictures, None, None]:
-    exponent = preset_of(run).background_exponent
-    work = partial(_draw_one, run=run, classes=classes, exponent=exponent)
-    return _spread(work, jobs, workers)
-
-
 def _draw_one(
     job: tuple[int, Sample, bool], run: Run, classes: Sequence[str], exponent: float
 ) -> Pictures:
@@ -208,31 +224,12 @@ def _draw_one(
     return draw(index, sample, run, classes, exponent, large=large)
 
 
-def _spread(
-    work: Callable[[Any], _Result], jobs: Sequence[Any], workers: int | None
-) -> Generator[_Result, None, None]:
-    """Yield the results in order, from several threads.
-
-    Decoding, encoding and most of the counting are compiled code that does not hold the others up:
-    two threads are as fast as two processes, and need neither a start nor a second memory.
-    """
-    count = -1 if workers is None else workers
-    parallel = Parallel(count, backend="threading", return_as="generator")
-    yield from parallel(delayed(work)(job) for job in jobs)
-
-
-def _counted(pictures: Iterable[Pictures], progress: Callable[[int], None]) -> Iterator[Pictures]:
-    for done, one in enumerate(pictures, start=1):
-        yield one
-        progress(done)
-
-
 def _segmenter(run: Run, root: Path | None, say: Callable[[str], None]) -> dict[str, Scores]:
     """Return the scores of a trained segmenter, if it made predictions."""
     if not list_files(run.root / "predictions"):
         return {}
     try:
-        found = evaluate_run(run, root, None, [1.0], progress=_quiet, say=say).stages
+        found = evaluate_run(run, root, None, [1.0], Listener(say)).stages
     except ClipesError as error:
         say(f"no scores of the segmenter: {error}")
         return {}
@@ -306,7 +303,3 @@ def _shown(run: Run, rows: Sequence[Row], chosen: Mapping[int, bool]) -> str:
             f"more: clipes report {run.root} --pictures N --thumbnails N"
         )
     return words
-
-
-def _quiet(_done: int, _total: int) -> None:
-    """Scoring a segmenter is a small part of a report: its progress is not shown."""

@@ -15,7 +15,8 @@ from urllib.parse import urlencode
 import pytest
 from PIL import Image
 
-from clipes.stages.report import make_report
+from clipes.listener import Listener
+from clipes.stages.report import ReportRequest, make_report
 from tests.report_support import CLASSES, make_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -84,16 +85,10 @@ def browse(page: Path, *arguments: str, state: dict[str, object]) -> str:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = {f"i{number:03}": (number % 3,) for number in range(COUNT)}
     made = make_run(tmp_path_factory.mktemp("page"), images | {EVIL: (0, 1)}, (24, 32))
-    return make_report(
-        made.run,
-        None,
-        large=6,
-        thumbnails=20,
-        workers=1,
-        progress=lambda *_: None,
-        say=lambda _: None,
-        report=lambda failure: pytest.fail(failure.reason),
-    )
+    request = ReportRequest(large=6, thumbnails=20, workers=1)
+    path, failures = make_report(request, made.run, Listener())
+    assert not failures
+    return path
 
 
 @pytest.fixture(scope="module")

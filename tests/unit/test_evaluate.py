@@ -10,6 +10,7 @@ import pytest
 
 from clipes.disk.images import read_mask, write_confidence, write_mask
 from clipes.errors import ArtifactError
+from clipes.listener import Listener
 from clipes.run.folder import Run
 from clipes.run.reopen import reopen
 from clipes.stages.evaluate import Scored, evaluate_folder, evaluate_run
@@ -41,12 +42,12 @@ def change(folder: Path, of: Callable[[np.ndarray], np.ndarray]) -> None:
 
 def score_run(run: Run) -> tuple[Scored, list[str]]:
     said: list[str] = []
-    return evaluate_run(run, None, None, [1.0], progress=lambda *_: None, say=said.append), said
+    return evaluate_run(run, None, None, [1.0], Listener(said.append)), said
 
 
 def score_folder(folder: Path, truth: Path) -> tuple[Scored, list[str]]:
     said: list[str] = []
-    scored = evaluate_folder(folder, truth, "voc", progress=lambda *_: None, say=said.append)
+    scored = evaluate_folder(folder, truth, "voc", Listener(said.append))
     return scored, said
 
 
@@ -147,7 +148,7 @@ def test_a_folder_of_ground_truth_that_is_none_is_described(
     if files == []:
         gt.mkdir()
     with pytest.raises(ArtifactError) as caught:
-        evaluate_run(run, None, gt, [1.0], progress=lambda *_: None, say=print)
+        evaluate_run(run, None, gt, [1.0], Listener())
     assert said.format(gt=gt, run=run.root) in str(caught.value)
     with pytest.raises(ArtifactError) as caught:
         score_folder(run.root / "pseudo", gt)
@@ -165,7 +166,7 @@ def test_masks_of_suffix_in_capitals_are_found(run: Run, truth: Path, tmp_path: 
     gt.mkdir()
     for path in truth.glob("*.png"):
         path.rename(gt / f"{path.stem}.PNG")
-    scored = evaluate_run(run, None, gt, [1.0], progress=lambda *_: None, say=print)
+    scored = evaluate_run(run, None, gt, [1.0], Listener())
     assert scored.stages["CRF"].images == COUNT
     sources = Sources(run, run, masks=gt)
     assert len(training_pairs(sources, reopen(run, None), guided=False, say=print)) == COUNT

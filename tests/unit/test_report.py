@@ -27,8 +27,9 @@ from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Figure, Pictures
 from clipes.report.review import ClassSigns, Signs
 from clipes.run.folder import Run
-from clipes.stages.report import make_report
+from clipes.stages.report import ReportRequest, make_report
 from clipes.types import Failure
+from tests.heard import Heard
 from tests.report_support import CLASSES, make_run
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -99,18 +100,11 @@ def decode(uri: str) -> Image.Image:
 
 
 def report_of(run: Run, **options: object) -> tuple[Page, list[Failure]]:
-    failures: list[Failure] = []
-    path = make_report(
-        run,
-        None,
-        workers=1,
-        progress=lambda *_: None,
-        say=lambda _: None,
-        report=failures.append,
-        **options,
-    )
+    heard = Heard()
+    path, failures = make_report(ReportRequest(workers=1, **options), run, heard.listener)
+    assert heard.failures == list(failures)
     assert path == run.root / "report" / "index.html"
-    return Page(path.read_text("utf-8")), failures
+    return Page(path.read_text("utf-8")), heard.failures
 
 
 def written(tmp_path: Path, **options: object) -> Page:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.disk.images import write_mask
+from clipes.listener import Listener
 from clipes.masks.pseudo import cam_mask
 from clipes.masks.scores import ConfusionMatrix
 from clipes.report.measure import CUTS, Row, Tally, measure
@@ -97,14 +98,14 @@ def test_a_usual_mask_gives_no_reason_and_reasons_come_by_weight() -> None:
 
 def all_measured(made: Made) -> tuple[list[Row], Tally]:
     samples = reopen(made.run, None).samples
-    return measure_run(made.run, samples, CLASSES, workers=1, progress=quiet)
+    return measure_run(made.run, samples, CLASSES, 1, quiet)
 
 
 def test_scores_are_those_of_eval(made: Made) -> None:
     (made.run.root / "confidence" / "c.png").unlink()
     (made.run.root / "pseudo" / "c.png").unlink()
     _, tally = all_measured(made)
-    expected = evaluate_run(made.run, None, None, [1.0], progress=quiet, say=quiet)
+    expected = evaluate_run(made.run, None, None, [1.0], Listener())
     assert tally.scores() == expected.stages
     assert tally.scores()["CRF"].images == 3
 
