@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipes.choices import ExportFormat
-from clipes.cli.options import RootOption, RunArgument, command_line, open_run, say_failure
+from clipes.cli.options import RootOption, RunArgument, command_line, listener, open_run
 
 
 def export(
@@ -38,23 +38,14 @@ def export(
 
     Example: clipes export runs/voc --format coco --confidence 0.95
     """
-    from clipes.cli.console import progress_bar, say
+    from clipes.cli.console import say
     from clipes.formats import Options
+    from clipes.stages.export import ExportRequest
     from clipes.stages.export import export as export_stage
 
-    folder = open_run(run)
-    with progress_bar("export") as progress:
-        target, summary = export_stage(
-            folder,
-            root,
-            format_.value,
-            out,
-            Options(confidence, components, tolerance, copy),
-            command=command_line(),
-            progress=progress,
-            say=say,
-            report=say_failure,
-        )
+    options = Options(confidence, components, tolerance, copy)
+    request = ExportRequest(format_.value, root, out, options, command_line())
+    target, summary = export_stage(request, open_run(run), listener())
     failed = len(summary.failures)
     say(
         f"{format_.value}: {summary.done} images written, {summary.skipped} there before, "

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from clipes.datasets import Dataset
 from clipes.datasets.coco import image_key
 from clipes.disk.claim import remove_leftovers
 from clipes.disk.files import sha256_of
-from clipes.errors import ArtifactError, ClipesError, UsageError, WriteError
+from clipes.errors import ArtifactError, UsageError
 from clipes.formats import FORMATS, Format, Item, Options, Plan, Writer
 from clipes.formats.written import Written
+from clipes.listener import Listener
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
-from clipes.run.loop import Summary
+from clipes.run.loop import Summary, for_each, waiting
 from clipes.run.origin import digest
 from clipes.run.reopen import orphans, reopen
-from clipes.types import Failure, Progress, Sample
+from clipes.types import Failure, Sample
 
 
-def export(
-    run: Run,
-    root: Path | None,
-    name: str,
-    out: Path | None,
-    options: Options,
-    *,
-    command: str,
-    progress: Progress,
-    say: Callable[[str], None],
-    report: Callable[[Failure], None],
-) -> tuple[Path, Summary]:
+@dataclass(frozen=True)
+class ExportRequest:
+    """All that ``clipes export`` is told.
+
+    Attributes:
+        name: One of ``FORMATS``.
+        root: Where the data set is, if not where run.json says.
+        out: Folder of the output; if None ``export/<name>`` in the run folder.
+        options: What the user chose.
+        command: The command line, for the record.
+    """
+
+    name: str
+    root: Path | None = None
+    out: Path | None = None
+    options: Options = field(default_factory=Options)
+    command: str = ""
+
+
+def export(request: ExportRequest, run: Run, listener: Listener) -> tuple[Path, Summary]:
     """Write the masks or maps of a run in another format.
 
     A file of an image that was made from what there is now is left as it is, and one of an image
@@ -40,15 +49,9 @@ def export(
     that someone edited since are neither written over nor removed.
 
     Args:
+        request: What is asked for.
         run: The run folder.
-        root: Where the data set is, if not where run.json says.
-        name: One of ``FORMATS``.
-        out: Folder of the output; if None ``export/<name>`` in the run folder.
-        options: What the user chose.
-        command: The command line, for the record.
-        progress: Called after each image.
-        say: Told what is left out or removed.
-        report: Called with each image that cannot be written; the others go on.
+        listener: Who is told what is left out, removed or cannot be written, and how it goes.
 
     Returns:
         The folder, and how many images were written.
@@ -60,28 +63,29 @@ def export(
             something else.
         RunConflictError: The folder was written with other options.
     """
+    name, options = request.name, request.options
     form = FORMATS[name]
     _check_options(name, form, options)
-    data = reopen(run, root)
+    data = reopen(run, request.root)
     if remark := orphans(run, data, form.source):
-        say(remark)
-    samples = _ready(run, data.samples, form, options, say)
-    folder = out or run.root / "export" / name
+        listener.say(remark)
+    samples = _ready(run, data.samples, form, options, listener)
+    folder = request.out or run.root / "export" / name
     settings = {
         "format": name,
         "run": str(run.root.absolute()),
         "classes": data.classes,
         **{option: getattr(options, option) for option in sorted(form.options)},
     }
-    written = Written(folder, settings, command)
+    written = Written(folder, settings, request.command)
     current = Freshness.of(run, data.classes)
     plan = Plan(folder, samples, data.classes, _split(run), _numbers(data), options)
     with form.write(plan) as writer:
         job = _Job(run, plan, form, writer, written, current)
-        summary = job.run_all(progress, report)
-        job.remove_others(summary.failures, say)
+        summary = job.run_all(listener)
+        job.remove_others(summary.failures, listener.say)
     for failure in data.failures:
-        report(failure)
+        listener.report(failure)
     return folder, replace(summary, failures=(*summary.failures, *data.failures))
 
 
@@ -105,32 +109,31 @@ class _Job:
     written: Written
     current: Freshness
 
-    def run_all(self, progress: Progress, report: Callable[[Failure], None]) -> Summary:
-        """Write every image that is not done; arguments and errors as for ``export``."""
-        made_from = {sample.id: self._made_from(sample) for sample in self.plan.samples}
-        todo = [s for s in self.plan.samples if not self._is_done(s, made_from[s.id])]
+    def run_all(self, listener: Listener) -> Summary:
+        """Write every image that is not done; argument and errors as for ``export``."""
+        made_from: dict[str, str] = {}
+
+        def is_done(sample: Sample) -> bool:
+            made_from[sample.id] = self._made_from(sample)
+            return self._is_done(sample, made_from[sample.id])
+
+        todo = waiting(self.plan.samples, is_done, listener)
         files = {sample.id: self.writer.files(sample) for sample in todo}
         for folder in {path.parent for paths in files.values() for path in paths}:
             remove_leftovers(folder)
         self.written.begin(files)
-        failures = []
-        progress(0, len(todo))
+
+        def write(sample: Sample) -> None:
+            self._write(sample)
+            self.written.keep(sample.id, made_from[sample.id], files[sample.id])
+
         try:
-            for index, sample in enumerate(todo):
-                try:
-                    self._write(sample)
-                    self.written.keep(sample.id, made_from[sample.id], files[sample.id])
-                except WriteError:
-                    raise
-                except ClipesError as error:
-                    failures.append(Failure(sample.id, str(error)))
-                    report(failures[-1])
-                progress(index + 1, len(todo))
+            # One after the other: formats of one file are written in the order of the images.
+            with listener.progress("export") as progress:
+                summary = for_each(write, todo, progress=progress, report=listener.report)
         finally:
             self.written.save()
-        return Summary(
-            len(todo) - len(failures), len(self.plan.samples) - len(todo), tuple(failures)
-        )
+        return replace(summary, skipped=len(self.plan.samples) - len(todo))
 
     def remove_others(self, failed: Sequence[Failure], say: Callable[[str], None]) -> None:
         """Remove what was written before of images that are not in this export.
@@ -203,11 +206,11 @@ def _images(ids: Sequence[str]) -> str:
 
 
 def _check_options(name: str, form: Format, options: Options) -> None:
-    for field in fields(options):
-        if getattr(options, field.name) != field.default and field.name not in form.options:
-            known = [other for other in FORMATS if field.name in FORMATS[other].options]
+    for option in fields(options):
+        if getattr(options, option.name) != option.default and option.name not in form.options:
+            known = [other for other in FORMATS if option.name in FORMATS[other].options]
             raise UsageError(
-                f"--{field.name} means nothing to the format {name}",
+                f"--{option.name} means nothing to the format {name}",
                 f"drop it; {', '.join(known)} know it",
             )
 
@@ -217,7 +220,7 @@ def _ready(
     samples: Sequence[Sample],
     form: Format,
     options: Options,
-    say: Callable[[str], None],
+    listener: Listener,
 ) -> tuple[Sample, ...]:
     """Return the images for which there is what the format is made from."""
     what, remedy = "activation map", "run 'clipes cam' first"
@@ -231,7 +234,7 @@ def _ready(
         raise ArtifactError(f"no image of {run.root} has a {what}", remedy)
     if len(ready) < len(samples):
         missing = [sample.id for sample in samples if sample.id not in present]
-        say(
+        listener.say(
             f"left out: {len(missing)} of {len(samples)} images have no {what} yet, the first is "
             f"{missing[0]}; {remedy}"
         )

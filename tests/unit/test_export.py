@@ -29,8 +29,9 @@ from clipes.formats.regions import paint_order, regions, simplify
 from clipes.formats.written import Written
 from clipes.masks.pseudo import upsample
 from clipes.run.folder import Run
-from clipes.stages.export import export
-from clipes.types import IGNORE, CamMaps, Failure, PseudoLabel
+from clipes.stages.export import ExportRequest, export
+from clipes.types import IGNORE, CamMaps, PseudoLabel
+from tests.heard import Heard
 
 CLASSES = ("cat, black", "dog & <b> \"x\" 'y'", "Käse 猫", "bus")
 LABELS = (CLASSES[3], CLASSES[0])
@@ -102,22 +103,16 @@ class Exporter:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.said: list[str] = []
-        self.failures: list[Failure] = []
-        self.steps: list[tuple[int, int]] = []
+        self.heard = Heard()
+        self.said, self.failures = self.heard.said, self.heard.failures
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        return self.heard.steps["export"]
 
     def __call__(self, name: str, out: Path | None = None, **options: object) -> Path:
-        folder, self.summary = export(
-            self.run,
-            None,
-            name,
-            out,
-            Options(**options),
-            command="clipes export",
-            progress=lambda done, total: self.steps.append((done, total)),
-            say=self.said.append,
-            report=self.failures.append,
-        )
+        request = ExportRequest(name, None, out, Options(**options), "clipes export")
+        folder, self.summary = export(request, self.run, self.heard.listener)
         assert not self.failures
         return folder
 
