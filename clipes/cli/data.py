@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,10 +27,10 @@ from clipes.cli.options import (
     WeightsOption,
     command_line,
     finish,
-    say_failure,
-    say_remarks,
+    listener,
+    tag_settings,
 )
-from clipes.config import AUTO_LABELS, TagParams
+from clipes.config import AUTO_LABELS
 
 
 def check(
@@ -50,25 +51,13 @@ def check(
 
     Example: clipes check --dataset voc --root data/VOC2012
     """
-    from joblib import cpu_count
-
-    from clipes.cli.console import print_findings, progress_bar, say
+    from clipes.cli.console import print_findings, say
+    from clipes.stages.cam import DataRequest
     from clipes.stages.check import check as check_stage
     from clipes.stages.check import open_checked
 
-    automatic = str(labels) == AUTO_LABELS
-    data = open_checked(
-        dataset.value,
-        root=root,
-        split=split,
-        labels=None if automatic else labels,
-        prompts=prompts,
-        difficult=difficult,
-        labelled=not automatic,
-    )
-    say_remarks(data)
-    with progress_bar("check") as progress:
-        findings = check_stage(data, workers=workers or cpu_count(), progress=progress)
+    request = DataRequest(dataset.value, root, split, labels, prompts, difficult)
+    findings = check_stage(open_checked(request), listener(), workers=workers)
     if as_json:
         typer.echo(json.dumps(findings.to_json(), indent=2, ensure_ascii=False))
     else:
@@ -102,41 +91,17 @@ def tag(
 
     Example: clipes tag --dataset folder --root my-photos --prompts voc
     """
-    from clipes.cli.console import progress_bar, say
     from clipes.run.folder import Run
-    from clipes.stages.open_data import open_unlabelled
-    from clipes.stages.setup import load_clip
-    from clipes.stages.tag import tag as tag_stage
+    from clipes.stages.cam import ClipRequest, DataRequest
+    from clipes.stages.tag import tag_images
 
-    vocabulary, data = open_unlabelled(dataset.value, root=root, split=split, prompts=prompts)
-    say_remarks(data)
     run = Run(out or RUNS / dataset.value)
-    clip = load_clip(
-        weights,
-        model,
-        vocabulary,
-        text_features=text_features,
-        fp16_positions=False,
-        device=device,
-        say=say,
-        progress=progress_bar,
-        fusion=fusion,
-        template=template,
-        rankings=(run.root, RUNS / dataset.value),
-    )
-    labelled, summary = tag_stage(
-        data,
-        clip,
-        run,
-        TagParams() if tag_threshold is None else TagParams(tag_threshold),
-        split=split,
-        command=command_line(),
-        only_look=False,
-        say=say,
-        progress=progress_bar,
-        report=say_failure,
-    )
-    finish("tags", run, summary, labelled.failures)
+    tags = tag_settings(tag_threshold)
+    data = DataRequest(dataset.value, root, split, Path(AUTO_LABELS), prompts, tags=tags)
+    rankings = (run.root, RUNS / dataset.value)
+    clip = ClipRequest(weights, model, text_features, fusion, template, rankings, device)
+    outcome = tag_images(data, clip, run, listener(), command=command_line())
+    finish("tags", run, outcome.summary, outcome.unusable)
 
 
 def masks(
@@ -150,13 +115,10 @@ def masks(
 
     Example: clipes masks --root data/coco --split val
     """
-    from clipes.cli.console import progress_bar, say
+    from clipes.cli.console import say
     from clipes.stages.coco_masks import draw_coco_masks
 
-    with progress_bar("masks") as progress:
-        folder, summary = draw_coco_masks(
-            root, split, progress=progress, say=say, report=say_failure
-        )
+    folder, summary = draw_coco_masks(root, split, listener())
     failed = len(summary.failures)
     say(f"masks: {summary.done} drawn, {summary.skipped} there before, {failed} failed")
     typer.echo(folder)

@@ -37,6 +37,7 @@ from clipes.cli.options import (
     finish,
     listener,
     open_run,
+    tag_settings,
     this_part,
 )
 from clipes.cli.scores import evaluate, report
@@ -47,17 +48,44 @@ _LAMBDAS = "; ".join(
 )
 
 
+_CamLabels = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV, JSON (COCO's too), txt, npz or npy with each image's labels, instead of "
+        "annotations; auto guesses them, see 'clipes tag'."
+    ),
+]
+_Lambda = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help=f"lambda of the affinity's boxes. (default: {_LAMBDAS})"),
+]
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Images, or batches, at once. (default: one per core, for a GPU up to 16)"
+    ),
+]
+_Batch = Annotated[
+    int | None, typer.Option(min=1, help="Images given to CLIP together. (default: 1; GPU: 32)")
+]
+_Precision = Annotated[
+    Precision,
+    typer.Option(help="Of CLIP's matrix products; auto: bf16 where that is faster, else fp32."),
+]
+_KeepLooks = Annotated[
+    bool,
+    typer.Option(
+        help="When labels or pictures changed, make only their maps again: keep what the classes "
+        "look like as it was learnt before."
+    ),
+]
+
+
 def cam(
     dataset: DatasetOption,
     root: RootOption = None,
     split: SplitOption = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV, JSON (COCO's too), txt, npz or npy with each image's labels, instead of "
-            "annotations; auto guesses them, see 'clipes tag'."
-        ),
-    ] = None,
+    labels: _CamLabels = None,
     difficult: DifficultOption = True,
     tag_threshold: TagThresholdOption = None,
     preset: Annotated[PresetName, typer.Option(help="Settings.")] = PresetName.default,
@@ -67,73 +95,38 @@ def cam(
     prompts: PromptsOption = None,
     fusion: FusionOption = Fusion.sentence,
     template: TemplateOption = None,
-    box_threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help=f"lambda of the affinity's boxes. (default: {_LAMBDAS})"),
-    ] = None,
+    box_threshold: _Lambda = None,
     out: OutOption = None,
     shard: ShardOption = None,
     device: DeviceOption = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Images, or batches, at once. (default: one per core, for a GPU up to 16)"
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images given to CLIP together. (default: 1; GPU: 32)"),
-    ] = None,
-    precision: Annotated[
-        Precision,
-        typer.Option(help="Of CLIP's matrix products; auto: bf16 where that is faster, else fp32."),
-    ] = Precision.fp32,
+    workers: _Workers = None,
+    batch: _Batch = None,
+    precision: _Precision = Precision.fp32,
     dino: DinoOption = "auto",
-    keep_looks: Annotated[
-        bool,
-        typer.Option(
-            help="When labels or pictures changed, make only their maps again: keep what the "
-            "classes look like as it was learnt before."
-        ),
-    ] = False,
+    keep_looks: _KeepLooks = False,
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
 
     Example: clipes cam --dataset voc --root data/VOC2012 --split train
     """
-    from clipes.config import TagParams, get_preset, kind_of
+    from clipes.config import get_preset, kind_of
     from clipes.run.folder import Run
     from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
     from clipes.stages.cam import cam as cam_stage
 
-    run = Run(out or RUNS / dataset.value)
+    kind, tags = dataset.value, tag_settings(tag_threshold)
+    run = Run(out or RUNS / kind)
+    rankings = (run.root, RUNS / kind)
     request = CamRequest(
-        DataRequest(
-            dataset.value,
-            root=root,
-            split=split,
-            labels=labels,
-            prompts=prompts,
-            difficult=difficult,
-            tags=TagParams() if tag_threshold is None else TagParams(tag_threshold),
-        ),
+        DataRequest(kind, root, split, labels, prompts, difficult, tags),
         ClipRequest(
-            weights,
-            model,
-            text_features=text_features,
-            fusion=fusion,
-            template=template,
-            rankings=(run.root, RUNS / dataset.value),
-            device=device,
-            precision=precision.value,
-            dino=dino,
+            weights, model, text_features, fusion, template, rankings, device, precision.value, dino
         ),
-        get_preset(preset.value).for_dataset(kind_of(dataset.value, prompts), box_threshold),
-        keep_looks=keep_looks,
-        command=command_line(),
+        get_preset(preset.value).for_dataset(kind_of(kind, prompts), box_threshold),
+        keep_looks,
+        command_line(),
     )
-    how = Resources(this_part(shard), workers, batch)
-    outcome = cam_stage(request, run, how, listener())
+    outcome = cam_stage(request, run, Resources(this_part(shard), workers, batch), listener())
     finish("maps", run, outcome.summary, outcome.unusable)
 
 

@@ -17,7 +17,6 @@ from clipes.config import TagParams
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clipes.datasets import Dataset
     from clipes.listener import Listener
     from clipes.run.folder import Run
     from clipes.run.loop import Shard, Summary
@@ -134,12 +133,9 @@ def say_failure(failure: Failure) -> None:
     say(f"skipping {failure.id}: {failure.reason}")
 
 
-def say_remarks(data: Dataset) -> None:
-    """Say what is worth knowing about a data set as a whole, a line each."""
-    from clipes.cli.console import say
-
-    for remark in data.remarks:
-        say(remark)
+def tag_settings(threshold: float | None) -> TagParams:
+    """Return the settings of zero-shot tags."""
+    return TagParams() if threshold is None else TagParams(threshold)
 
 
 def listener() -> Listener:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from joblib import Parallel, delayed
 
 from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.problems import Kind, Problem
 from clipes.disk.images import read_image, read_mask
 from clipes.errors import ImageError
+from clipes.listener import Listener
 from clipes.masks.values import RULE, classes_in, strange_values, values_in
-from clipes.types import IGNORE, Progress, Sample, UInt8Array, size_text
+from clipes.run.loop import in_order
+from clipes.stages.cam import DataRequest
+from clipes.types import IGNORE, Sample, UInt8Array, size_text
 from clipes.words.vocabulary import load_vocabulary
 
 RARE = 5
@@ -95,59 +97,45 @@ class Findings:
         }
 
 
-def open_checked(
-    kind: str,
-    *,
-    root: Path | None,
-    split: str | None,
-    labels: Path | None,
-    prompts: str | None,
-    difficult: bool,
-    labelled: bool,
-) -> Dataset:
+def open_checked(request: DataRequest) -> Dataset:
     """Open a data set as ``cam`` would, but without what CLIP needs.
 
     Args:
-        kind: One of ``DATASETS``.
-        root: As in ``open_dataset``.
-        split: As in ``open_dataset``.
-        labels: As in ``open_dataset``.
-        prompts: Vocabulary whose classes take the place of the data set's.
-        difficult: As in ``open_dataset``.
-        labelled: As in ``open_dataset``.
+        request: The images. Where their labels are to be tags, they have none.
     """
     return open_dataset(
-        kind,
-        root=root,
-        split=split,
-        labels=labels,
-        classes=load_vocabulary(prompts).classes if prompts else None,
-        difficult=difficult,
-        labelled=labelled,
+        request.dataset,
+        root=request.root,
+        split=request.split,
+        labels=None if request.automatic else request.labels,
+        classes=load_vocabulary(request.prompts).classes if request.prompts else None,
+        difficult=request.difficult,
+        labelled=not request.automatic,
     )
 
 
-def check(data: Dataset, *, workers: int, progress: Progress) -> Findings:
+def check(data: Dataset, listener: Listener, *, workers: int | None = None) -> Findings:
     """Decode every image and mask of a data set and compare masks with labels.
 
     Args:
         data: The data set; without labels, masks are only compared with the classes.
+        listener: Who is told how the files were understood, and how it goes.
         workers: Threads: decoding, which is what takes the time, runs outside the interpreter.
-        progress: Called after each image.
+            None for as many as there are cores.
     """
+    for remark in data.remarks:
+        listener.say(remark)
     values: set[int] = set()
     some_masks = any(sample.mask is not None for sample in data.samples)
     found: list[Problem] = [
         *data.failures,
         *(Problem(id_, "its labels name no class", Kind.shows_nothing) for id_ in data.empty),
     ]
-    progress(0, len(data.samples))
-    parallel = Parallel(n_jobs=workers, backend="threading", return_as="generator")
-    jobs = (delayed(check_sample)(s, data.classes, some_masks) for s in data.samples)
-    for index, (problems, held) in enumerate(parallel(jobs)):
-        found += problems
-        values |= held
-        progress(index + 1, len(data.samples))
+    work = partial(check_sample, classes=data.classes, some_masks=some_masks)
+    with listener.progress("check") as progress:
+        for problems, held in in_order(work, data.samples, workers=workers, progress=progress):
+            found += problems
+            values |= held
     found += _no_class(data.samples, values)
     return Findings(
         data.name,

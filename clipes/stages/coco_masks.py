@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from clipes.datasets.rows import id_or_text, labels_of_classes
 from clipes.disk.files import sha256_of
 from clipes.disk.images import MAX_PIXELS, read_origin, write_mask
 from clipes.errors import DatasetError, ImageError
-from clipes.run.loop import Summary
+from clipes.listener import Listener
+from clipes.run.loop import Summary, for_each, waiting
 from clipes.run.origin import digest
 from clipes.types import Failure, Progress, Sample, UInt8Array
 
@@ -32,21 +34,15 @@ _DRAWN_FROM = "annotations "
 
 
 def draw_coco_masks(
-    root: Path | None,
-    split: str | None,
-    *,
-    progress: Progress,
-    say: Callable[[str], None],
-    report: Callable[[Failure], None],
+    root: Path | None, split: str | None, listener: Listener
 ) -> tuple[Path, Summary]:
     """Draw the masks of a split of COCO into ``SegmentationClass``, where ``open_coco`` looks.
 
     Args:
         root: Folder of the data set, as for ``open_coco``.
         split: ``train``, ``val``, or a list of images.
-        progress: Called after each image.
-        say: Told of masks that are there and cannot be compared with the annotations.
-        report: Called with each image whose mask cannot be drawn; the others go on.
+        listener: Who is told of masks that are there and cannot be compared with the annotations,
+            of images whose mask cannot be drawn, and how it goes.
 
     Returns:
         The folder of the masks, and how many were drawn.
@@ -62,8 +58,7 @@ def draw_coco_masks(
             f"no instances file in {base / 'annotations'}", "download COCO's annotations"
         )
     folder = base / MASK_FOLDER
-    summary = draw_masks(files, data.samples, data.classes, folder, progress, say, report)
-    return folder, summary
+    return folder, draw_masks(files, data.samples, data.classes, folder, listener)
 
 
 def draw_masks(
@@ -71,9 +66,7 @@ def draw_masks(
     samples: Sequence[Sample],
     classes: tuple[str, ...],
     folder: Path,
-    progress: Progress,
-    say: Callable[[str], None],
-    report: Callable[[Failure], None],
+    listener: Listener,
 ) -> Summary:
     """Draw ``folder/<id>.png`` for every sample that has none drawn from these files.
 
@@ -85,44 +78,66 @@ def draw_masks(
         samples: Images.
         classes: Class names in mask order.
         folder: Where the masks go.
-        progress: Called after each image.
-        say: Told of masks that may be anyone's.
-        report: Called with each image whose mask cannot be drawn.
+        listener: As for ``draw_coco_masks``.
 
     Raises:
         DatasetError: A file is no instances file.
-        ArtifactError: A mask cannot be written.
+        WriteError: A mask cannot be written.
     """
     origins = {path: _origin(path, classes) for path in files}
-    todo = {image_key(s.id): s for s in _waiting(samples, folder, {*origins.values()}, say)}
-    total = len(todo)
+    todo = _undrawn(samples, folder, {*origins.values()}, listener)
     failures: list[Failure] = []
     done = 0
-    progress(0, total)
+    with listener.progress("masks") as progress:
+        for part, mask_of, path in _parts(files, todo, classes):
+            summary = for_each(
+                partial(_draw_one, mask_of=mask_of, folder=folder, origin=origins.get(path, "")),
+                part,
+                workers=None,
+                progress=partial(_of_all, progress, done, len(todo)),
+                report=listener.report,
+            )
+            done += len(part)
+            failures += summary.failures
+    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))
 
-    def finish(sample: Sample, mask: UInt8Array | DatasetError, origin: str = "") -> None:
-        nonlocal done
-        done += 1
-        path = folder / f"{sample.id}.png"
-        if isinstance(mask, DatasetError):
-            path.unlink(missing_ok=True)  # it was drawn here, from what the files no longer say
-            failures.append(Failure(sample.id, str(mask)))
-            report(failures[-1])
-        else:
-            write_mask(path, mask, origin=origin)
-        progress(done, total)
 
+def _of_all(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    """Tell how far all parts are by how far one of them is."""
+    progress(before + done, total)
+
+
+def _draw_one(
+    sample: Sample, mask_of: Callable[[Sample], UInt8Array], folder: Path, origin: str
+) -> None:
+    path = folder / f"{sample.id}.png"
+    try:
+        mask = mask_of(sample)
+    except DatasetError:
+        path.unlink(missing_ok=True)  # it was drawn here, from what the files no longer say
+        raise
+    write_mask(path, mask, origin=origin)
+
+
+def _parts(
+    files: Sequence[Path], samples: Sequence[Sample], classes: tuple[str, ...]
+) -> Iterator[tuple[list[Sample], Callable[[Sample], UInt8Array], Path]]:
+    """Yield samples, what draws them, and the file they are in, as many as memory holds."""
+    unlisted = {image_key(sample.id): sample for sample in samples}
     for path in files:
         header = read_header(path)
-        keys = {key: image_key(id_or_text(item.name)) for key, item in header.pictures.items()}
-        wanted = iter([(key, todo.pop(name)) for key, name in keys.items() if name in todo])
-        while part := dict(islice(wanted, _IMAGES_AT_ONCE)):
+        names = {key: image_key(id_or_text(item.name)) for key, item in header.pictures.items()}
+        listed = iter([(k, unlisted.pop(name)) for k, name in names.items() if name in unlisted])
+        while part := dict(islice(listed, _IMAGES_AT_ONCE)):
+            keys = {sample.id: key for key, sample in part.items()}
             outlines = _read_outlines(header, part, classes)
-            for key, sample in part.items():
-                finish(sample, _mask(header, key, outlines.pop(key, [])), origins[path])
-    for sample in todo.values():
-        finish(sample, DatasetError(f"not listed in {', '.join(map(str, files))}"))
-    return Summary(total - len(failures), len(samples) - total, tuple(failures))
+            mask_of = partial(_mask, header=header, keys=keys, outlines=outlines)
+            yield list(part.values()), mask_of, path
+    yield list(unlisted.values()), partial(_refuse, files=files), Path()
+
+
+def _refuse(_sample: Sample, files: Sequence[Path]) -> UInt8Array:
+    raise DatasetError(f"not listed in {', '.join(map(str, files))}")
 
 
 def _origin(path: Path, classes: tuple[str, ...]) -> str:
@@ -137,24 +152,28 @@ def _origin(path: Path, classes: tuple[str, ...]) -> str:
         raise DatasetError(f"cannot read {path}: {error}", "check the path") from error
 
 
-def _waiting(
-    samples: Sequence[Sample], folder: Path, origins: Container[str], say: Callable[[str], None]
+def _undrawn(
+    samples: Sequence[Sample], folder: Path, origins: Container[str], listener: Listener
 ) -> list[Sample]:
     """Return the samples without a mask, or with one that was drawn here from other files."""
-    waiting, unknown = [], []
-    for sample in samples:
+    unknown = []
+
+    def is_drawn(sample: Sample) -> bool:
         path = folder / f"{sample.id}.png"
         origin = _origin_of(path)
-        if origin is None or (origin.startswith(_DRAWN_FROM) and origin not in origins):
-            waiting.append(sample)
-        elif origin not in origins:
+        if origin is None or origin in origins:
+            return origin is not None
+        if not origin.startswith(_DRAWN_FROM):
             unknown.append(path)
+        return not origin.startswith(_DRAWN_FROM)
+
+    found = waiting(samples, is_drawn, listener)
     if unknown:
-        say(
+        listener.say(
             f"{len(unknown)} of {len(samples)} masks do not say what they were drawn from and are "
             f"kept, the first is {unknown[0]}; delete them to have them drawn"
         )
-    return waiting
+    return found
 
 
 def _origin_of(path: Path) -> str | None:
@@ -196,15 +215,26 @@ def _outline(
 
 
 def _mask(
-    header: Header, key: ImageKey, outlines: Sequence[Outline | DatasetError]
-) -> UInt8Array | DatasetError:
+    sample: Sample,
+    header: Header,
+    keys: Mapping[str, ImageKey],
+    outlines: dict[ImageKey, list[Outline | DatasetError]],
+) -> UInt8Array:
+    """Draw an image's mask; its outlines are forgotten.
+
+    Raises:
+        DatasetError: The file does not say its size, or an outline is of no use.
+    """
+    key = keys[sample.id]
     size = _size(header, key)
     if size is None:
-        return DatasetError(f"{header.path} does not say how large it is")
-    for outline in outlines:
+        raise DatasetError(f"{header.path} does not say how large it is")
+    found = []
+    for outline in outlines.pop(key, []):
         if isinstance(outline, DatasetError):
-            return outline
-    return draw([item for item in outlines if isinstance(item, Outline)], size)
+            raise outline
+        found.append(outline)
+    return draw(found, size)
 
 
 def _size(header: Header, key: ImageKey) -> tuple[int, int] | None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.base import path_id, read_list
 from clipes.disk.files import sha256_of, write_text
-from clipes.errors import ClipesError, DatasetError
+from clipes.errors import DatasetError
+from clipes.listener import Listener
 from clipes.run.folder import Run
-from clipes.run.loop import Summary
+from clipes.run.loop import Summary, for_each
 from clipes.run.origin import read_picture
-from clipes.types import Failure, Float32Array, Progress, Sample, UInt8Array
+from clipes.types import Float32Array, Sample, UInt8Array
 
 _COLUMNS = ("image", "labels", "scores", "picture")
 _DIGITS = 16  # of the picture's sha256
@@ -30,15 +31,12 @@ def open_tagged(data: Dataset, run: Run, split: str | None) -> Dataset:
 
 
 def make_tags(
-    samples: Sequence[Sample],
     todo: Sequence[Sample],
     classes: Sequence[str],
     tagger: Callable[[UInt8Array], Float32Array],
     choose: Callable[[Float32Array], Sequence[int]],
     path: Path,
-    *,
-    progress: Progress,
-    report: Callable[[Failure], None],
+    listener: Listener,
 ) -> Summary:
     """Tag images, in the label file ``path``.
 
@@ -47,43 +45,40 @@ def make_tags(
     corrected them.
 
     Args:
-        samples: All images.
-        todo: Those to tag: the ``untagged`` ones.
+        todo: The images to tag: the ``untagged`` ones.
         classes: Class names, in the order of the scores.
         tagger: Scores the classes of an image.
         choose: Chooses the tags by their scores, the best first.
         path: The label file; it is written every few seconds, so that little is lost.
-        progress: Called after each image.
-        report: Called with each image that cannot be tagged; the others go on.
+        listener: Who is told of images that cannot be tagged, and how it goes.
 
     Raises:
         DatasetError: The label file has lost its columns.
-        ArtifactError: The label file cannot be written.
+        WriteError: The label file cannot be written.
     """
     again = {sample.id for sample in todo}
     rows = [row for row in _read_rows(path) if _id(row[0]) not in again] if path.exists() else []
     # A name that holds a separator would be taken for two.
     words = [str(k) if set(";|") & set(name) else name for k, name in enumerate(classes)]
-    failures: list[Failure] = []
     written = time.monotonic()
-    progress(0, len(todo))
-    for index, sample in enumerate(todo):
-        try:
-            pixels, picture = read_picture(sample.image)
-            scores = tagger(pixels)
-            tags = choose(scores)
-            row = (words[k] for k in tags), (f"{scores[k]:.2f}" for k in tags)
-            told = map(";".join, row)
-            name = f"{sample.id}{sample.image.suffix}"
-            rows.append([name, *told, picture.sha256[:_DIGITS]])
-        except ClipesError as error:
-            failures.append(Failure(sample.id, str(error)))
-            report(failures[-1])
-        if index + 1 == len(todo) or time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+
+    def tag(sample: Sample) -> None:
+        nonlocal written
+        pixels, picture = read_picture(sample.image)
+        scores = tagger(pixels)
+        tags = choose(scores)
+        columns = (words[k] for k in tags), (f"{scores[k]:.2f}" for k in tags)
+        name = f"{sample.id}{sample.image.suffix}"
+        rows.append([name, *map(";".join, columns), picture.sha256[:_DIGITS]])
+        if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
             _write_rows(path, rows)
             written = time.monotonic()
-        progress(index + 1, len(todo))
-    return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))
+
+    with listener.progress("tag") as progress:
+        summary = for_each(tag, todo, progress=progress, report=listener.report)
+    if todo:
+        _write_rows(path, rows)
+    return summary
 
 
 def untagged(samples: Sequence[Sample], path: Path) -> list[Sample]:

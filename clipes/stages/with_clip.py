@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from clipes.choices import Precision
 from clipes.datasets import Dataset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
-from clipes.listener import Listener
+from clipes.listener import Listener, ignore
 from clipes.maps.maker import CamMaker
 from clipes.processes import local_rank
 from clipes.run.folder import Run
@@ -29,7 +29,7 @@ from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
 from clipes.stages.make_cams import make_cams
 from clipes.stages.setup import Clip, load_clip
-from clipes.stages.tag import tag
+from clipes.stages.tag import TagRequest, tag
 from clipes.types import Failure
 from clipes.words.encode import fingerprint
 from clipes.words.vocabulary import Vocabulary
@@ -151,18 +151,10 @@ def _tagged(
     listener: Listener,
 ) -> tuple[Dataset, Sequence[Failure]]:
     """Return the images with tags for labels, and those that cannot be used."""
-    data, tagged = tag(
-        data,
-        clip,
-        run,
-        request.data.tags,
-        split=request.data.split,
-        command=request.command,
-        only_look=resources.part.count > 1,
-        say=listener.say,
-        progress=listener.progress,
-        report=lambda _: None,  # told at the end, with what the data set lacks
-    )
+    only_look = resources.part.count > 1
+    how = TagRequest(request.data.tags, request.data.split, request.command, only_look)
+    # Failures are told at the end, with what the data set lacks.
+    data, tagged = tag(how, data, clip, run, replace(listener, report=ignore))
     return data, (*data.failures, *tagged.failures)
 
 

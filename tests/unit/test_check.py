@@ -10,6 +10,7 @@ from PIL import Image
 from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.problems import Kind
 from clipes.disk.images import write_mask
+from clipes.listener import Listener
 from clipes.masks.scores import ConfusionMatrix
 from clipes.stages.check import RARE, Findings, check
 from clipes.types import IGNORE
@@ -50,7 +51,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run(data: Dataset, workers: int = 2) -> Findings:
-    return check(data, workers=workers, progress=lambda *_: None)
+    return check(data, Listener(), workers=workers)
 
 
 EXPECTED = {

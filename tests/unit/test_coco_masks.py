@@ -13,8 +13,9 @@ from clipes.datasets import COCO_CLASSES, open_dataset
 from clipes.datasets.outlines import MOST_PIXELS, decode_runs, draw, encode_runs, parse_outline
 from clipes.disk.images import read_mask, write_mask
 from clipes.errors import ClipesError, DatasetError
+from clipes.listener import Listener
 from clipes.stages import coco_masks as masks
-from clipes.types import Failure
+from tests.heard import Heard
 from tests.unit.coco_support import (
     CATEGORY_IDS,
     annotation,
@@ -242,25 +243,14 @@ def coco(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("at_once", [1, 100])
 def test_masks_are_drawn_where_the_data_set_looks(coco, monkeypatch, at_once):
     monkeypatch.setattr(masks, "_IMAGES_AT_ONCE", at_once)
-    told: list[Failure] = []
-    said: list[str] = []
-    steps: list[tuple[int, int]] = []
-
-    def draw_all():
-        return masks.draw_coco_masks(
-            coco,
-            None,
-            progress=lambda *step: steps.append(step),
-            say=said.append,
-            report=told.append,
-        )
-
-    folder, summary = draw_all()
+    heard = Heard()
+    folder, summary = masks.draw_coco_masks(coco, None, heard.listener)
+    told = heard.failures
     assert folder == coco / "SegmentationClass"
     assert (summary.done, summary.skipped, len(summary.failures)) == (2, 0, 1)
     assert [failure.id for failure in told] == ["COCO_train2014_000000000003"]
     assert "at least three corners" in told[0].reason
-    assert steps[-1] == (3, 3)
+    assert heard.steps["masks"][-1] == (3, 3)
     samples = open_dataset("coco", root=coco).samples
     first, second = (read_mask(sample.mask) for sample in samples[:2])
     expected = np.zeros((24, 32), np.uint8)
@@ -270,17 +260,14 @@ def test_masks_are_drawn_where_the_data_set_looks(coco, monkeypatch, at_once):
     assert np.array_equal(np.unique(second[:, 0]), [80])
     assert second[:, 1:].max() == 0
     assert samples[2].mask is None
-    assert draw_all()[1].skipped == 2
-    assert said == []
+    assert masks.draw_coco_masks(coco, None, heard.listener)[1].skipped == 2
+    assert heard.said == []
 
 
 def again(coco: Path) -> tuple[masks.Summary, list[str]]:
-    said: list[str] = []
-    told: list[Failure] = []
-    _, summary = masks.draw_coco_masks(
-        coco, None, progress=lambda *_: None, say=said.append, report=told.append
-    )
-    return summary, said
+    heard = Heard()
+    _, summary = masks.draw_coco_masks(coco, None, heard.listener)
+    return summary, heard.said
 
 
 def test_masks_of_other_annotations_are_drawn_again(coco):
@@ -317,9 +304,7 @@ def test_masks_need_an_instances_file(coco):
     (coco / "annotations/instances_train2014.json").unlink()
     (coco / "labels.txt").write_text("1 0\n")
     with pytest.raises(DatasetError, match="no instances file in"):
-        masks.draw_coco_masks(
-            coco, None, progress=lambda *_: None, say=print, report=lambda _: None
-        )
+        masks.draw_coco_masks(coco, None, Listener())
 
 
 def test_an_image_of_unknown_size_is_a_failure(coco):
@@ -327,9 +312,7 @@ def test_an_image_of_unknown_size_is_a_failure(coco):
     objects = [annotation(1, 1), annotation(2, 1), annotation(2, 99)]
     path = write_instances(coco / "i.json", images, objects)
     data = open_dataset("coco", root=coco, labels=path)
-    summary = masks.draw_masks(
-        [path], data.samples, COCO_CLASSES, coco / "out", lambda *_: None, print, lambda _: None
-    )
+    summary = masks.draw_masks([path], data.samples, COCO_CLASSES, coco / "out", Listener())
     assert [failure.reason for failure in summary.failures] == [
         f"{path} does not say how large it is"
     ]
