@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,14 +21,9 @@ from clipes.cli.options import (
     SplitOption,
     TemplateOption,
     WeightsOption,
-    say_failure,
+    listener,
 )
 from clipes.errors import UsageError
-
-if TYPE_CHECKING:
-    from clipes.types import Failure
-    from clipes.words.features import TextFeatures
-    from clipes.words.vocabulary import Vocabulary
 
 prompts_app = typer.Typer(help="The text side: words and vectors.", no_args_is_help=True)
 
@@ -48,18 +43,27 @@ def prompts_show(
     Example: clipes prompts show coco --fusion feature --template "a photo of a {}."
     """
     from clipes.cli.console import say
+    from clipes.words.templates import templates_of
     from clipes.words.vocabulary import fill, load_vocabulary
 
     vocabulary = load_vocabulary(prompts)
-    templates = _templates(template, vocabulary)
-    level = fusion
+    templates = templates_of(template, vocabulary)
     names = [*vocabulary.classes, *(f"({word})" for word in vocabulary.background)]
-    for name, phrases in zip(names, vocabulary.phrases(level), strict=True):
+    for name, phrases in zip(names, vocabulary.phrases(fusion), strict=True):
         sentences = [fill(template, phrase) for phrase in phrases for template in templates]
         typer.echo("\t".join([name, *sentences]))
-    say(_FUSED[level.value])
+    say(_FUSED[fusion.value])
     if len(templates) > 1:
         say(f"the vectors of {len(templates)} templates are averaged")
+
+
+_Templates = Annotated[
+    Path | None, typer.Option(help="Templates, one on each line. (default: the shipped 82)")
+]
+_Files = Annotated[
+    list[Path] | None,
+    typer.Option(help="Compare .npz files of text features instead; give one or more."),
+]
 
 
 @prompts_app.command("rank")
@@ -70,13 +74,8 @@ def prompts_rank(
     labels: LabelsOption = None,
     difficult: DifficultOption = True,
     prompts: PromptsOption = None,
-    templates: Annotated[
-        Path | None, typer.Option(help="Templates, one on each line. (default: the shipped 82)")
-    ] = None,
-    text_features: Annotated[
-        list[Path] | None,
-        typer.Option(help="Compare .npz files of text features instead; give one or more."),
-    ] = None,
+    templates: _Templates = None,
+    text_features: _Files = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score at most so many images, evenly spaced.")
     ] = None,
@@ -91,16 +90,16 @@ def prompts_rank(
 
     Example: clipes prompts rank --dataset voc --limit 500
     """
-    from clipes.cli.console import progress_bar, say
+    from clipes.cli.console import say
     from clipes.stages.open_data import open_labelled
-    from clipes.stages.rank import rank, spread
+    from clipes.stages.rank import RankRequest, rank
     from clipes.stages.setup import open_weights
-    from clipes.weights import cache_dir
     from clipes.words.vocabulary import load_templates
 
     if templates is not None and text_features:
         raise UsageError("--templates and --text-features exclude each other", "give one of them")
     candidates = () if text_features else load_templates(templates)
+    request = RankRequest(candidates, tuple(text_features or ()), limit)
     vocabulary, data = open_labelled(
         dataset.value,
         root=root,
@@ -109,27 +108,9 @@ def prompts_rank(
         prompts=prompts,
         difficult=difficult,
     )
-    failures: list[Failure] = []
-
-    def report(failure: Failure) -> None:
-        failures.append(failure)
-        say_failure(failure)
-
-    for failure in data.failures:
-        report(failure)
-    ranking = rank(
-        spread(data.samples, limit),
-        vocabulary,
-        open_weights(weights, model, device=device, say=say, progress=progress_bar),
-        templates=candidates,
-        files=text_features or (),
-        dataset=data.name,
-        root=data.root,
-        cache=cache_dir(),
-        progress=progress_bar,
-        report=report,
-        say=say,
-    )
+    heard = listener()
+    opened = open_weights(weights, model, device=device, say=say, progress=heard.progress)
+    ranking, failures = rank(request, data, vocabulary, opened, heard)
     for place, (name, score) in enumerate(ranking.ranking, start=1):
         typer.echo(f"{place}\t{score:.5f}\t{name}")
     path = ranking.save(out or RUNS / dataset.value)
@@ -161,42 +142,23 @@ def prompts_check(
 
     Example: clipes prompts check my.toml --weights openai
     """
-    from dataclasses import replace
-
     from clipes.cli.console import say
-    from clipes.towers.clip_text import CONTEXT_LENGTH, tokenize
-    from clipes.words.check import collisions, entries, near, spelling
-    from clipes.words.vocabulary import load_vocabulary
+    from clipes.stages.check_words import WordsRequest, check_words
 
-    if weights is not None and text_features is not None:
-        raise UsageError("--weights and --text-features exclude each other", "give one of them")
-    vocabulary = load_vocabulary(prompts)
-    level = fusion
-    templates = _templates(template, vocabulary)
-    remarks = list(spelling(vocabulary, templates, level, tokenize, CONTEXT_LENGTH))
-    features = None
-    if not any(remark.fatal for remark in remarks):
-        features = _vectors(vocabulary, weights, model, text_features, level, templates)
-    if features is not None:
-        # A run takes the background words that come with the vectors.
-        words = tuple(dict.fromkeys(features.background_words))
-        vocabulary = replace(vocabulary, background=words)
-        remarks += near(features)
-    remarks += collisions(vocabulary)
-    for entry in entries(vocabulary, templates, level, tokenize, features):
+    request = WordsRequest(prompts, weights, model, text_features, fusion, template)
+    checked = check_words(request, listener())
+    for entry in checked.entries:
         name = f"({entry.name})" if entry.background else entry.name
-        cells = [name, str(entry.tokens)]
-        if entry.nearest:
-            cells += [entry.nearest, f"{entry.cosine:.3f}"]
-        typer.echo("\t".join(cells))
-    for remark in remarks:
+        nearest = [entry.nearest, f"{entry.cosine:.3f}"] if entry.nearest else []
+        typer.echo("\t".join([name, str(entry.tokens), *nearest]))
+    for remark in checked.remarks:
         say(f"{'error' if remark.fatal else 'warning'}: {remark.text}")
-    fatal = sum(remark.fatal for remark in remarks)
-    say(f"{len(remarks) - fatal} warnings, {fatal} errors; nothing was changed")
-    if features is None and not fatal:
-        say("vectors were not compared: that takes --weights or --text-features")
+    fatal = checked.fatal
+    say(f"{len(checked.remarks) - fatal} warnings, {fatal} errors; nothing was changed")
     if fatal:
         raise typer.Exit(1)
+    if not checked.compared:
+        say("vectors were not compared: that takes --weights or --text-features")
 
 
 _FUSED = {
@@ -224,63 +186,11 @@ def prompts_fit(
 
     Example: clipes prompts fit --data VOC2012 --data my-photos --out vectors.npz
     """
-    from clipes.cli.console import progress_bar, say
-    from clipes.stages.fit import fit_vectors
+    from clipes.stages.fit import FitRequest, fit_vectors
     from clipes.words.vocabulary import load_vocabulary
 
     classes = load_vocabulary(prompts or "voc").classes
-    fitted = fit_vectors(
-        data,
-        classes,
-        out,
-        source=weights,
-        model=model,
-        device=device,
-        say=say,
-        report=say_failure,
-        progress=progress_bar,
-    )
+    fitted = fit_vectors(FitRequest(data, classes, out, weights, model, device), listener())
     for name, images in fitted.images.items():
         typer.echo(f"{name}\t{images} images")
     typer.echo(out)
-
-
-def _templates(wanted: str | None, vocabulary: Vocabulary) -> tuple[str, ...]:
-    from clipes.words.templates import BEST, choose_templates
-
-    if wanted == BEST:
-        raise UsageError("'best' is known to 'clipes cam' only", "give a sentence or a file")
-    chosen = choose_templates(wanted, vocabulary, "", (), lambda _: None)
-    return chosen or (vocabulary.template,)
-
-
-def _vectors(
-    vocabulary: Vocabulary,
-    weights: str | None,
-    model: str,
-    file: Path | None,
-    fusion: Fusion,
-    templates: tuple[str, ...],
-) -> TextFeatures | None:
-    """Return the vectors that are asked for, without making an image tower."""
-    from clipes.cli.console import progress_bar, say
-    from clipes.stages.setup import open_weights
-    from clipes.weights import cache_dir
-    from clipes.words.encode import from_given, text_features
-    from clipes.words.features import load_text_features
-
-    if file is not None:
-        return from_given(load_text_features(file), vocabulary, fusion)
-    if weights is None:
-        return None
-    opened = open_weights(weights, model, device="cpu", say=say, progress=progress_bar)
-    return text_features(
-        vocabulary,
-        opened.state,
-        opened.weights,
-        file=None,
-        cache=cache_dir(),
-        say=say,
-        fusion=fusion,
-        templates=templates if templates != (vocabulary.template,) else (),
-    )

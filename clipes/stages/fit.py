@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from clipes.config import get_preset
 from clipes.datasets import Dataset, open_dataset
 from clipes.errors import UsageError
+from clipes.listener import Listener
 from clipes.stages.setup import open_weights
 from clipes.standin.fit import Fitted, encode, fit, gather
-from clipes.types import Failure, Progress
+from clipes.weights.resolve import DEFAULT_MODEL
 from clipes.words.features import save_text_features
 
 NOTE = (
@@ -20,59 +22,65 @@ NOTE = (
 )
 
 
-def fit_vectors(
-    folders: Sequence[Path],
-    classes: Sequence[str],
-    out: Path,
-    *,
-    source: str,
-    model: str,
-    device: str,
-    say: Callable[[str], None],
-    report: Callable[[Failure], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
-) -> Fitted:
-    """Fit vectors to the labels of all images in ``folders`` and save them.
+@dataclass(frozen=True)
+class FitRequest:
+    """What vectors are fitted to, and for which tower.
 
-    Args:
+    Attributes:
         folders: VOC folders, or folders of images with labels.
         classes: Class names in mask order.
         out: File to write, in the ``--text-features`` format.
-        source: ``--weights``.
+        weights: ``--weights``.
         model: ``--model``.
         device: ``auto`` or a torch device.
-        say: Told what is used.
-        report: Called with each image that cannot be used.
-        progress: Opens a progress bar.
+    """
+
+    folders: Sequence[Path]
+    classes: Sequence[str]
+    out: Path
+    weights: str = "auto"
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+
+
+def fit_vectors(request: FitRequest, listener: Listener) -> Fitted:
+    """Fit vectors to the labels of all images in some folders and save them.
+
+    Args:
+        request: What is asked for.
+        listener: Who is told what is used and what cannot be, and how it goes.
 
     Raises:
         VocabularyError: A class is in no label.
     """
-    if out.suffix != ".npz":
-        raise UsageError(f"--out {out} is no .npz", "name a file such as vectors.npz")
-    datasets = [_open(folder) for folder in folders]
-    for data in datasets:
-        for failure in data.failures:
-            report(failure)
+    if request.out.suffix != ".npz":
+        raise UsageError(f"--out {request.out} is no .npz", "name a file such as vectors.npz")
+    datasets = [_open(folder) for folder in request.folders]
+    for failure in chain.from_iterable(data.failures for data in datasets):
+        listener.report(failure)
+    classes = request.classes
     images = gather(datasets, classes)
     params = get_preset("default").cam
-    opened = open_weights(source, model, device=device, say=say, progress=progress)
+    opened = open_weights(
+        request.weights,
+        request.model,
+        device=request.device,
+        say=listener.say,
+        progress=listener.progress,
+    )
     backbone = opened.backbone(fp16_positions=params.fp16_positions)
-    with progress("encode") as bar:
-        encoded = encode(
-            backbone, images, max_patches=params.max_patches, progress=bar, report=report
-        )
-    with progress("fit") as bar:
+    encoded = encode(backbone, images, listener, max_patches=params.max_patches)
+    with listener.progress("fit") as progress:
         fitted = fit(
             encoded,
             classes,
             logit_scale=opened.logit_scale,
             model=f"{opened.weights.model} {opened.weights.name}",
             note=NOTE,
-            progress=bar,
+            progress=progress,
         )
-    save_text_features(out, fitted.text)
-    say(
+    save_text_features(request.out, fitted.text)
+    listener.say(
         f"{len(encoded)} images, {len(classes)} classes, {len(fitted.text.background_words)} others"
     )
     return fitted

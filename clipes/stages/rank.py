@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,17 @@ import numpy.typing as npt
 import torch
 
 from clipes.choices import Fusion
+from clipes.datasets import Dataset
 from clipes.disk.files import read_arrays, write_arrays
 from clipes.disk.images import read_image
-from clipes.errors import DatasetError, ImageError, VocabularyError
+from clipes.errors import DatasetError, VocabularyError
+from clipes.listener import Listener
+from clipes.run.loop import for_each_batch, never
 from clipes.stages.setup import OpenedWeights
 from clipes.towers.classify import classifier_input, image_features
 from clipes.towers.load import has_text
-from clipes.types import Failure, Float32Array, Progress, Sample, UInt8Array, evenly_spaced
+from clipes.types import Failure, Float32Array, Progress, Sample, evenly_spaced
+from clipes.weights import cache_dir
 from clipes.weights.cache import kept_if_possible
 from clipes.words.encode import PromptEncoder, from_given
 from clipes.words.features import load_text_features
@@ -57,58 +60,54 @@ class ImageFeatures:
         self._known = self._load()
 
     def __call__(
-        self,
-        samples: Sequence[Sample],
-        *,
-        progress: Progress,
-        report: Callable[[Failure], None],
+        self, samples: Sequence[Sample], listener: Listener
     ) -> tuple[list[Sample], Float32Array]:
         """Return the samples that could be encoded, and their (n, E) float32 unit features.
 
         Args:
             samples: Images.
-            progress: Called after each batch of those that are not known yet.
-            report: Called with each image that cannot be read; it is left out.
+            listener: Who is told of each image that cannot be read and is left out, and how it
+                goes.
 
         Raises:
             DatasetError: No image could be read.
         """
         keys = {sample.id: _key(sample) for sample in samples}
         todo = [sample for sample in samples if keys[sample.id] not in self._known]
-        progress(0, len(todo))
-        try:
-            for done, batch, features in self._encoded(todo, report):
-                self._known |= {
-                    keys[sample.id]: row for sample, row in zip(batch, features, strict=True)
-                }
-                progress(done, len(todo))
-        finally:
-            # Also when interrupted: encoding is what takes the time.
-            if todo and self._known:
-                self._save()
+        if todo:
+            try:
+                self._encode(todo, keys, listener)
+            finally:
+                # Also when interrupted: encoding is what takes the time.
+                if self._known:
+                    self._save()
         usable = [sample for sample in samples if keys[sample.id] in self._known]
         if not usable:
             raise DatasetError("none of the images could be read", "see the remarks above")
         return usable, np.stack([self._known[keys[sample.id]] for sample in usable])
 
-    def _encoded(
-        self, samples: Sequence[Sample], report: Callable[[Failure], None]
-    ) -> Iterator[tuple[int, list[Sample], Float32Array]]:
-        """Yield the number of samples gone through, and those of them that were encoded last."""
-        if not samples:
-            return
+    def _encode(
+        self, samples: Sequence[Sample], keys: Mapping[str, str], listener: Listener
+    ) -> None:
+        """Encode images, and know them by their keys from then on."""
         visual, recipe = self._opened.visual(), self._opened.weights.recipe
         prepare = classifier_input(visual, recipe.mean, recipe.std)
-        for start in range(0, len(samples), _IMAGES_AT_ONCE):
-            chunk = samples[start : start + _IMAGES_AT_ONCE]
-            batch, inputs = [], []
-            for sample in chunk:
-                image = _read(sample, report)
-                if image is not None:
-                    batch.append(sample)
-                    inputs.append(prepare(image))
-            if batch:
-                yield start + len(chunk), batch, image_features(visual, torch.stack(inputs))
+
+        def keep(sample: Sample, feature: Float32Array) -> None:
+            self._known[keys[sample.id]] = feature
+
+        with listener.progress("images") as progress:
+            for_each_batch(
+                lambda sample: prepare(read_image(sample.image)),
+                lambda inputs: list(image_features(visual, torch.stack(list(inputs)))),
+                keep,
+                samples,
+                size=_IMAGES_AT_ONCE,
+                is_done=never,
+                workers=1,
+                progress=progress,
+                report=listener.report,
+            )
 
     def _load(self) -> dict[str, Float32Array]:
         try:
@@ -127,13 +126,6 @@ class ImageFeatures:
                 },
                 compress=False,
             )
-
-
-def spread(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
-    """Return at most ``limit`` samples, evenly spaced over all."""
-    if limit is None:
-        return samples
-    return [samples[index] for index in evenly_spaced(len(samples), limit)]
 
 
 def rank_templates(
@@ -197,83 +189,109 @@ def rank_files(
     return sorted(ranked, key=lambda pair: pair[1])
 
 
+@dataclass(frozen=True)
+class RankRequest:
+    """What ``clipes prompts rank`` compares.
+
+    Attributes:
+        templates: The candidates, when there are no ``files``.
+        files: Files of text features to compare.
+        limit: Most images to score, evenly spaced over all; None for all.
+        cache: Folder for features that were computed.
+    """
+
+    templates: tuple[str, ...]
+    files: tuple[Path, ...] = ()
+    limit: int | None = None
+    cache: Path = field(default_factory=cache_dir)
+
+
 def rank(
-    samples: Sequence[Sample],
+    request: RankRequest,
+    data: Dataset,
     vocabulary: Vocabulary,
     opened: OpenedWeights,
-    *,
-    templates: Sequence[str],
-    files: Sequence[Path],
-    dataset: str,
-    root: Path,
-    cache: Path,
-    progress: Callable[..., AbstractContextManager[Progress]],
-    report: Callable[[Failure], None],
-    say: Callable[[str], None],
-) -> Ranking:
+    listener: Listener,
+) -> tuple[Ranking, tuple[Failure, ...]]:
     """Rank templates or, if there are any, files of text features.
 
     Args:
-        samples: Images with their labels.
+        request: What is compared.
+        data: Images with their labels.
         vocabulary: The words.
         opened: The weights.
-        templates: The candidates, when there are no ``files``.
-        files: Files of text features to compare.
-        dataset: Kind of data set, for the record.
-        root: Folder of the data set.
-        cache: Folder for features that were computed.
-        progress: Opens a progress bar.
-        report: Called with each image that cannot be read; it is left out.
-        say: Told if what was computed cannot be kept.
+        listener: Who is told of each image that cannot be used and is left out, and how it goes.
+
+    Returns:
+        The ranking, and the images that could not be used.
 
     Raises:
         VocabularyError: There is no text tower and no file, or a candidate cannot be used.
         DatasetError: No image can be read, or none shows two classes.
     """
-    if not files and not has_text(opened.state):
+    failures: list[Failure] = []
+
+    def report(failure: Failure) -> None:
+        failures.append(failure)
+        listener.report(failure)
+
+    for failure in data.failures:
+        report(failure)
+    if not request.files and not has_text(opened.state):
         raise VocabularyError(
             f"ranking templates needs a text tower, and {opened.weights.name} has none",
             "use --weights openai or a file with one, or compare files: --text-features A.npz "
             "--text-features B.npz",
         )
-    several = sum(len(sample.labels) > 1 for sample in samples)
-    if not several:
-        raise DatasetError(
-            "no image has two labels, so every prompt is equally sharp",
-            "rank on images that show several classes",
-        )
-    with progress("images") as bar:
-        encode = ImageFeatures(opened, root, cache, say)
-        usable, images = encode(samples, progress=bar, report=report)
+    samples = _spread(data.samples, request.limit)
+    encode = ImageFeatures(opened, data.root, request.cache, listener.say)
+    usable, images = encode(samples, replace(listener, report=report))
     present = np.zeros((len(usable), len(vocabulary.classes)), np.bool_)
     for row, sample in enumerate(usable):
         present[row, list(sample.labels)] = True
-    if files:
-        ranked = rank_files(files, vocabulary, images, present, opened.logit_scale)
-    else:
-        encoder = PromptEncoder(opened.state, opened.weights, cache, opened.device, say=say)
-        with progress("templates") as bar:
-            ranked = rank_templates(
-                templates, vocabulary, images, present, encoder, opened.logit_scale, bar
-            )
-    return Ranking(
-        kind="features" if files else "templates",
-        ranking=tuple(ranked),
+    ranking = Ranking(
+        kind="features" if request.files else "templates",
+        ranking=tuple(_ranked(request, vocabulary, opened, images, present, listener)),
         images=len(usable),
         several=int((present.sum(1) > 1).sum()),
         words=words_of(vocabulary),
         weights=opened.weights.name,
         sha256=opened.weights.sha256,
-        dataset=dataset,
+        dataset=data.name,
     )
+    return ranking, tuple(failures)
 
 
-def _read(sample: Sample, report: Callable[[Failure], None]) -> UInt8Array | None:
-    try:
-        return read_image(sample.image)
-    except ImageError as error:
-        report(Failure(sample.id, str(error)))
-        return None
+def _spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """Return at most ``limit`` samples, evenly spaced over all; refuse what cannot be ranked on."""
+    indices = evenly_spaced(len(samples), len(samples) if limit is None else limit)
+    chosen = [samples[index] for index in indices]
+    if not any(len(sample.labels) > 1 for sample in chosen):
+        raise DatasetError(
+            "no image has two labels, so every prompt is equally sharp",
+            "rank on images that show several classes",
+        )
+    return chosen
+
+
+def _ranked(
+    request: RankRequest,
+    vocabulary: Vocabulary,
+    opened: OpenedWeights,
+    images: Float32Array,
+    present: npt.NDArray[np.bool_],
+    listener: Listener,
+) -> list[tuple[str, float]]:
+    if request.files:
+        return rank_files(request.files, vocabulary, images, present, opened.logit_scale)
+    encoder = PromptEncoder(
+        opened.state, opened.weights, request.cache, opened.device, say=listener.say
+    )
+    scale = opened.logit_scale
+    with listener.progress("templates") as progress:
+        return rank_templates(
+            request.templates, vocabulary, images, present, encoder, scale, progress
+        )
 
 
 def _key(sample: Sample) -> str:

@@ -16,7 +16,7 @@ vector is the mean image feature plus a short part of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,10 @@ from torch import Tensor
 from clipes.datasets import Dataset
 from clipes.disk.images import read_image
 from clipes.errors import ImageError, VocabularyError
+from clipes.listener import Listener
 from clipes.maps.gradcam import class_probabilities, min_max
 from clipes.names import SAME_THING, folded
+from clipes.run.loop import in_order
 from clipes.standin.patches import PatchFeatures, patch_features, value_path
 from clipes.towers.clip import Backbone
 from clipes.types import Failure, Progress
@@ -123,37 +125,39 @@ def gather(datasets: Sequence[Dataset], classes: Sequence[str]) -> list[Labelled
 def encode(
     backbone: Backbone,
     images: Sequence[LabelledImage],
+    listener: Listener,
     *,
     max_patches: int,
     params: FitParams | None = None,
-    progress: Progress,
-    report: Callable[[Failure], None],
 ) -> list[EncodedImage]:
     """Run the tower over images.
 
     Args:
         backbone: The tower.
         images: Images.
+        listener: Who is told of each image that cannot be read and is left out, and how it goes.
         max_patches: Size above which images are shrunk, see ``CamParams``.
         params: Settings; says how many patches are kept.
-        progress: Called after each image.
-        report: Called with each image that cannot be read; it is left out.
     """
     params = params or FitParams()
     limit = max(1, min(params.patches_per_image, params.max_patches // max(1, len(images))))
     matrix = value_path(backbone)
-    encoded = []
-    progress(0, len(images))
-    for done, image in enumerate(images, start=1):
+
+    def work(image: LabelledImage) -> EncodedImage | Failure:
         try:
             pixels = read_image(image.path)
-            features = patch_features(
-                backbone, matrix, pixels, max_patches=max_patches, limit=limit
-            )
-            encoded.append(EncodedImage(image.names, features))
         except ImageError as error:
-            report(Failure(image.id, str(error)))
-        progress(done, len(images))
+            return Failure(image.id, str(error))
+        features = patch_features(backbone, matrix, pixels, max_patches=max_patches, limit=limit)
+        return EncodedImage(image.names, features)
+
+    encoded = []
+    with listener.progress("encode") as progress:
+        for result in in_order(work, images, progress=progress):
+            if isinstance(result, Failure):
+                listener.report(result)
+            else:
+                encoded.append(result)
     return encoded
 
 

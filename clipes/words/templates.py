@@ -8,7 +8,8 @@ from pathlib import Path
 
 from clipes.disk.files import write_json
 from clipes.disk.records import read_record
-from clipes.errors import ArtifactError, VocabularyError
+from clipes.errors import ArtifactError, UsageError, VocabularyError
+from clipes.listener import ignore
 from clipes.words.vocabulary import Vocabulary, check_template, load_templates
 
 RANKING = "prompts.json"
@@ -91,6 +92,22 @@ def choose_templates(
     if wanted == BEST:
         return (_best(vocabulary, sha256, folders, say),)
     return (check_template(wanted),) if "{" in wanted else load_templates(Path(wanted))
+
+
+def templates_of(wanted: str | None, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Return what words are put into where there is no run that may know the best template.
+
+    Args:
+        wanted: As for ``choose_templates``, but not ``best``.
+        vocabulary: Whose template it is if ``wanted`` is None.
+
+    Raises:
+        UsageError: It is ``best``.
+        VocabularyError: It is no template or file of templates.
+    """
+    if wanted == BEST:
+        raise UsageError("'best' is known to 'clipes cam' only", "give a sentence or a file")
+    return choose_templates(wanted, vocabulary, "", (), ignore) or (vocabulary.template,)
 
 
 def _best(

@@ -28,8 +28,10 @@ from clipes.standin.fit import (
 from clipes.standin.patches import PatchFeatures, patch_features, value_path
 from clipes.towers.clip import Backbone
 from clipes.towers.taps import Taps
-from clipes.types import Failure, Sample
+
+from clipes.types import Sample
 from clipes.words.features import load_text_features, save_text_features
+from tests.heard import Heard
 
 WIDTH = 24
 CLASSES = ("cat", "dog", "train")
@@ -227,17 +229,10 @@ def test_encoding_leaves_unreadable_images_out(
         LabelledImage("bad", tmp_path / "bad.png", ("cat",)),
         LabelledImage("good", tmp_path / "good.png", ("dog",)),
     ]
-    failures: list[Failure] = []
-    seen: list[tuple[int, int]] = []
-    (kept,) = encode(
-        backbone,
-        images,
-        max_patches=1600,
-        params=replace(FitParams(), max_patches=20),
-        progress=lambda done, total: seen.append((done, total)),
-        report=failures.append,
-    )
+    heard = Heard()
+    params = replace(FitParams(), max_patches=20)
+    (kept,) = encode(backbone, images, heard.listener, max_patches=1600, params=params)
     assert kept.names == ("dog",)
     assert len(kept.features.patches) == 10  # 20 patches for two images
-    assert [failure.id for failure in failures] == ["bad"]
-    assert seen == [(0, 2), (1, 2), (2, 2)]
+    assert [failure.id for failure in heard.failures] == ["bad"]
+    assert heard.steps["encode"] == [(0, 2), (1, 2), (2, 2)]

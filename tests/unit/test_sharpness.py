@@ -13,17 +13,21 @@ from open_clip.transformer import VisionTransformer
 from PIL import Image
 
 from clipes.bench import literal
+from clipes.datasets import Dataset
+from clipes.disk.images import read_image
 from clipes.errors import ClipesError, DatasetError, VocabularyError
-from clipes.stages.rank import ImageFeatures, rank, rank_files, rank_templates, spread
+from clipes.listener import Listener
+from clipes.stages.rank import ImageFeatures, RankRequest, rank, rank_files, rank_templates
 from clipes.stages.setup import OpenedWeights, open_weights
 from clipes.towers.classify import classifier_input, image_features
 from clipes.towers.clip_text import encode_prompts
 from clipes.towers.load import load_text
-from clipes.types import Failure, Sample
+from clipes.types import Sample
 from clipes.words.features import TextFeatures, save_text_features, unit_rows
 from clipes.words.sharpness import class_scores, sharpness
 from clipes.words.templates import choose_templates, load_ranking
 from clipes.words.vocabulary import Vocabulary, fill
+from tests.heard import Heard
 from tests.unit.clip_support import no_progress, quiet
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -135,7 +139,7 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 def encode(opened: OpenedWeights, samples: list[Sample], cache: Path) -> np.ndarray:
     features = ImageFeatures(opened, Path("root"), cache, quiet)
-    return features(samples, progress=lambda *_: None, report=quiet)[1]
+    return features(samples, Listener())[1]
 
 
 def test_an_image_is_encoded_once(
@@ -144,7 +148,7 @@ def test_an_image_is_encoded_once(
     first = encode(opened, samples, tmp_path)
     read = []
     monkeypatch.setattr(
-        "clipes.stages.rank._read", lambda sample, _: read.append(sample.id) or None
+        "clipes.stages.rank.read_image", lambda path: read.append(path.stem) or read_image(path)
     )
     np.testing.assert_array_equal(encode(opened, samples[::-1], tmp_path), first[::-1])
     assert read == []
@@ -167,7 +171,7 @@ def test_a_memory_that_cannot_be_written_is_said(
 ) -> None:
     said: list[str] = []
     features = ImageFeatures(opened, Path("root"), samples[0].image, said.append)
-    found = features(samples, progress=lambda *_: None, report=quiet)[1]
+    found = features(samples, Listener())[1]
     np.testing.assert_array_equal(found, encode(opened, samples, tmp_path))
     assert len(said) == 1
     assert "images: the features of images are not kept: cannot write" in said[0]
@@ -179,14 +183,14 @@ def test_images_that_cannot_be_read_are_named_and_left_out(
 ) -> None:
     samples[0].image.write_bytes(b"no picture")
     samples[3].image.unlink()
-    failures: list[Failure] = []
+    heard = Heard()
     images = ImageFeatures(opened, Path("root"), tmp_path, quiet)
-    usable, features = images(samples, progress=lambda *_: None, report=failures.append)
+    usable, features = images(samples, heard.listener)
     assert [sample.id for sample in usable] == ["p1", "p2"]
     assert features.shape == (2, 64)
-    assert [failure.id for failure in failures] == ["p0", "p3"]
+    assert [failure.id for failure in heard.failures] == ["p0", "p3"]
     with pytest.raises(DatasetError, match="none of the images"):
-        images([samples[0]], progress=lambda *_: None, report=quiet)
+        images([samples[0]], Listener())
 
 
 VOCABULARY = Vocabulary(("cat", "dog", "sofa"), ("sky",), {"dog": ("dog", "puppy")})
@@ -194,17 +198,11 @@ TEMPLATES = ("a {}.", "a photo of a {}.", "the plastic {}.", "itap of my {}.")
 
 
 def rank_here(samples: list[Sample], opened: OpenedWeights, folder: Path, **more: object) -> object:
-    options = {
-        "templates": TEMPLATES,
-        "files": (),
-        "dataset": "folder",
-        "root": folder,
-        "cache": folder / "cache",
-        "progress": no_progress,
-        "report": quiet,
-        "say": quiet,
-    }
-    return rank(samples, VOCABULARY, opened, **(options | more))
+    request = RankRequest(TEMPLATES, cache=folder / "cache", **more)
+    data = Dataset("folder", folder, VOCABULARY.classes, tuple(samples), ())
+    ranking, failures = rank(request, data, VOCABULARY, opened, Listener())
+    assert not failures
+    return ranking
 
 
 def test_a_ranking_is_the_formula_on_every_template(
@@ -262,7 +260,7 @@ def test_files_of_features_are_ranked_by_the_same_formula(
         path = tmp_path / f"f{index}.npz"
         save_text_features(path, TextFeatures(classes, (), vectors, vectors[:0], "x"))
         files.append(path)
-    ranking = rank_here(samples, opened, tmp_path, files=files)
+    ranking = rank_here(samples, opened, tmp_path, files=tuple(files))
     assert ranking.kind == "features"
     images = encode(opened, samples, tmp_path)
     present = np.array([[1, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]], np.bool_)
@@ -292,10 +290,12 @@ def test_ranking_that_cannot_say_anything_is_refused(
         rank_here(samples, without, tmp_path)
 
 
-def test_a_limit_spreads_over_all_images() -> None:
-    samples = [Sample(str(index), Path("x"), (0,)) for index in range(10)]
-    assert [sample.id for sample in spread(samples, 4)] == ["0", "3", "6", "9"]
-    assert spread(samples, None) == spread(samples, 99) == samples
+def test_a_limit_spreads_over_all_images(
+    opened: OpenedWeights, samples: list[Sample], tmp_path: Path
+) -> None:
+    first_and_last = rank_here(samples, opened, tmp_path, limit=2)
+    assert (first_and_last.images, first_and_last.several) == (2, 1)
+    assert rank_here(samples, opened, tmp_path, limit=99).images == 4
 
 
 def test_hundreds_of_templates_are_scored_from_features_alone() -> None:

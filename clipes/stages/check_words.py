@@ -1,0 +1,111 @@
+"""Looks for words and vectors that get in each other's way; nothing is changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clipes.choices import Fusion
+from clipes.errors import UsageError
+from clipes.listener import Listener
+from clipes.stages.setup import open_weights
+from clipes.towers.clip_text import CONTEXT_LENGTH, tokenize
+from clipes.weights import cache_dir
+from clipes.weights.resolve import DEFAULT_MODEL
+from clipes.words.check import Entry, Remark, collisions, entries, near, spelling
+from clipes.words.encode import from_given, text_features
+from clipes.words.features import TextFeatures, load_text_features
+from clipes.words.templates import templates_of
+from clipes.words.vocabulary import Vocabulary, load_vocabulary
+
+
+@dataclass(frozen=True)
+class WordsRequest:
+    """Which words and vectors are looked at.
+
+    Attributes:
+        prompts: The vocabulary.
+        weights: Compare vectors of these weights; None for none.
+        model: ``--model``.
+        text_features: Compare the vectors of this file instead; None for none.
+        fusion: Where synonyms become one.
+        template: What takes the place of the vocabulary's template.
+    """
+
+    prompts: str
+    weights: str | None = None
+    model: str = DEFAULT_MODEL
+    text_features: Path | None = None
+    fusion: Fusion = Fusion.sentence
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class WordsChecked:
+    """What was found.
+
+    Attributes:
+        entries: A line for each class, then for each background word.
+        remarks: What to look at.
+        compared: Whether vectors were compared.
+    """
+
+    entries: list[Entry]
+    remarks: list[Remark]
+    compared: bool
+
+    @property
+    def fatal(self) -> int:
+        """Number of remarks that stop ``clipes cam``."""
+        return sum(remark.fatal for remark in self.remarks)
+
+
+def check_words(request: WordsRequest, listener: Listener) -> WordsChecked:
+    """Look at the words of a vocabulary, and at their vectors if any are named.
+
+    Args:
+        request: What is looked at.
+        listener: Who is told which weights are used.
+
+    Raises:
+        UsageError: Both weights and a file are named.
+        ClipesError: Vocabulary, weights or file cannot be used.
+    """
+    if request.weights is not None and request.text_features is not None:
+        raise UsageError("--weights and --text-features exclude each other", "give one of them")
+    vocabulary, fusion = load_vocabulary(request.prompts), request.fusion
+    templates = templates_of(request.template, vocabulary)
+    remarks = list(spelling(vocabulary, templates, fusion, tokenize, CONTEXT_LENGTH))
+    features = None
+    if not any(remark.fatal for remark in remarks):
+        features = _vectors(request, vocabulary, templates, listener)
+    if features is not None:
+        # A run takes the background words that come with the vectors.
+        words = tuple(dict.fromkeys(features.background_words))
+        vocabulary = replace(vocabulary, background=words)
+        remarks += near(features)
+    remarks += collisions(vocabulary)
+    table = entries(vocabulary, templates, fusion, tokenize, features)
+    return WordsChecked(table, remarks, features is not None)
+
+
+def _vectors(
+    request: WordsRequest, vocabulary: Vocabulary, templates: tuple[str, ...], listener: Listener
+) -> TextFeatures | None:
+    """Return the vectors that are asked for, without making an image tower."""
+    if request.text_features is not None:
+        return from_given(load_text_features(request.text_features), vocabulary, request.fusion)
+    if request.weights is None:
+        return None
+    say, progress = listener.say, listener.progress
+    opened = open_weights(request.weights, request.model, device="cpu", say=say, progress=progress)
+    return text_features(
+        vocabulary,
+        opened.state,
+        opened.weights,
+        file=None,
+        cache=cache_dir(),
+        say=say,
+        fusion=request.fusion,
+        templates=templates if templates != (vocabulary.template,) else (),
+    )
