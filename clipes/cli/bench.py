@@ -34,12 +34,13 @@ def bench(
     """
     from joblib import cpu_count
 
-    from clipes.cli.console import print_bench, progress_bar, say
+    from clipes.cli.console import print_bench
+    from clipes.cli.options import listener
     from clipes.errors import UsageError
     from clipes.stages.bench import run_bench, run_without
 
     if without is not None:
-        worth = run_without(without.value, rounds, progress=progress_bar)
+        worth = run_without(without.value, rounds, listener())
         text = (
             f"default takes {worth['ratio']:.2f} x as long without {worth['kernel']} "
             f"({worth['seconds_without']:.2f} s an image instead of {worth['seconds_with']:.2f} s)"
@@ -49,7 +50,7 @@ def bench(
     counts = threads.split(",") if threads else sorted({"1", str(cpu_count())}, key=int)
     if not all(count.isdecimal() and int(count) > 0 for count in counts):
         raise UsageError(f"'{threads}' is not a list of thread counts", "write 1,2")
-    result = run_bench(list(map(int, counts)), rounds, say=say, progress=progress_bar)
+    result = run_bench(list(map(int, counts)), rounds, listener())
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:

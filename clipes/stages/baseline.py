@@ -101,15 +101,15 @@ def require(changes: list[Change], tolerance: float) -> None:
     Raises:
         RegressionError: A stage fell further, or has no output.
     """
-    told = [
+    fallen = [
         f"{change.stage} is missing"
         if change.now is None
         else f"{change.stage} fell from {change.before:.2f} to {change.now:.2f}"
         for change in changes
         if change.fell(tolerance)
     ]
-    if told:
+    if fallen:
         raise RegressionError(
-            f"mIoU below the baseline by more than {tolerance:g} points: {', '.join(told)}",
+            f"mIoU below the baseline by more than {tolerance:g} points: {', '.join(fallen)}",
             "find the cause, or commit a new baseline with its reason",
         )

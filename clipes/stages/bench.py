@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,35 +13,28 @@ from clipes.bench.cam import CamTimes, compare_cam
 from clipes.bench.crf import compare_crf, synthetic_image
 from clipes.bench.kernels import compare_without
 from clipes.errors import BackendError
-from clipes.types import Progress
+from clipes.listener import Listener
 
 _CRF_LABELS = (3, 21)
 
 
-def run_bench(
-    threads: Sequence[int],
-    rounds: int,
-    *,
-    say: Callable[[str], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
-) -> dict[str, Any]:
+def run_bench(threads: Sequence[int], rounds: int, listener: Listener) -> dict[str, Any]:
     """Measure the CAM stage and the CRF against their baselines.
 
     Args:
         threads: Numbers of threads to measure the CAM stage with; the last one's results
             stand at the top level.
         rounds: Measurements of each.
-        say: Told what is not measured, and why.
-        progress: Opens a progress bar.
+        listener: Who is told what is not measured, and how it goes.
 
     Returns:
         ``cam_speedup_by_classes``, ``crf_speedup_vs_pydensecrf2`` and the rest, as plain data.
     """
     cam = {}
     for count in threads:
-        with progress(f"cam, {count} thread{'s' if count > 1 else ''}") as bar:
+        with listener.progress(f"cam, {count} thread{'s' if count > 1 else ''}") as bar:
             cam[count] = compare_cam(count, rounds, bar)
-    crf = _crf(rounds, say)
+    crf = _crf(rounds, listener)
     return {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -55,11 +47,9 @@ def run_bench(
     }
 
 
-def run_without(
-    kernel: str, rounds: int, *, progress: Callable[..., AbstractContextManager[Progress]]
-) -> dict[str, Any]:
+def run_without(kernel: str, rounds: int, listener: Listener) -> dict[str, Any]:
     """Measure what a kernel is worth to the preset ``default``; see ``compare_without``."""
-    with progress(f"default without {kernel}") as bar:
+    with listener.progress(f"default without {kernel}") as bar:
         return compare_without(kernel, rounds, bar)
 
 
@@ -81,7 +71,7 @@ def _cam_report(times: CamTimes) -> dict[str, Any]:
     }
 
 
-def _crf(rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+def _crf(rounds: int, listener: Listener) -> dict[str, dict[str, float]]:
     image = synthetic_image()
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
     try:
@@ -89,7 +79,7 @@ def _crf(rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, float]]
             os.sched_setaffinity(0, {min(affinity)})  # both on one core
         return {str(labels): compare_crf(image, labels, rounds) for labels in _CRF_LABELS}
     except BackendError as error:
-        say(f"crf: not compared: {error}")
+        listener.say(f"crf: not compared: {error}")
         return {}
     finally:
         if affinity:
