@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,9 +13,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from clipes.cli.console import print_scores
+from clipes.cli.options import finish, listener
+from clipes.config import get_preset
 from clipes.datasets import COCO_CLASSES, VOC_CLASSES
+from clipes.disk.files import write_json
+from clipes.run.folder import Run
+from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources, cam
+from clipes.stages.evaluate import evaluate_run, scores_to_json
+from clipes.stages.refine import RefineRequest, RefineResources, refine
 
 SHARED = Path(os.environ.get("CLIPES_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+_COMMAND = shlex.join(sys.argv)  # for the record of a run
 
 # Background words of docs/weights.md, and their rows in coco_single.npy (COCO, then COCO-Stuff by
 # name).
@@ -59,7 +68,7 @@ def stage_options(description: str | None) -> argparse.Namespace:
 
 
 def run_stages(kind: str, data: Path, ids: Sequence[str], options: argparse.Namespace) -> None:
-    """Run cam, refine and eval as a user would, on the registry's weights, and print the scores.
+    """Make maps and masks on the registry's weights, score them, and print the scores.
 
     Args:
         kind: ``voc`` or ``coco``.
@@ -68,22 +77,41 @@ def run_stages(kind: str, data: Path, ids: Sequence[str], options: argparse.Name
         options: See ``stage_options``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = options.out or Path(folder, "run")
-        work = run / "input"  # a run that is kept needs its list of images later
+        run = Run(options.out or Path(folder, "run"))
+        work = run.root / "input"  # a run that is kept needs its list of images later
         work.mkdir(parents=True, exist_ok=True)
         write_text_features(work / "text.npz", kind)
         (work / "split.txt").write_text("\n".join(ids[: options.limit]) + "\n")
-        cam = ["cam", "--dataset", kind, "--root", data, "--split", (work / "split.txt").absolute()]
-        cam += ["--weights", "registry", "--text-features", work / "text.npz"]
-        clipes(*cam, "--preset", options.preset, "--out", run)
-        clipes("refine", run)
-        clipes("eval", run, *(["--json", options.json] if options.json else []))
+        images = DataRequest(kind, root=data, split=str((work / "split.txt").absolute()))
+        make_maps(images, work / "text.npz", options.preset, run)
+        make_masks(run)
+        scored = evaluate_run(run, None, None, [1.0], listener())
+        print_scores(scored, per_class=True)
+        for path in (run.root / "scores.json", *([options.json] if options.json else [])):
+            write_json(path, scores_to_json(scored))
 
 
-def clipes(*arguments: object) -> None:
-    """Run a command of the product; stop if it fails."""
-    command = [sys.executable, "-m", "clipes", *map(str, arguments)]
-    subprocess.run(command, check=True)
+def make_maps(images: DataRequest, text: Path, preset: str, run: Run) -> None:
+    """Make maps as ``clipes cam`` does on the registry's weights; stop if an image fails.
+
+    Args:
+        images: The images.
+        text: The file of class and background vectors.
+        preset: Name of the preset.
+        run: The run folder.
+    """
+    clip = ClipRequest("registry", text_features=text)
+    settings = get_preset(preset).for_dataset(images.dataset)
+    outcome = cam(
+        CamRequest(images, clip, settings, command=_COMMAND), run, Resources(), listener()
+    )
+    finish("maps", run, outcome.summary, outcome.unusable)
+
+
+def make_masks(run: Run) -> None:
+    """Make masks of a run's maps as ``clipes refine`` does; stop if an image fails."""
+    outcome = refine(RefineRequest(command=_COMMAND), run, RefineResources(), listener())
+    finish("masks", run, outcome.summary, outcome.unusable)
 
 
 def sample(name: str) -> Path | None:

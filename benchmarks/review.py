@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from common import clipes, sample, write_text_features
+from common import make_maps, make_masks, sample, write_text_features
 
 from clipes.cli.console import progress_bar
 from clipes.report.measure import Row
@@ -37,6 +37,7 @@ from clipes.report.review import (
 )
 from clipes.run.folder import Run
 from clipes.run.reopen import reopen
+from clipes.stages.cam import DataRequest
 from clipes.stages.report import measure_run
 
 Values = npt.NDArray[np.float64]
@@ -68,12 +69,11 @@ def main() -> None:
     if data is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        run, text = Path(folder, "run"), Path(folder, "text.npz")
+        run, text = Run(Path(folder, "run")), Path(folder, "text.npz")
         write_text_features(text, "voc")
-        clipes("cam", "--dataset", "voc", "--root", data, "--weights", "registry",
-               "--text-features", text, "--preset", options.preset, "--out", run)  # fmt: skip
-        clipes("refine", run)
-        judge(Run(run), choose=options.choose)
+        make_maps(DataRequest("voc", root=data), text, options.preset, run)
+        make_masks(run)
+        judge(run, choose=options.choose)
 
 
 def judge(run: Run, *, choose: bool) -> None:
@@ -82,7 +82,7 @@ def judge(run: Run, *, choose: bool) -> None:
     present = set(run.ids("cams"))
     samples = [item for item in data.samples if item.id in present]
     with progress_bar("measure") as progress:
-        rows, _ = measure_run(run, samples, data.classes, workers=None, progress=progress)
+        rows, _ = measure_run(run, samples, data.classes, None, progress)
     usable = [row for row in rows if row.miou is not None and row.signs is not None]
     miou = np.array([row.miou for row in usable])
     even = np.arange(len(usable)) % 2 == 0

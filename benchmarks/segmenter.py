@@ -13,14 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-SHARED = Path(os.environ.get("CLIPES_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+from common import SHARED
+
+from clipes.cli.console import print_scores
+from clipes.cli.options import listener
+from clipes.disk.files import write_json
+from clipes.run.folder import Run
+from clipes.stages.evaluate import evaluate_run, scores_to_json
+
 DATA = SHARED / "data" / "voc_sample"
 ARMS = {
     "pseudo-masks, CGL": ["--cgl"],
@@ -44,13 +50,15 @@ def train(run: Path, out: Path, learns: list[str], recipe: list[str]) -> dict[st
     start = time.monotonic()
     clipes("train-seg", "--run", run, "--out", out, *learns, *recipe)
     seconds = time.monotonic() - start
-    clipes("eval", out, "--root", DATA, "--no-per-class", "--json", out / "segmenter.json")
-    (scores,) = json.loads((out / "segmenter.json").read_text())["stages"].values()
+    scored = evaluate_run(Run(out), DATA, None, [1.0], listener())
+    print_scores(scored, per_class=False)
+    write_json(out / "segmenter.json", scores_to_json(scored))
+    (scores,) = scores_to_json(scored)["stages"].values()
     return {"seconds": round(seconds), **scores}
 
 
 def clipes(*arguments: object) -> None:
-    """Run a command of the product; stop if it fails."""
+    """Run a command of the product, in a process as a training has it; stop if it fails."""
     subprocess.run([sys.executable, "-m", "clipes", *map(str, arguments)], check=True)
 
 

@@ -12,21 +12,22 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from common import SHARED, make_maps
 
 from clipes.cli.console import progress_bar, say
 from clipes.config import get_preset
 from clipes.datasets import VOC_CLASSES, open_dataset
 from clipes.disk.files import atomic_write
 from clipes.disk.images import read_mask
+from clipes.listener import Listener
 from clipes.masks.pseudo import label_pixels, upsample, with_background
 from clipes.masks.scores import ConfusionMatrix
 from clipes.run.folder import Run
+from clipes.stages.cam import DataRequest
 from clipes.stages.setup import OpenedWeights, open_weights
 from clipes.standin.fit import EncodedImage, FitParams, LabelledImage, encode, fit, gather
 from clipes.standin.patches import PatchFeatures
@@ -34,7 +35,6 @@ from clipes.types import Sample
 from clipes.weights import cache_dir
 from clipes.words.features import save_text_features
 
-SHARED = Path(os.environ.get("CLIPES_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 PRESET = get_preset("reference")  # what the vectors are fitted with
 
 
@@ -44,14 +44,11 @@ def encoded(opened: OpenedWeights, images: list[LabelledImage], cache: Path) -> 
     path = cache / f"encoded-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.npz"
     if not path.exists():
         backbone = opened.backbone(fp16_positions=PRESET.cam.fp16_positions)
-        with progress_bar("encode") as progress:
-            made = encode(
-                backbone,
-                images,
-                max_patches=PRESET.cam.max_patches,
-                progress=progress,
-                report=lambda failure: sys.exit(f"{failure.id}: {failure.reason}"),
-            )
+        heard = Listener(
+            report=lambda failure: sys.exit(f"{failure.id}: {failure.reason}"),
+            progress=progress_bar,
+        )
+        made = encode(backbone, images, heard, max_patches=PRESET.cam.max_patches)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
@@ -69,14 +66,12 @@ def encoded(opened: OpenedWeights, images: list[LabelledImage], cache: Path) -> 
 
 def maps(text: Path, samples: list[Sample], cache: Path, preset: str) -> Run:
     """Make the maps of ``samples`` as a user would, in a run folder named after the vectors."""
-    run = cache / f"{preset}-{hashlib.sha256(text.read_bytes()).hexdigest()[:16]}"
-    split = run.with_suffix(".txt")
+    run = Run(cache / f"{preset}-{hashlib.sha256(text.read_bytes()).hexdigest()[:16]}")
+    split = run.root.with_suffix(".txt")
     split.write_text("".join(f"{sample.id}\n" for sample in samples))
-    command = [sys.executable, "-m", "clipes", "cam", "--dataset", "voc", "--split", split]
-    command += ["--root", SHARED / "data" / "voc_sample", "--weights", "registry"]
-    command += ["--preset", preset, "--text-features", text, "--out", run]
-    subprocess.run([str(word) for word in command], check=True)
-    return Run(run)
+    images = DataRequest("voc", root=SHARED / "data" / "voc_sample", split=str(split))
+    make_maps(images, text, preset, run)
+    return run
 
 
 def score(run: Run, samples: list[Sample]) -> ConfusionMatrix:
