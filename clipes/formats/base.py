@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from PIL import Image
 
@@ -136,18 +137,53 @@ class Item:
         return self.run.load_cams(self.sample.id)
 
 
-class Writer(Protocol):
-    """Writes the images of a data set in one format."""
+class Writer(ABC):
+    """Writes the images of a data set in one format.
+
+    Args:
+        plan: What is written.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
     def files(self, sample: Sample) -> tuple[Path, ...]:
         """Return the files of an image alone; none where all images share a file."""
+        return ()
 
+    @abstractmethod
     def add(self, item: Item) -> None:
         """Write one image; if that fails, nothing of it remains.
 
         Raises:
             ClipesError: The image, its mask or its maps cannot be used, or the disk is full.
         """
+
+
+class FileWriter(Writer):
+    """Writes a file for each image, named by its id.
+
+    Args:
+        plan: What is written.
+        folder: Where the files go.
+        suffix: Of the files.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, suffix: str) -> None:
+        super().__init__(plan)
+        self._folder, self._suffix = folder, suffix
+
+    def path(self, sample: Sample) -> Path:
+        """Return the file of an image."""
+        return self._folder / f"{check_id(sample.id)}{self._suffix}"
+
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """Return the files of an image."""
+        return (self.path(sample),)
+
+    def written(self) -> list[Sample]:
+        """Return the images whose file is there, in the order of the data set."""
+        return [sample for sample in self.plan.samples if self.path(sample).exists()]
 
 
 OpenWriter: TypeAlias = Callable[[Plan], AbstractContextManager[Writer]]

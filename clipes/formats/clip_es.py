@@ -11,15 +11,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipes.disk.files import atomic_write, check_id, write_text
-from clipes.formats.base import Item, Plan, list_text
+from clipes.disk.files import atomic_write, write_text
+from clipes.formats.base import FileWriter, Item, Plan, list_text
 from clipes.masks.pseudo import upsample
-from clipes.types import Sample
 
 _PROTOCOL = 3  # Python 3's own since 3.0
 
@@ -27,29 +25,14 @@ _PROTOCOL = 3  # Python 3's own since 3.0
 @contextmanager
 def write_clip_es(plan: Plan) -> Iterator[ClipEsWriter]:
     """Open the writer of the format."""
-    writer = ClipEsWriter(plan)
+    writer = ClipEsWriter(plan, plan.folder, ".npy")
     yield writer
-    ids = [sample.id for sample in plan.samples if writer.path(sample).exists()]
+    ids = [sample.id for sample in writer.written()]
     write_text(plan.folder / "images.txt", list_text(ids))
 
 
-class ClipEsWriter:
-    """Writes a file for each image.
-
-    Args:
-        plan: What is written.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self._folder = plan.folder
-
-    def path(self, sample: Sample) -> Path:
-        """Return where the maps of an image are."""
-        return self._folder / f"{check_id(sample.id)}.npy"
-
-    def files(self, sample: Sample) -> tuple[Path, ...]:
-        """Return the files of an image: its maps."""
-        return (self.path(sample),)
+class ClipEsWriter(FileWriter):
+    """Writes a file for each image."""
 
     def add(self, item: Item) -> None:
         """Write the maps of one image."""

@@ -11,15 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
 from clipes.datasets.outlines import MOST_PIXELS, encode_runs
 from clipes.disk.files import atomic_write
-from clipes.formats.base import Item, Plan
+from clipes.formats.base import Item, Plan, Writer
 from clipes.formats.regions import Region, regions
 from clipes.masks.values import value_of
-from clipes.types import IGNORE, Sample
+from clipes.types import IGNORE
 
 FILE = "instances.json"
 
@@ -45,7 +44,7 @@ def write_coco(plan: Plan) -> Iterator[CocoWriter]:
         file.write("]}\n")
 
 
-class CocoWriter:
+class CocoWriter(Writer):
     """Writes annotations as they come; a line about each image is kept for the end.
 
     Args:
@@ -54,22 +53,17 @@ class CocoWriter:
     """
 
     def __init__(self, plan: Plan, file: TextIO) -> None:
+        super().__init__(plan)
         self.images: list[str] = []
-        self._plan = plan
         self._file = file
         self._annotations = 0
 
-    def files(self, _sample: Sample) -> tuple[Path, ...]:
-        """Return none: all images share a file, which is written anew."""
-        return ()
-
     def add(self, item: Item) -> None:
         """Write the annotations of one image."""
-        mask, plan = item.mask(), self._plan
-        height, width = mask.shape
+        mask, plan = item.mask(), self.plan
+        height, width = size = mask.shape
         values = [value_of(label) for label in range(len(plan.classes))]
         number = plan.numbers[item.sample.id]
-        size = (height, width)
         found = [
             _annotation(region, region.value, number, size, crowd=False)
             for region in regions(mask, values, components=plan.options.components)

@@ -6,18 +6,16 @@ box, row after row. What is not labelled is a mask of the label ``__ignore__``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
-from xml.sax.saxutils import XMLGenerator
-from xml.sax.xmlreader import AttributesImpl
+from typing import TextIO
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 from clipes.disk.files import atomic_write, write_json
 from clipes.disk.images import voc_palette
-from clipes.formats.base import Item, Plan
+from clipes.formats.base import Item, Plan, Writer
 from clipes.formats.regions import Region, regions
-from clipes.types import IGNORE, Sample
+from clipes.types import IGNORE
 
 FILE = "annotations.xml"
 
@@ -29,115 +27,85 @@ def write_cvat(plan: Plan) -> Iterator[CvatWriter]:
     palette = voc_palette()
     values = [*range(1, len(labels)), IGNORE]
     colours = ["#{:02x}{:02x}{:02x}".format(*palette[value]) for value in values]
-    with (
-        atomic_write(plan.folder / FILE) as temporary,
-        temporary.open("wb") as file,
-    ):
-        xml = _Xml(file)
-        xml.open("annotations")
-        xml.leaf("version", text="1.1")
-        xml.open("meta")
-        xml.open("task")
-        xml.leaf("size", text=str(len(plan.samples)))
-        xml.leaf("mode", text="annotation")
-        xml.open("labels")
-        for name, colour in zip(labels, colours, strict=True):
-            xml.open("label")
-            xml.leaf("name", text=name)
-            xml.leaf("color", text=colour)
-            xml.leaf("type", text="mask")
-            xml.leaf("attributes")
-            xml.close("label")
-        for name in ("labels", "task", "meta"):
-            xml.close(name)
-        yield CvatWriter(plan, xml, dict(zip(values, labels, strict=True)))
-        xml.close("annotations")
-        xml.end()
-    label_list = [
-        {"name": name, "color": colour, "type": "mask", "attributes": []}
+    listed = [
+        {"name": name, "color": colour, "type": "mask"}
         for name, colour in zip(labels, colours, strict=True)
     ]
-    write_json(plan.folder / "labels.json", label_list)
+    with (
+        atomic_write(plan.folder / FILE) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n')
+        version = Element("version")
+        version.text = "1.1"
+        for element in (version, _meta(len(plan.samples), listed)):
+            file.write(tostring(element, "unicode") + "\n")
+        yield CvatWriter(plan, file, dict(zip(values, labels, strict=True)))
+        file.write("</annotations>\n")
+    write_json(plan.folder / "labels.json", [{**label, "attributes": []} for label in listed])
 
 
-class _Xml:
-    """Elements, each on a line of its own; text and attributes are escaped.
-
-    Args:
-        file: Where they go.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._generator = XMLGenerator(file, "utf-8", short_empty_elements=True)
-        self._generator.startDocument()
-
-    def open(self, element: str, /, **attributes: object) -> None:
-        self._start(element, attributes)
-        self._generator.ignorableWhitespace("\n")
-
-    def close(self, element: str) -> None:
-        self._generator.endElement(element)
-        self._generator.ignorableWhitespace("\n")
-
-    def leaf(self, element: str, /, text: str = "", **attributes: object) -> None:
-        self._start(element, attributes)
-        self._generator.characters(text)
-        self.close(element)
-
-    def end(self) -> None:
-        self._generator.endDocument()
-
-    def _start(self, element: str, attributes: dict[str, object]) -> None:
-        plain = {key: str(value) for key, value in attributes.items()}
-        self._generator.startElement(element, AttributesImpl(plain))
+def _meta(images: int, labels: Iterable[Mapping[str, str]]) -> Element:
+    """Return what CVAT is told of the task."""
+    meta = Element("meta")
+    task = SubElement(meta, "task")
+    SubElement(task, "size").text = str(images)
+    SubElement(task, "mode").text = "annotation"
+    parent = SubElement(task, "labels")
+    for label in labels:
+        entry = SubElement(parent, "label")
+        for key, value in label.items():
+            SubElement(entry, key).text = value
+        SubElement(entry, "attributes")
+    return meta
 
 
-class CvatWriter:
-    """Writes masks as they come.
+class CvatWriter(Writer):
+    """Writes masks as they come, the image and its masks on a line.
 
     Args:
         plan: What is written.
-        xml: Where to, inside the root element.
+        file: Where to, inside the root element.
         names: The labels by their values in masks.
     """
 
-    def __init__(self, plan: Plan, xml: _Xml, names: dict[int, str]) -> None:
-        self._plan = plan
-        self._xml = xml
+    def __init__(self, plan: Plan, file: TextIO, names: dict[int, str]) -> None:
+        super().__init__(plan)
+        self._file = file
         self._names = names
         # Where names do not tell, CVAT takes images in this order.
         order = sorted(map(plan.name, plan.samples))
         self._frames = {name: index for index, name in enumerate(order)}
 
-    def files(self, _sample: Sample) -> tuple[Path, ...]:
-        """Return none: all images share a file, which is written anew."""
-        return ()
-
     def add(self, item: Item) -> None:
         """Write the masks of one image."""
         mask = item.mask()
         height, width = mask.shape
-        name = self._plan.name(item.sample)
-        options = self._plan.options
+        name, components = self.plan.name(item.sample), self.plan.options.components
         classes = [value for value in self._names if value != IGNORE]
-        self._xml.open("image", id=self._frames[name], name=name, width=width, height=height)
-        for region in regions(mask, classes, components=options.components):
-            self._write(region)
-        for region in regions(mask, [IGNORE], components=False):
-            self._write(region)
-        self._xml.close("image")
+        found = [
+            *regions(mask, classes, components=components),
+            *regions(mask, [IGNORE], components=False),
+        ]
+        about = {"id": self._frames[name], "name": name, "width": width, "height": height}
+        image = Element("image", _text(about))
+        image.extend(Element("mask", _text(self._attributes(region))) for region in found)
+        self._file.write(tostring(image, "unicode") + "\n")
 
-    def _write(self, region: Region) -> None:
+    def _attributes(self, region: Region) -> dict[str, object]:
         height, width = region.inside.shape
-        self._xml.leaf(
-            "mask",
-            label=self._names[region.value],
-            source="auto",
-            occluded=0,
-            rle=", ".join(map(str, region.runs_in_box())),
-            left=region.left,
-            top=region.top,
-            width=width,
-            height=height,
-            z_order=0,
-        )
+        return {
+            "label": self._names[region.value],
+            "source": "auto",
+            "occluded": 0,
+            "rle": ", ".join(map(str, region.runs_in_box())),
+            "left": region.left,
+            "top": region.top,
+            "width": width,
+            "height": height,
+            "z_order": 0,
+        }
+
+
+def _text(attributes: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in attributes.items()}

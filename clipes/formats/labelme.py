@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipes.disk.files import check_id, write_text
-from clipes.formats.base import IGNORE_LABEL, Item, Plan, list_text
+from clipes.disk.files import write_text
+from clipes.formats.base import IGNORE_LABEL, FileWriter, Item, Plan, list_text
 from clipes.formats.regions import paint_order, simplify
-from clipes.types import IGNORE, Sample
+from clipes.types import IGNORE
 
 BACKGROUND_LABEL = "_background_"
 
@@ -33,35 +33,18 @@ _FEWEST = 3  # corners of what labelme takes for a polygon
 def write_labelme(plan: Plan) -> Iterator[LabelmeWriter]:
     """Open the writer of the format."""
     *classes, ignore = plan.labels_with_ignore()
-    yield LabelmeWriter(plan)
+    yield LabelmeWriter(plan, plan.folder, ".json")
     write_text(plan.folder / "labels.txt", list_text([ignore, BACKGROUND_LABEL, *classes]))
 
 
-class LabelmeWriter:
-    """Writes a file for each image.
-
-    Args:
-        plan: What is written.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        names = dict(enumerate(plan.classes, start=1))
-        self._names = {0: BACKGROUND_LABEL, **names, IGNORE: IGNORE_LABEL}
-
-    def path(self, sample: Sample) -> Path:
-        """Return where the polygons of an image are."""
-        return self._plan.folder / f"{check_id(sample.id)}.json"
-
-    def files(self, sample: Sample) -> tuple[Path, ...]:
-        """Return the files of an image: its polygons."""
-        return (self.path(sample),)
+class LabelmeWriter(FileWriter):
+    """Writes a file for each image."""
 
     def add(self, item: Item) -> None:
         """Write the polygons of one image."""
         mask, path = item.mask(), self.path(item.sample)
         shapes = [
-            self._shape(value, simplify(outline, self._plan.options.tolerance))
+            self._shape(value, simplify(outline, self.plan.options.tolerance))
             for value, outline in paint_order(mask)
         ]
         height, width = mask.shape
@@ -79,10 +62,11 @@ class LabelmeWriter:
         write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
 
     def _shape(self, value: int, outline: npt.NDArray[np.int32]) -> dict[str, Any]:
+        names = {0: BACKGROUND_LABEL, IGNORE: IGNORE_LABEL}
         corners = outline.tolist()
         corners += corners[-1:] * (_FEWEST - len(corners))
         return {
-            "label": self._names[value],
+            "label": names.get(value) or self.plan.classes[value - 1],
             "points": [[float(x), float(y)] for x, y in corners],
             "group_id": None,
             "description": "",

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clipes.disk.files import check_id, write_text
+from clipes.disk.files import write_text
 from clipes.disk.images import write_mask
-from clipes.formats.base import Item, Plan, list_text, place_image, placed_path
+from clipes.formats.base import FileWriter, Item, Plan, list_text, place_image, placed_path
 from clipes.types import Sample
 
 
@@ -48,7 +48,7 @@ def _labels(plan: Plan, samples: Sequence[Sample]) -> str:
     return table.getvalue()
 
 
-class FolderWriter:
+class FolderWriter(FileWriter):
     """Puts images into one folder and masks into another, under their ids.
 
     Args:
@@ -58,12 +58,8 @@ class FolderWriter:
     """
 
     def __init__(self, plan: Plan, images: Path, masks: Path) -> None:
-        self._plan = plan
-        self._images, self._masks = plan.folder / images, plan.folder / masks
-
-    def path(self, sample: Sample) -> Path:
-        """Return where the mask of an image is."""
-        return self._masks / f"{check_id(sample.id)}.png"
+        super().__init__(plan, plan.folder / masks, ".png")
+        self._images = plan.folder / images
 
     def files(self, sample: Sample) -> tuple[Path, ...]:
         """Return the files of an image: itself and its mask."""
@@ -72,10 +68,6 @@ class FolderWriter:
     def add(self, item: Item) -> None:
         """Place the image, then write the mask, which stands for both."""
         mask = item.mask()
-        image, _ = self.files(item.sample)
-        place_image(item.sample, image, copy=self._plan.options.copy)
-        write_mask(self.path(item.sample), mask)
-
-    def written(self) -> list[Sample]:
-        """Return the images that are there, in the order of the data set."""
-        return [sample for sample in self._plan.samples if self.path(sample).exists()]
+        image, path = self.files(item.sample)
+        place_image(item.sample, image, copy=self.plan.options.copy)
+        write_mask(path, mask)
