@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,23 +23,9 @@ if TYPE_CHECKING:
 
 _KINDS = ("voc", "coco", "folder", "examples")
 
-_REQUIRED = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "open_clip_torch": "open_clip",
-    "numpy": "numpy",
-    "numba": "numba",
-    "opencv-python-headless": "cv2",
-    "pillow": "PIL",
-    "onnx": "onnx",
-    "safetensors": "safetensors",
-    "joblib": "joblib",
-    "ijson": "ijson",
-    "pycocotools": "pycocotools",
-    "jinja2": "jinja2",
-    "msgspec": "msgspec",
-    "defusedxml": "defusedxml",
-}
+_MODULES = {"open-clip-torch": "open_clip", "opencv-python-headless": "cv2", "pillow": "PIL"}
+"""Modules whose package has another name."""
+
 _OPTIONAL = {
     "scikit-image": ("skimage", "the bundled examples", "pip install 'clipes[examples]'"),
     "tensorboard": ("tensorboard", "logs of train-seg", "pip install 'clipes[train]'"),
@@ -128,7 +115,7 @@ def diagnose(kind: str | None, root: Path | None, out: Path) -> Diagnosis:
         root: Its folder; if None, ``$CLIPES_DATA``, else ``datasets/``.
         out: Folder below which runs go.
     """
-    packages = [*(_package(*item) for item in _REQUIRED.items()), *_extras()]
+    packages = [*map(_package, _required()), *_extras()]
     broken = [check.name for check in packages if check.state is State.missing]
     if broken:
         return _without(broken, packages)
@@ -167,8 +154,17 @@ def _without(broken: Sequence[str], packages: Sequence[Check]) -> Diagnosis:
     return Diagnosis((*packages, python), lines)
 
 
-def _package(package: str, module: str) -> Check:
-    name = f"package: {package}"
+def _required() -> list[str]:
+    """Return the packages that clipes always needs, in the words of its own metadata."""
+    try:
+        lines = metadata.requires("clipes") or []
+    except metadata.PackageNotFoundError:  # it runs from its source
+        return []
+    return [re.split(r"[^\w.-]", line)[0].replace("_", "-") for line in lines if ";" not in line]
+
+
+def _package(package: str) -> Check:
+    name, module = f"package: {package}", _MODULES.get(package, package)
     try:
         import_module(module)
     except _BROKEN as error:
