@@ -34,11 +34,7 @@ def segmenter_name(split: str | None) -> str:
     >>> segmenter_name(None), segmenter_name("lists/val.txt")
     ('segmenter, train', 'segmenter, val')
     """
-    return f"{SEGMENTER}, {'train' if split is None else Path(split).stem}"
-
-
-SEGMENTER = "segmenter"
-"""What the names of a segmenter's scores start with."""
+    return f"segmenter, {'train' if split is None else Path(split).stem}"
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def never(_sample: Sample) -> bool:
 def waiting(
     samples: Sequence[Sample], is_done: Callable[[Sample], bool], listener: Listener
 ) -> list[Sample]:
-    """Return the samples that are not done; to look at what was made takes its time."""
+    """Return the samples that are not done, in order; to look at what was made takes its time."""
     found = []
     with listener.progress("look") as progress:
         for index, sample in enumerate(samples):
@@ -135,6 +135,11 @@ def waiting(
                 found.append(sample)
             progress(index + 1, len(samples))
     return found
+
+
+def part_of(progress: Progress, before: int, total: int) -> Progress:
+    """Return what follows a part of the work whose ``before`` images are done, of ``total``."""
+    return lambda done, _: progress(before + done, total)
 
 
 def in_order(

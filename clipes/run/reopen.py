@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from clipes.datasets import Dataset, open_dataset
 from clipes.disk.files import list_files
 from clipes.errors import ArtifactError, DatasetError, WriteError
 from clipes.run.folder import Run
+from clipes.types import Sample
 
 
 def reopen(run: Run, root: Path | None, split: str | None = None) -> Dataset:
@@ -61,6 +63,24 @@ def orphans(run: Run, data: Dataset, stage: str) -> str:
     return (
         f"{len(found)} files in {run.root / stage} belong to no image of the data set any more and "
         f"are not used, the first is {found[0].name}"
+    )
+
+
+def unmade(samples: Sequence[Sample], present: Container[str], what: str, remedy: str) -> str:
+    """Return what to say of images that lack what a stage starts from; empty if none do.
+
+    Args:
+        samples: The images.
+        present: Ids of those that have it.
+        what: What it is: ``maps``.
+        remedy: How it is made.
+    """
+    missing = [sample.id for sample in samples if sample.id not in present]
+    if not missing:
+        return ""
+    return (
+        f"left out: {len(missing)} of {len(samples)} images have no {what} yet, the first is "
+        f"{missing[0]}; {remedy}"
     )
 
 

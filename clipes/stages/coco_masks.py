@@ -23,9 +23,9 @@ from clipes.disk.files import sha256_of
 from clipes.disk.images import MAX_PIXELS, read_origin, write_mask
 from clipes.errors import DatasetError, ImageError
 from clipes.listener import Listener
-from clipes.run.loop import Summary, for_each, waiting
+from clipes.run.loop import Summary, for_each, part_of, waiting
 from clipes.run.origin import digest
-from clipes.types import Failure, Progress, Sample, UInt8Array
+from clipes.types import Failure, Sample, UInt8Array
 
 _IMAGES_AT_ONCE = 20_000
 """Images whose outlines are kept at once, about 200 MB of COCO's; each such part reads the file."""
@@ -94,17 +94,12 @@ def draw_masks(
                 partial(_draw_one, mask_of=mask_of, folder=folder, origin=origins.get(path, "")),
                 part,
                 workers=None,
-                progress=partial(_of_all, progress, done, len(todo)),
+                progress=part_of(progress, done, len(todo)),
                 report=listener.report,
             )
             done += len(part)
             failures += summary.failures
     return Summary(len(todo) - len(failures), len(samples) - len(todo), tuple(failures))
-
-
-def _of_all(progress: Progress, before: int, total: int, done: int, _: int) -> None:
-    """Tell how far all parts are by how far one of them is."""
-    progress(before + done, total)
 
 
 def _draw_one(

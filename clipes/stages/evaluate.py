@@ -29,7 +29,7 @@ from clipes.masks.scores import (
 from clipes.masks.values import RULE, value_count, value_of
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
-from clipes.run.loop import in_order
+from clipes.run.loop import in_order, waiting
 from clipes.run.reopen import left_out, orphans, reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.words.vocabulary import load_vocabulary
@@ -112,13 +112,14 @@ def evaluate_run(
             f"no ground-truth masks for the images of {run.root}",
             "give their folder with --gt; masks and reports need none",
         )
-    for remark in (left_out(data), orphans(run, data, "cams") or orphans(run, data, "pseudo")):
-        if remark:
-            say(remark)
-    _say_stale(Freshness.of(run, data.classes), [s for s in data.samples if s.id in truths], say)
+    lost = orphans(run, data, "cams") or orphans(run, data, "pseudo")
+    for remark in filter(None, (left_out(data), lost)):
+        say(remark)
+    scored = [sample for sample in data.samples if sample.id in truths]
+    _say_stale(Freshness.of(run, data.classes), scored, listener)
     with listener.progress("eval") as progress:
         stages = _score_masks(run, data, truths, exponents, progress, say)
-        stages |= _segmenter(run, root, gt, data, progress, say)
+        stages |= score_segmenter(run, root, gt, data, progress, say)
     if not stages:
         raise ArtifactError(f"nothing to score in {run.root}", "run 'clipes cam' first")
     return Scored(data.classes, stages)
@@ -148,12 +149,14 @@ def _score_masks(
     return stages
 
 
-def _say_stale(current: Freshness, samples: Sequence[Sample], say: Callable[[str], None]) -> None:
+def _say_stale(current: Freshness, samples: Sequence[Sample], listener: Listener) -> None:
     """Say of how many images the scores are those of output that is out of date."""
-    stale = [(s.id, reason) for s in samples if (reason := current.unusable(s))]
+    stale = waiting(samples, lambda sample: not current.unusable(sample), listener)
     if stale:
-        id_, reason = stale[0]
-        say(f"out of date: {len(stale)} of {len(samples)} images, the first is {id_}: {reason}")
+        id_, reason = stale[0].id, current.unusable(stale[0])
+        listener.say(
+            f"out of date: {len(stale)} of {len(samples)} images, the first is {id_}: {reason}"
+        )
 
 
 def evaluate_folder(folder: Path, gt: Path | None, prompts: str, listener: Listener) -> Scored:
@@ -190,7 +193,7 @@ def evaluate_folder(folder: Path, gt: Path | None, prompts: str, listener: Liste
         return Scored(classes, _score(output, truths, len(classes), progress)[0])
 
 
-def _segmenter(
+def score_segmenter(
     run: Run,
     root: Path | None,
     gt: Path | None,
@@ -198,7 +201,22 @@ def _segmenter(
     progress: Progress,
     say: Callable[[str], None],
 ) -> dict[str, Scores]:
-    """Score the predictions of a trained segmenter, on whichever images it was asked."""
+    """Score the predictions of a trained segmenter, on whichever images it was asked.
+
+    Args:
+        run: The run folder.
+        root: Where the data set is, if not where run.json says.
+        gt: Folder of ground-truth masks, if not the data set's.
+        data: The run's own images, of which it was said already what cannot be scored.
+        progress: Called after each image.
+        say: Told what cannot be scored of others.
+
+    Returns:
+        One row of scores; none if there are no predictions with ground truth.
+
+    Raises:
+        ClipesError: As for ``evaluate_run``.
+    """
     if not run.ids("predictions"):
         return {}
     # Masks that another program put there have no such section: they are of the run's images.
@@ -206,16 +224,13 @@ def _segmenter(
     val = None if record is None else record.settings.val
     split = None if record is None else record.settings.split
     asked = reopen(run, root, val or split) if val or split else data
-    # Of the run's own images it was said already.
     truths = _truths(asked, gt, say if asked is not data else lambda _: None)
     some = _made(run, "predictions", truths, say)
     name = segmenter_name(val)
     folder = run.root / "predictions"
 
-    def path(id_: str) -> Path:
-        return folder / f"{id_}.png"
-
-    output = _Output(path, lambda id_: {name: read_mask(path(id_))})
+    paths = {id_: folder / f"{id_}.png" for id_ in some}
+    output = _Output(paths.__getitem__, lambda id_: {name: read_mask(paths[id_])})
     return _score(output, some, len(data.classes), progress)[0] if some else {}
 
 

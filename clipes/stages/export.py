@@ -18,7 +18,7 @@ from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Summary, for_each, waiting
 from clipes.run.origin import digest
-from clipes.run.reopen import orphans, reopen
+from clipes.run.reopen import orphans, reopen, unmade
 from clipes.types import Failure, Sample
 
 
@@ -232,12 +232,8 @@ def _ready(
     ready = tuple(sample for sample in samples if sample.id in present)
     if not ready:
         raise ArtifactError(f"no image of {run.root} has a {what}", remedy)
-    if len(ready) < len(samples):
-        missing = [sample.id for sample in samples if sample.id not in present]
-        listener.say(
-            f"left out: {len(missing)} of {len(samples)} images have no {what} yet, the first is "
-            f"{missing[0]}; {remedy}"
-        )
+    if remark := unmade(samples, present, what, remedy):
+        listener.say(remark)
     return ready
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,17 +15,17 @@ from clipes.disk.claim import remove_leftovers
 from clipes.disk.files import list_files
 from clipes.errors import ArtifactError, ClipesError
 from clipes.listener import Listener
-from clipes.masks.scores import SEGMENTER, Scores
+from clipes.masks.scores import Scores
 from clipes.masks.values import value_count
 from clipes.report.measure import Row, Tally, measure
 from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Pictures, draw
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
-from clipes.run.loop import in_groups, in_order
+from clipes.run.loop import in_groups, in_order, part_of
 from clipes.run.record import CamRecord
-from clipes.run.reopen import orphans, preset_of, reopen
-from clipes.stages.evaluate import evaluate_run
+from clipes.run.reopen import orphans, preset_of, reopen, unmade
+from clipes.stages.evaluate import score_segmenter
 from clipes.types import Failure, Progress, Sample, evenly_spaced
 
 LARGE, THUMBNAILS = 200, 2000
@@ -78,7 +78,9 @@ def make_report(
     samples = [sample for sample in data.samples if sample.id in present]
     if not samples:
         raise ArtifactError(f"no image of {run.root} has maps", "run 'clipes cam' first")
-    _say_left_out(run, data, present, listener.say)
+    missing = unmade(data.samples, present, "maps", "run 'clipes cam' first")
+    for remark in filter(None, (orphans(run, data, "cams"), missing)):
+        listener.say(remark)
     with listener.progress("report") as progress:
         path, rows = _write(request, run, data, samples, listener.say, progress)
     unshown = [Failure(row.id, row.failure) for row in rows if row.failure]
@@ -99,15 +101,9 @@ def _write(
     """Write page and queue; return the page's path, and what is known of each image."""
     large, thumbnails = request.large, request.thumbnails
     total = len(samples) + min(max(large, thumbnails), len(samples))
-
-    def measured(done: int, _: int) -> None:
-        progress(done, total)
-
-    def drawn(done: int, _: int) -> None:
-        progress(len(samples) + done, total)
-
+    measured, drawn = part_of(progress, 0, total), part_of(progress, len(samples), total)
     rows, tally = measure_run(run, samples, data.classes, request.workers, measured)
-    scores = tally.scores() | _segmenter(run, request.root, say)
+    scores = tally.scores() | _segmenter(run, request.root, data, say)
     if not scores:
         say("no scores: the images have no ground truth")
     chosen = choose(rows, large, thumbnails)
@@ -123,20 +119,6 @@ def _write(
         rows = write_page(path, head, rows, tally, scores, pictures)
     write_queue(path.with_name(QUEUE), rows, data.classes)
     return path, rows
-
-
-def _say_left_out(
-    run: Run, data: Dataset, present: Container[str], say: Callable[[str], None]
-) -> None:
-    """Say which images and maps the page does not show."""
-    if remark := orphans(run, data, "cams"):
-        say(remark)
-    missing = [sample.id for sample in data.samples if sample.id not in present]
-    if missing:
-        say(
-            f"left out: {len(missing)} of {len(data.samples)} images have no maps yet, the first "
-            f"is {missing[0]}; run 'clipes cam' first"
-        )
 
 
 def measure_run(
@@ -224,16 +206,16 @@ def _draw_one(
     return draw(index, sample, run, classes, exponent, large=large)
 
 
-def _segmenter(run: Run, root: Path | None, say: Callable[[str], None]) -> dict[str, Scores]:
+def _segmenter(
+    run: Run, root: Path | None, data: Dataset, say: Callable[[str], None]
+) -> dict[str, Scores]:
     """Return the scores of a trained segmenter, if it made predictions."""
-    if not list_files(run.root / "predictions"):
-        return {}
     try:
-        found = evaluate_run(run, root, None, [1.0], Listener(say)).stages
+        # A small part of a report: its progress is not shown.
+        return score_segmenter(run, root, None, data, lambda *_: None, say)
     except ClipesError as error:
         say(f"no scores of the segmenter: {error}")
         return {}
-    return {name: scores for name, scores in found.items() if name.startswith(SEGMENTER)}
 
 
 def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, bool]) -> Head:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipes.disk.images import write_mask
 from clipes.errors import ArtifactError
 from clipes.masks.scores import Scores
 from clipes.report.charts import confidence_histogram, coverage_curve
@@ -254,6 +255,18 @@ def test_scores_are_told_for_every_stage_and_class(tmp_path: Path) -> None:
     assert "bird" not in page.text, "neither stage nor truth holds it"
     widths = [attributes["style"] for attributes in page.all("i")]
     assert widths == [f"width:{w:.1f}%" for w in (90, 95, 50, 55, 0, 25)]
+
+
+def test_a_segmenter_is_scored_beside_the_masks(tmp_path: Path) -> None:
+    made = make_run(tmp_path, IMAGES)
+    for id_, truth in made.truth.items():
+        write_mask(made.run.root / "predictions" / f"{id_}.png", truth)
+    page, _ = report_of(made.run)
+    assert "segmenter, train 100.0 % mIoU" in page.text
+    write_mask(made.run.root / "predictions" / "a.png", np.zeros((1, 2), np.uint8))
+    page, _ = report_of(made.run)
+    assert "segmenter, train" not in page.text
+    assert "CRF >= 0.95" in page.text
 
 
 def test_classes_are_told_the_most_doubtful_first(tmp_path: Path) -> None:
