@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -79,22 +79,26 @@ class _LineProgress:
         sys.stderr.write(f"{self._what}: {100 * done // total} %, about {left:.0f} s left\n")
 
 
+def _table(title: str, columns: Iterable[str], left: Collection[str] = ()) -> Table:
+    """Return a table without rows; the columns that hold no numbers are on the left."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
+    return table
+
+
 def print_scores(scored: Scored, *, per_class: bool) -> None:
     """Print one row per stage, and one per class, on stdout; values in percent."""
     console = Console(highlight=False)
-    summary = Table(title="Scores in %")
-    for column in ("stage", "images", "mIoU", "pixel accuracy", "coverage"):
-        summary.add_column(column, justify="left" if column == "stage" else "right")
+    columns = ("stage", "images", "mIoU", "pixel accuracy", "coverage")
+    summary = _table("Scores in %", columns, left=("stage",))
     for stage, scores in scored.stages.items():
         ratios = (scores.miou, scores.pixel_accuracy, scores.coverage)
         summary.add_row(stage, str(scores.images), *(f"{100 * ratio:.2f}" for ratio in ratios))
     console.print(summary)
     if not per_class:
         return
-    classes = Table(title="IoU in %, per class")
-    classes.add_column("class")
-    for stage in scored.stages:
-        classes.add_column(stage, justify="right")
+    classes = _table("IoU in %, per class", ("class", *scored.stages), left=("class",))
     for index, name in enumerate(("background", *scored.classes)):
         values = [scores.iou[index] for scores in scored.stages.values()]
         if any(value is not None for value in values):
@@ -105,9 +109,8 @@ def print_scores(scored: Scored, *, per_class: bool) -> None:
 
 def print_changes(changes: Sequence[Change], tolerance: float) -> None:
     """Print each stage's mIoU beside its baseline on stdout, in percent."""
-    table = Table(title=f"mIoU in %, against the baseline (may fall by {tolerance:g})")
-    for column in ("stage", "baseline", "now", "change", ""):
-        table.add_column(column, justify="left" if column in ("stage", "") else "right")
+    title = f"mIoU in %, against the baseline (may fall by {tolerance:g})"
+    table = _table(title, ("stage", "baseline", "now", "change", ""), left=("stage", ""))
     for change in changes:
         now, moved = "-", "-"
         if change.now is not None:
@@ -124,9 +127,8 @@ def print_findings(findings: Findings) -> None:
     kinds = findings.by_kind()
     if not kinds:
         return
-    table = Table(title="Problems")
-    for column in ("problem", "effect", "images", "the first"):
-        table.add_column(column, justify="right" if column == "images" else "left")
+    columns = ("problem", "effect", "images", "the first")
+    table = _table("Problems", columns, left=("problem", "effect", "the first"))
     for kind, problems in kinds.items():
         ids = [problem.id for problem in problems[:_IDS_SHOWN]]
         more = ["..."] if len(problems) > _IDS_SHOWN else []
@@ -141,10 +143,7 @@ def _print_classes(findings: Findings, console: Console) -> None:
     """Print the number of images of every class, in mask order; those of none in one line."""
     if not findings.classes:
         return
-    table = Table(title="Classes")
-    table.add_column("class")
-    table.add_column("images", justify="right")
-    table.add_column("")
+    table = _table("Classes", ("class", "images", ""), left=("class", ""))
     for item in findings.classes:
         if item.images:
             table.add_row(item.name, str(item.images), "rare" if item.rare else "")
@@ -173,12 +172,9 @@ def print_bench(result: dict[str, Any]) -> None:
     """Print what ``clipes bench`` measured, on stdout."""
     console = Console(highlight=False)
     for threads, cam in result["cam"].items():
-        table = Table(
-            title=f"CAM stage, {threads} thread(s), per image of 375 x 500, random ViT-B/16"
-        )
-        columns = ("classes", "literal", "alone", "clipes", "speed-up", "fast")
-        for column in (*columns, "bytes", "share"):
-            table.add_column(column, justify="right")
+        title = f"CAM stage, {threads} thread(s), per image of 375 x 500, random ViT-B/16"
+        columns = ("classes", "literal", "alone", "clipes", "speed-up", "fast", "bytes", "share")
+        table = _table(title, columns)
         for classes, seconds in cam["seconds"].items():
             table.add_row(
                 classes,

@@ -26,6 +26,7 @@ from clipes.cli.options import (
     TextFeaturesOption,
     WeightsOption,
     command_line,
+    conclude,
     finish,
     listener,
     tag_settings,
@@ -115,12 +116,7 @@ def masks(
 
     Example: clipes masks --root data/coco --split val
     """
-    from clipes.cli.console import say
     from clipes.stages.coco_masks import draw_coco_masks
 
     folder, summary = draw_coco_masks(root, split, listener())
-    failed = len(summary.failures)
-    say(f"masks: {summary.done} drawn, {summary.skipped} there before, {failed} failed")
-    typer.echo(folder)
-    if failed:
-        raise typer.Exit(1)
+    conclude("masks", folder, summary, "drawn")

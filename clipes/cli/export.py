@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipes.choices import ExportFormat
-from clipes.cli.options import RootOption, RunArgument, command_line, listener, open_run
+from clipes.cli.options import RootOption, RunArgument, command_line, conclude, listener, open_run
 
 
 def export(
@@ -38,7 +38,6 @@ def export(
 
     Example: clipes export runs/voc --format coco --confidence 0.95
     """
-    from clipes.cli.console import say
     from clipes.formats import Options
     from clipes.stages.export import ExportRequest
     from clipes.stages.export import export as export_stage
@@ -46,11 +45,4 @@ def export(
     options = Options(confidence, components, tolerance, copy)
     request = ExportRequest(format_.value, root, out, options, command_line())
     target, summary = export_stage(request, open_run(run), listener())
-    failed = len(summary.failures)
-    say(
-        f"{format_.value}: {summary.done} images written, {summary.skipped} there before, "
-        f"{failed} failed"
-    )
-    typer.echo(target)
-    if failed:
-        raise typer.Exit(1)
+    conclude(format_.value, target, summary, "images written")

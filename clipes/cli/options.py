@@ -166,8 +166,15 @@ def finish(what: str, run: Run, summary: Summary, unusable: Sequence[Failure]) -
         say_failure(failure)
     for remark, count in summary.remarks.items():
         say(f"{count} of {summary.done} images {remark}")
-    failed = len(summary.failures) + len(unusable)
-    say(f"{what}: {summary.done} made, {summary.skipped} there before, {failed} failed")
-    typer.echo(run.root)
+    conclude(what, run.root, summary, "made", len(unusable))
+
+
+def conclude(what: str, folder: Path, summary: Summary, verb: str, unusable: int = 0) -> None:
+    """As ``finish``, for output that is no run, and where it was said what failed."""
+    from clipes.cli.console import say
+
+    failed = len(summary.failures) + unusable
+    say(f"{what}: {summary.done} {verb}, {summary.skipped} there before, {failed} failed")
+    typer.echo(folder)
     if failed:
         raise typer.Exit(1)
