@@ -10,8 +10,7 @@ from clipes.errors import UsageError
 from clipes.listener import Listener
 from clipes.stages.setup import open_weights
 from clipes.towers.clip_text import CONTEXT_LENGTH, tokenize
-from clipes.weights import cache_dir
-from clipes.weights.resolve import DEFAULT_MODEL
+from clipes.weights import DEFAULT_MODEL, cache_dir
 from clipes.words.check import Entry, Remark, collisions, entries, near, spelling
 from clipes.words.encode import from_given, text_features
 from clipes.words.features import TextFeatures, load_text_features

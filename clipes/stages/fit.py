@@ -13,7 +13,7 @@ from clipes.errors import UsageError
 from clipes.listener import Listener
 from clipes.stages.setup import open_weights
 from clipes.standin.fit import Fitted, encode, fit, gather
-from clipes.weights.resolve import DEFAULT_MODEL
+from clipes.weights import DEFAULT_MODEL
 from clipes.words.features import save_text_features
 
 NOTE = (
