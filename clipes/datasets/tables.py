@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,12 +40,34 @@ def read_table(path: Path) -> RawLabels:
     return RawLabels(rows, problems, remarks=tuple(remarks))
 
 
+def label_words(classes: Sequence[str]) -> list[str]:
+    """Return what a table that is read again calls each class.
+
+    A name that holds a separator would be taken for two; its number is the class all the same.
+
+    >>> label_words(["cat", "cup;mug"])
+    ['cat', '1']
+    """
+    return [str(k) if set(";|") & set(name) else name for k, name in enumerate(classes)]
+
+
+def table_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as CSV."""
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    return table.getvalue()
+
+
+def delimiter_of(text: str) -> str:
+    """Return what separates the columns of a CSV file: spreadsheets differ."""
+    header = text.partition("\n")[0]
+    return next((mark for mark in ",;\t" if mark in header), ",")
+
+
 def _csv_rows(
     path: Path, text: str, complain: _Complain, say: Callable[[str], None]
 ) -> Iterator[_Row]:
-    header = text.partition("\n")[0]
-    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text))
     try:
         columns = [name.strip().lower() for name in next(lines, [])]
         image, labels = _find_columns(path, columns)

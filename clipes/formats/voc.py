@@ -11,12 +11,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from clipes.datasets.tables import label_words, table_text
 from clipes.disk.files import write_text
 from clipes.disk.images import write_mask
 from clipes.formats.base import FileWriter, Item, Plan, list_text, place_image, placed_path
@@ -37,15 +36,12 @@ def write_voc(plan: Plan) -> Iterator[FolderWriter]:
 
 def _labels(plan: Plan, samples: Sequence[Sample]) -> str:
     """Return the labels as a table that is read again."""
-    # A name that holds a separator would be taken for two; a number is the class all the same.
-    words = [str(k) if set(";|") & set(name) else name for k, name in enumerate(plan.classes)]
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["image", "labels"])
-    for sample in samples:
-        name = placed_path(Path(), sample).name
-        rows.writerow([name, ";".join(words[label] for label in sample.labels)])
-    return table.getvalue()
+    words = label_words(plan.classes)
+    rows = [
+        (placed_path(Path(), sample).name, ";".join(words[label] for label in sample.labels))
+        for sample in samples
+    ]
+    return table_text([("image", "labels"), *rows])
 
 
 class FolderWriter(FileWriter):

@@ -86,6 +86,13 @@ class ConfusionMatrix:
         self._counts = np.zeros((n_classes, n_classes), dtype=np.int64)
         self._unlabelled = 0
 
+    @classmethod
+    def of(cls, counts: Int64Array) -> ConfusionMatrix:
+        """Return the matrix of (n, n) int64 pixels by true and predicted label."""
+        matrix = cls(len(counts))
+        matrix._counts += counts
+        return matrix
+
     @property
     def counts(self) -> Int64Array:
         """(n, n) int64: pixels by true label (row) and predicted label (column)."""

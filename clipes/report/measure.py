@@ -105,11 +105,9 @@ class Tally:
 
     def scores(self) -> dict[str, Scores]:
         """Return the scores by what was scored, less what shares no pixel with ground truth."""
-        found = {}
-        for name, matrix in self.matrices.items():
-            if matrix.counts.any():
-                found[name] = matrix.scores()
-        return found
+        return {
+            name: matrix.scores() for name, matrix in self.matrices.items() if matrix.counts.any()
+        }
 
     def curve(self) -> list[CurvePoint]:
         """Return coverage, accuracy and mIoU at each cut that keeps other pixels than the last."""
@@ -117,17 +115,11 @@ class Tally:
         kept = self.counts[::-1].cumsum(axis=0)[::-1]
         points: list[CurvePoint] = []
         for cut, table in zip(CUTS, kept, strict=True):
-            pixels, hits = int(table.sum()), np.diag(table)
+            pixels = int(table.sum())
             if not pixels:
                 break
-            union = table.sum(0) + table.sum(1) - hits
-            there = union > 0
-            point = CurvePoint(
-                cut,
-                pixels / total,
-                int(hits.sum()) / pixels,
-                float((hits[there] / union[there]).mean()),
-            )
+            scores = ConfusionMatrix.of(table).scores()
+            point = CurvePoint(cut, pixels / total, scores.pixel_accuracy, scores.miou)
             if points and points[-1].coverage == point.coverage:
                 points.pop()
             points.append(point)

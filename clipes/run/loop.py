@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -149,27 +149,41 @@ def in_order(
     workers: int | None = 1,
     progress: Progress,
 ) -> Generator[_Result, None, None]:
-    """Yield what work returns for each item, in order; it returns failures as values, too.
+    """Yield what work returns for each item, in order; an error is raised when its turn comes.
 
-    The work is done in threads. Decoding, encoding and most of the counting are compiled code that
-    does not hold the others up: two threads are as fast as two processes, and need neither a start
-    nor a second memory.
+    Work that is to go on after a failure returns it as a value. It is done in threads: decoding,
+    encoding and most of the counting are compiled code that does not hold the others up; two
+    threads are as fast as two processes, and need neither a start nor a second memory.
 
     Args:
         work: Returns the result of one item.
         items: Images, or groups of them.
         workers: How many at once; None for as many as there are cores.
         progress: Called as ``(done, number of items)``, after what was yielded was made use of.
+
+    Raises:
+        ClipesError: Work on an item raised it; what came before was yielded.
     """
     progress(0, len(items))
     count = -1 if workers is None else workers
     results = Parallel(count, backend="threading", return_as="generator")(
-        delayed(work)(item) for item in items
+        delayed(_tried)(work, item) for item in items
     )
     with _closing(results) as arriving:
-        for done, result in enumerate(arriving, start=1):
-            yield result
+        for done, (result, error) in enumerate(arriving, start=1):
+            if error is not None:
+                raise error
+            yield cast(_Result, result)
             progress(done, len(items))
+
+
+def _tried(
+    work: Callable[[_Item], _Result], item: _Item
+) -> tuple[_Result | None, ClipesError | None]:
+    try:
+        return work(item), None
+    except ClipesError as error:
+        return None, error
 
 
 def for_each(

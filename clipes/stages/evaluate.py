@@ -14,7 +14,7 @@ import numpy as np
 from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets import Dataset
 from clipes.disk.images import read_mask
-from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError
+from clipes.errors import ArtifactError, DatasetError, UsageError
 from clipes.listener import Listener
 from clipes.masks.folder import find_masks, require_some
 from clipes.masks.pseudo import in_mask_order, label_pixels, upsample, with_background
@@ -301,11 +301,9 @@ def _score(
     found: set[int] = set()
     work = partial(_score_one, output=output, n_classes=n_classes)
     with closing(in_order(work, [*truths.items()], workers=None, progress=progress)) as results:
-        for result in results:
-            if isinstance(result, ClipesError):
-                raise result
-            found |= result.found
-            for name, matrix in result.matrices.items():
+        for held, scored in results:
+            found |= held
+            for name, matrix in scored.items():
                 matrices[name] = matrices[name] + matrix if name in matrices else matrix
     if found <= {0, IGNORE}:
         values = " and ".join(map(str, sorted(found)))
@@ -317,30 +315,20 @@ def _score(
     return {name: matrix.scores() for name, matrix in matrices.items()}, found
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """What one image adds: the values in its ground truth, and the counts of each mask."""
-
-    found: set[int]
-    matrices: dict[str, ConfusionMatrix]
-
-
-def _score_one(item: tuple[str, Path], output: _Output, n_classes: int) -> _Counted | ClipesError:
-    """Count the pixels of one image; an error is a value, so that the first image's is raised."""
+def _score_one(
+    item: tuple[str, Path], output: _Output, n_classes: int
+) -> tuple[set[int], dict[str, ConfusionMatrix]]:
+    """Return the values in the ground truth of an image, and the counts of each of its masks."""
     id_, path = item
-    matrices = {}
-    try:
-        truth = read_mask(path)
-        for name, mask in output.masks(id_).items():
-            matrices[name] = ConfusionMatrix(value_count(n_classes))
-            try:
-                matrices[name].update(truth, mask)
-            except ArtifactError as error:
-                files = f"ground truth {path}, {name} {output.path(id_)}"
-                return ArtifactError(f"{id_}: {error.what} ({files})", error.remedy)
-    except ClipesError as error:
-        return error
-    return _Counted(set(np.flatnonzero(np.bincount(truth.ravel())).tolist()), matrices)
+    truth, matrices = read_mask(path), {}
+    for name, mask in output.masks(id_).items():
+        matrices[name] = ConfusionMatrix(value_count(n_classes))
+        try:
+            matrices[name].update(truth, mask)
+        except ArtifactError as error:
+            files = f"ground truth {path}, {name} {output.path(id_)}"
+            raise ArtifactError(f"{id_}: {error.what} ({files})", error.remedy) from error
+    return set(np.flatnonzero(np.bincount(truth.ravel())).tolist()), matrices
 
 
 def _say_absent(

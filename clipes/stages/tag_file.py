@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.base import path_id, read_list
+from clipes.datasets.tables import delimiter_of, label_words, table_text
 from clipes.disk.files import sha256_of, write_text
 from clipes.errors import DatasetError
 from clipes.listener import Listener
@@ -58,8 +59,7 @@ def make_tags(
     """
     again = {sample.id for sample in todo}
     rows = [row for row in _read_rows(path) if _id(row[0]) not in again] if path.exists() else []
-    # A name that holds a separator would be taken for two.
-    words = [str(k) if set(";|") & set(name) else name for k, name in enumerate(classes)]
+    words = label_words(classes)
     written = time.monotonic()
 
     def tag(sample: Sample) -> None:
@@ -71,13 +71,13 @@ def make_tags(
         name = f"{sample.id}{sample.image.suffix}"
         rows.append([name, *map(";".join, columns), picture.sha256[:_DIGITS]])
         if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            _write_rows(path, rows)
+            write_text(path, table_text([_COLUMNS, *rows]))
             written = time.monotonic()
 
     with listener.progress("tag") as progress:
         summary = for_each(tag, todo, progress=progress, report=listener.report)
     if todo:
-        _write_rows(path, rows)
+        write_text(path, table_text([_COLUMNS, *rows]))
     return summary
 
 
@@ -108,18 +108,11 @@ def _id(name: str) -> str:
 def _read_rows(path: Path) -> list[list[str]]:
     """Read the columns of a label file that a person may have edited in a spreadsheet."""
     text = read_list(path)
-    header = text.partition("\n")[0]
-    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    delimiter = delimiter_of(text)
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
         raise DatasetError(f"{path} is no CSV: {error}", "save it again as CSV") from error
-    if not {"image", "labels"} <= set(header.strip().split(delimiter)):
+    if not {"image", "labels"} <= set(text.partition("\n")[0].strip().split(delimiter)):
         raise DatasetError(f"{path} has no header 'image,labels'", "put it on the first line")
     return [[row.get(column) or "" for column in _COLUMNS] for row in rows]
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([_COLUMNS, *rows])
-    write_text(path, table.getvalue())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from clipes.errors import BackendError, ImageError, WriteError
-from clipes.run.loop import for_each, for_each_batch
+from clipes.run.loop import for_each, for_each_batch, in_order, never, part_of, waiting
 from clipes.types import Sample
+from tests.heard import Heard
 
 
 def samples(count: int) -> list[Sample]:
@@ -111,6 +113,55 @@ def test_a_missing_cluster_library_is_one_line(backend, module, tmp_path, monkey
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BackendError, match=rf"needs .*; pip install 'clipes\[{backend}\]'"):
         run(tmp_path, 2, backend)
+
+
+@pytest.mark.parametrize("workers", [1, 4, None])
+def test_results_come_in_order_and_so_does_the_first_error(workers):
+    def work(number: int) -> int:
+        time.sleep(0.01 * (number % 3))  # the third is done after the fourth
+        if number in (17, 19):
+            raise ImageError(f"{number} is broken")
+        return number**2
+
+    seen, found = [], []
+    arguments = {"workers": workers, "progress": lambda done, total: seen.append((done, total))}
+    assert list(in_order(work, range(17), **arguments)) == [number**2 for number in range(17)]
+    assert seen == [(done, 17) for done in range(18)]
+    with pytest.raises(ImageError, match="17 is broken"):
+        found.extend(in_order(work, range(40), **arguments))
+    assert seen[-1] == (17, 40)
+
+
+def test_what_waits_is_looked_for_and_followed():
+    heard = Heard()
+    found = waiting(samples(5), lambda sample: sample.id in ("001", "004"), heard.listener)
+    assert [sample.id for sample in found] == ["000", "002", "003"]
+    assert heard.steps["look"][-1] == (5, 5)
+
+
+def test_a_part_is_followed_as_a_part_of_the_whole():
+    seen = []
+    part_of(lambda *step: seen.append(step), 30, 100)(7, 20)
+    assert seen == [(37, 100)]
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_not_computed(tmp_path):
+    def read(sample: Sample) -> int:
+        raise ImageError(f"{sample.id} is broken")
+
+    told = []
+    summary = for_each_batch(
+        read,
+        lambda inputs: pytest.fail(f"computed on {inputs}"),
+        lambda sample, made: None,
+        samples(5),
+        size=2,
+        is_done=never,
+        workers=1,
+        progress=lambda *_: None,
+        report=told.append,
+    )
+    assert (summary.done, len(told)) == (0, 5)
 
 
 def run_batches(folder: Path, read, compute, save, count: int, *, workers: int = 2, **how):
