@@ -28,7 +28,6 @@ from clipes.standin.fit import (
 from clipes.standin.patches import PatchFeatures, patch_features, value_path
 from clipes.towers.clip import Backbone
 from clipes.towers.taps import Taps
-
 from clipes.types import Sample
 from clipes.words.features import load_text_features, save_text_features
 from tests.heard import Heard
