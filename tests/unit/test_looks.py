@@ -7,33 +7,57 @@ import pytest
 import torch
 
 from clipes.config import CamParams, PatchParams
-from clipes.maps.affinity import Walk, sinkhorn
-from clipes.maps.looks import Looks, Statistics, final_maps, image_statistics
-from clipes.maps.patches import Evidence, first_maps, strong_patches
+from clipes.maps.affinity import sinkhorn
+from clipes.maps.evidence import PatchEvidence, first_maps
+from clipes.maps.looks import Looks, Statistics, class_means, image_statistics
+from clipes.maps.maker import CamMaker, EncodedImage
+from clipes.maps.patches import strong_patches
+from clipes.towers.side_by_side import Towers
+from clipes.words.features import TextFeatures
+from tests.unit.clip_support import small_backbone
 
-PARAMS, PATCHES = CamParams(box_threshold=0.0), PatchParams(weak=0.5)
+PATCHES = PatchParams(weak=0.5)
+PARAMS = CamParams(box_threshold=0.0, patches=PATCHES)
 GRID, WIDTH, CLASSES = (5, 6), 7, 4
 
 
-def evidence(seed: int, classes: int = 2) -> Evidence:
+@pytest.fixture(scope="module")
+def maker() -> CamMaker:
+    """Only makes maps of what is seen: no image is encoded."""
+    names, vectors = ("c", "d", "a", "b"), np.eye(CLASSES, 32, dtype=np.float32)
+    text = TextFeatures(names, ("x",), vectors, vectors[:1], "made up")
+    return CamMaker(Towers(small_backbone()), text, PARAMS)
+
+
+def image(given: PatchEvidence, labels: tuple[int, ...]) -> EncodedImage:
+    """Labels in the order of their names, as the rows of the evidence."""
+    return EncodedImage(labels, (80, 96), given)
+
+
+def evidence(seed: int, classes: int = 2) -> PatchEvidence:
     rng = np.random.default_rng(seed)
     count = GRID[0] * GRID[1]
     attention = torch.from_numpy(rng.random((count, count), dtype=np.float32)) + 40 * torch.eye(
         count
     )
     words = torch.from_numpy(rng.random((1 + classes, count), dtype=np.float32))
-    return Evidence(
-        torch.from_numpy(rng.standard_normal((count, WIDTH)).astype(np.float32)),
+    return PatchEvidence(
         rng.random((classes, *GRID), dtype=np.float32),
+        attention,
+        {"clip": torch.from_numpy(rng.standard_normal((count, WIDTH)).astype(np.float32))},
         words.softmax(0).log(),
-        sinkhorn(attention, 3),
     )
+
+
+def statistics_of(given: PatchEvidence, labels: tuple[int, ...] = (2, 0)) -> Statistics:
+    maps = first_maps(given, PARAMS)
+    return image_statistics(given.tokens["clip"], maps, labels, CLASSES, PATCHES)
 
 
 def statistics(seeds: range, labels: tuple[int, ...] = (2, 0)) -> Statistics:
     total = Statistics.empty(CLASSES, WIDTH)
     for seed in seeds:
-        total.add(image_statistics(evidence(seed), labels, CLASSES, PARAMS, PATCHES))
+        total.add(statistics_of(evidence(seed), labels))
     return total
 
 
@@ -47,7 +71,7 @@ def test_sums_against_one_patch_at_a_time():
         assert all(mask.any() for mask in chosen), "the example shows nothing"
         for row, mask in zip((0, 3, 1), chosen, strict=True):
             for patch in np.flatnonzero(mask):
-                x = given.activations[patch].double().numpy()
+                x = given.tokens["clip"][patch].double().numpy()
                 weight = 1 / np.sqrt(mask.sum())
                 sums[row] += weight * x
                 mass[row] += weight
@@ -84,53 +108,80 @@ def test_the_covariance_is_that_within_classes():
     np.testing.assert_allclose(looks.precision @ within, np.eye(WIDTH), atol=1e-6)
 
 
+def scaled(maps: np.ndarray) -> np.ndarray:
+    low, high = maps.min(1, keepdims=True), maps.max(1, keepdims=True)
+    return (maps - low) / (high - low)
+
+
 @pytest.mark.parametrize("own", [False, True])
-def test_final_maps_against_gaussian_densities(own):
+def test_final_maps_against_gaussian_densities(maker, own):
     """The discriminant is the log-density of Gaussians of one covariance, but for a constant."""
     labels, given = (2, 0), evidence(99)
     others = statistics(range(10))
     looks = Looks.of(others, PATCHES)
-    mine = image_statistics(given, labels, CLASSES, PARAMS, PATCHES) if own else None
-    got = final_maps(given, labels, looks, mine, PARAMS, PATCHES)
+    mine = statistics_of(given)
+    informed = maker.with_looks(looks)
+    got = informed.maps(image(given, labels), in_statistics=not own).maps
     logits = []
     for row, column in zip((0, 3, 1), given.log_words.double().numpy(), strict=True):
         total = others.sums[row] + (mine.sums[row] if own else 0)
         mean = total / (others.mass[row] + (mine.mass[row] if own else 0))
-        difference = given.activations.double().numpy() - mean
+        difference = given.tokens["clip"].double().numpy() - mean
         density = -0.5 * np.einsum("nd,de,ne->n", difference, looks.precision, difference)
         logits.append(PATCHES.looks_weight * density + PATCHES.words_weight * column)
-    probabilities = torch.tensor(np.array(logits)).softmax(0).numpy()[1:]
-    low, high = probabilities.min(1, keepdims=True), probabilities.max(1, keepdims=True)
-    sources = (probabilities - low) / (high - low)
-    spread = given.walk.step(torch.from_numpy(sources.T.astype(np.float32))).T.numpy()
-    low, high = spread.min(1, keepdims=True), spread.max(1, keepdims=True)
-    expected = ((spread - low) / (high - low)).reshape(got.shape)
-    np.testing.assert_allclose(got, expected, atol=2e-4)
-    without = final_maps(given, labels, looks, None, PARAMS, PATCHES)
+    sources = scaled(torch.tensor(np.array(logits)).softmax(0).numpy()[1:])
+    walk = sinkhorn(given.attention, 3)
+    spread = walk.step(torch.from_numpy(sources.T.astype(np.float32))).T.numpy()
+    np.testing.assert_allclose(got, scaled(spread).reshape(got.shape), atol=2e-4)
+    without = informed.maps(image(given, labels), in_statistics=True).maps
     assert (np.abs(got - without).max() > 1e-3) == own
 
 
-def test_a_class_never_seen_beyond_doubt_keeps_its_first_maps():
-    given = evidence(5)
-    looks = Looks.of(statistics(range(10)), PATCHES)
-    got = final_maps(given, (1, 0), looks, None, PARAMS, PATCHES)
-    np.testing.assert_array_equal(got, first_maps(given, PARAMS))
+def test_a_class_never_seen_beyond_doubt_keeps_its_first_maps(maker):
+    given = image(evidence(5), (0, 1))
+    informed = maker.with_looks(Looks.of(statistics(range(10)), PATCHES))
+    got = informed.maps(given, in_statistics=True).maps
+    np.testing.assert_array_equal(got, first_maps(given.evidence, PARAMS))
     # Unless the image itself shows it.
-    own = image_statistics(given, (1, 0), CLASSES, PARAMS, PATCHES)
-    assert np.abs(final_maps(given, (1, 0), looks, own, PARAMS, PATCHES) - got).max() > 0.01
+    assert np.abs(informed.maps(given).maps - got).max() > 0.01
 
 
-def test_nothing_to_go_by():
+def test_nothing_to_go_by(maker):
     assert Looks.of(Statistics.empty(CLASSES, WIDTH), PATCHES) is None
     same = Statistics.empty(CLASSES, WIDTH)
     same.sums[0], same.mass[0], same.moment[:] = 1.0, 1.0, 1.0  # one patch has no variance
     assert Looks.of(same, PATCHES) is None
-    given = evidence(5)
-    got = final_maps(given, (1, 0), None, None, PARAMS, PATCHES)
-    np.testing.assert_array_equal(got, first_maps(given, PARAMS))
+    given = image(evidence(5), (0, 1))
+    for informed in (maker, maker.with_looks(None)):
+        got = informed.maps(given).maps
+        np.testing.assert_array_equal(got, first_maps(given.evidence, PARAMS))
 
 
-def test_looks_find_what_words_miss():
+def test_means_are_those_of_the_run_of_which_the_images_own_have_a_share():
+    run = Statistics(np.arange(10.0).reshape(5, 2), np.array([2.0, 4, 1, 1, 1]), np.eye(2))
+    looks = Looks(run.sums, run.mass, np.eye(2))
+    own = Statistics(np.full((5, 2), 6.0), np.array([3.0, 0, 0, 2, 0]), np.zeros((2, 2)))
+    own.sums[own.mass == 0] = 0
+    plain = np.stack([run.sums[k] / run.mass[k] for k in (0, 3, 1)])
+
+    def means(**how: object) -> np.ndarray:
+        return class_means(looks, (2, 0), own, **{"in_statistics": True, "own_share": 0.0} | how)
+
+    np.testing.assert_allclose(means(), plain)
+    # The image shows background and class 2 beyond doubt, and nothing of class 0.
+    mixed = [0.75 * plain[0] + 0.25 * 2, 0.75 * plain[1] + 0.25 * 3, plain[2]]
+    np.testing.assert_allclose(means(own_share=0.25), np.stack(mixed))
+    np.testing.assert_allclose(means(own_share=1.0), [[2, 2], [3, 3], plain[2]])
+    added = [(run.sums[k] + own.sums[k]) / (run.mass[k] + own.mass[k]) for k in (0, 3, 1)]
+    np.testing.assert_allclose(means(in_statistics=False), np.stack(added))
+    share = 0.25 * np.array([[2.0, 2.0], [3.0, 3.0]]) + 0.75 * np.stack(added[:2])
+    both = means(in_statistics=False, own_share=0.25)
+    np.testing.assert_allclose(both, np.stack([*share, added[2]]))
+    nowhere = Looks(run.sums, np.array([2.0, 0, 1, 1, 1]), np.eye(2))
+    assert class_means(nowhere, (2, 0), own, in_statistics=True, own_share=1.0) is None
+
+
+def test_looks_find_what_words_miss(maker):
     """Half of each object fits its word; the other half only looks like it."""
     rng = np.random.default_rng(1)
     height, width = GRID
@@ -145,18 +196,18 @@ def test_looks_find_what_words_miss():
         typical[1:4, 1:3] = 1
         x = means[shown.ravel()] + rng.standard_normal((count, WIDTH))
         fit = np.clip(np.stack([1 - typical, typical]).reshape(2, -1), 0.2, 0.8)
-        walk = Walk(torch.eye(count), torch.ones(count), torch.ones(count))
         pictures.append(
-            Evidence(
-                torch.from_numpy(x.astype(np.float32)),
+            PatchEvidence(
                 typical[None],
+                torch.eye(count),
+                {"clip": torch.from_numpy(x.astype(np.float32))},
                 torch.from_numpy(np.log(fit).astype(np.float32)),
-                walk,
             )
         )
-        total.add(image_statistics(pictures[-1], (0,), 1, PARAMS, PATCHES))
-    looks = Looks.of(total, PATCHES)
-    (found,) = final_maps(pictures[0], (0,), looks, None, PARAMS, PATCHES)
+        maps = first_maps(pictures[-1], PARAMS)
+        total.add(image_statistics(pictures[-1].tokens["clip"], maps, (0,), 1, PATCHES))
+    informed = maker.with_looks(Looks.of(total, PATCHES))
+    (found,) = informed.maps(image(pictures[0], (0,)), in_statistics=True).maps
     (first,) = first_maps(pictures[0], PARAMS)
     missed = np.s_[1:4, 3:5]
     assert first[missed].max() < 0.1

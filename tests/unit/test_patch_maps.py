@@ -9,10 +9,11 @@ import torch.nn.functional as F  # noqa: N812
 
 from clipes.bench import literal
 from clipes.config import CamParams, PatchParams
-from clipes.maps.affinity import sinkhorn
-from clipes.maps.patches import Evidence, compare, first_maps, patch_features, strong_patches
+from clipes.maps.evidence import Evidence, first_maps
+from clipes.maps.patches import compare, patch_features, strong_patches
 from clipes.towers.clip import Backbone
 from clipes.towers.load import load_visual
+from clipes.towers.taps import Encoded, Taps
 from clipes.weights import read_state_dict
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -27,6 +28,10 @@ def backbone(tiny_weights) -> Backbone:
 def prepared(backbone):
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     return backbone.prepare(image, 1600)[None]
+
+
+def encode(backbone: Backbone, images: torch.Tensor, last: str = "inputs") -> Encoded:
+    return backbone.encode(images, Taps(attention=backbone.last_blocks(3), last=last))
 
 
 def units(seed: int, rows: int, width: int) -> torch.Tensor:
@@ -57,9 +62,9 @@ def features_literally(backbone: Backbone, image: torch.Tensor) -> list[torch.Te
 
 
 def test_features_against_the_plain_formula(backbone, prepared):
-    encoding = backbone.encode_patches(prepared, 3)
+    encoded = encode(backbone, prepared)
     for got, expected in zip(
-        patch_features(backbone, encoding.last.of(0)),
+        patch_features(backbone, encoded.last.of(0)),
         features_literally(backbone, prepared[0]),
         strict=True,
     ):
@@ -68,12 +73,12 @@ def test_features_against_the_plain_formula(backbone, prepared):
 
 
 def test_the_shorter_pass_is_the_longer_one_cut_off(backbone, prepared):
-    (full,) = backbone.encode(prepared, 3)
-    short = backbone.encode_patches(prepared, 3)
+    full, short = encode(backbone, prepared, "gradient"), encode(backbone, prepared)
     assert short.grid == full.grid
-    torch.testing.assert_close(short.attention[0], full.attention, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(short.attention, full.attention, rtol=1e-5, atol=1e-7)
+    (last,) = full.gradients
     for name in ("activations", "query", "key", "value"):
-        torch.testing.assert_close(getattr(short.last.of(0), name), getattr(full.last, name))
+        torch.testing.assert_close(getattr(short.last.of(0), name), getattr(last, name))
 
 
 def test_a_patch_that_shows_a_word_says_so():
@@ -97,13 +102,12 @@ def test_both_features_have_a_say():
 
 
 def test_first_maps_are_sources_in_boxes_spread_twice(backbone, prepared):
-    encoding = backbone.encode_patches(prepared, 3)
     sources = np.random.default_rng(3).random((2, 4, 6), dtype=np.float32)
-    attention = encoding.attention[0]
-    walk = sinkhorn(attention, 3)
-    evidence = Evidence(encoding.last.activations[0], sources, torch.zeros(3, 24), walk)
+    (attention,) = encode(backbone, prepared).attention
     spread = literal.walk_matrix(attention, 3).numpy()
-    got = first_maps(evidence, CamParams(box_threshold=0.0))  # boxes hold everything above zero
+    got = first_maps(
+        Evidence(sources, attention), CamParams(box_threshold=0.0)
+    )  # boxes hold everything above zero
     for source, found in zip(sources, got, strict=True):
         raw = spread @ spread @ source.ravel()
         expected = (raw - raw.min()) / (raw.max() - raw.min())
