@@ -1,13 +1,15 @@
-"""What each part of the presets `fast` and `default` is worth, on the real VOC or COCO sample.
+"""What each part of the presets `fast` and `default` is worth, on real images of VOC or COCO.
 
-    python benchmarks/ablation.py [--data voc_sample|coco_sample] [--rows WORD ...]
-                                  [--skip WORD ...] [--limit N] [--crf main|all] [--json FILE]
+    python benchmarks/ablation.py [--data voc_sample|voc_more/train|voc_more/val|coco_sample ...]
+                                  [--rows WORD ...] [--limit N] [--crf main|all]
+                                  [--dino SOURCE] [--json FILE]
 
-Every image is encoded once for all rows; all steps are the product's own functions, on the
-registry's weights and the text features of docs/weights.md. The table goes to stdout: mIoU of
-half A (images 0, 2, 4, ...), half B (the others) and of all, of the maps and, with ``--crf``, of
-the masks; and the processor time per image, the published method's being 1. A row for which only
-some settings are named has the others of its section's first row.
+Several data sets are one run, whose images learn from each other, and are scored one by one. An
+image is encoded once for all rows that need the same of it; all steps are the product's own, on the
+registry's weights and the text features of docs/weights.md. The tables go to stdout: mIoU of half
+A (images 0, 2, 4, ...), half B (the others) and of all, of the maps and, with ``--crf``, of the
+masks; and the processor's seconds per image. A row for which only some settings are named has the
+others of its section's first row.
 """
 
 from __future__ import annotations
@@ -17,155 +19,124 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from common import sample, write_text_features
-from tapes import (
-    ALIKE,
-    FIRST_ONLY,
-    FOLDS,
-    GRADIENT,
-    MIRRORED,
-    RIVALS,
-    SECOND_ONLY,
-    WITH_GRADIENT,
-    Learn,
-    Row,
-    Score,
-    Tape,
-    Towers,
-    Words,
-    make_tape,
-    pieces_needed,
-    score_row,
-)
+from tapes import FOLDS, Photo, Row, Score, score_row, tape_all
 
-from clipes.config import BOX_THRESHOLDS, Preset, get_preset
+from clipes.config import LooksRound, get_preset
 from clipes.datasets import open_dataset
 from clipes.device import keep_freed_memory
-from clipes.stages.setup import open_weights
+from clipes.listener import no_progress
+from clipes.maps.maker import CamMaker
+from clipes.stages.setup import load_dino, open_weights
+from clipes.towers.side_by_side import Towers
 from clipes.words.features import load_text_features
 
-KINDS = {"voc_sample": "voc", "coco_sample": "coco"}
+DATA = ("voc_sample", "voc_more/train", "voc_more/val", "coco_sample")
 
-
-@dataclass(frozen=True)
-class Section:
-    """Rows that differ from the first of them."""
-
-    title: str
-    rows: tuple[Row, ...]
+Sections: TypeAlias = dict[str, list[Row]]
+MakeMaker: TypeAlias = Callable[[Row], CamMaker]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A row's scores; ``crf`` is None if its masks were not asked for."""
+    """A row's scores on a data set; ``crf`` is None if its masks were not asked for."""
 
     section: str
     row: str
+    data: str
     cam: Score
     crf: Score | None
 
 
-def sections(kind: str) -> list[Section]:
-    """Return all rows for a kind of data set."""
+def sections(kind: str) -> Sections:
+    """Return all rows for a kind of data set; those of a section differ from its first."""
     published, fast, default = (_row(name, kind) for name in ("reference", "fast", "default"))
-    ten = published.crf
-    gradient = _vary(fast, "gradient maps, boxes may touch the border", look=GRADIENT)
-    return [
-        Section("Published", (replace(published, name="published"), gradient)),
-        Section(
-            "One image alone",
-            (
-                fast,
-                _vary(fast, "fast, 10 CRF iterations", crf=ten, main=True),
-                _vary(fast, "own values only", look=FIRST_ONLY),
-                _vary(fast, "alike values only", look=SECOND_ONLY),
-                *_each(fast, "temperature", (25.0, 100.0)),
-                *_common(fast),
-                *(_cam(fast, f"t = {t}", walk_power=t) for t in (1, 3)),
-                *_helpless(fast),
-                _vary(fast, "mean with the gradient maps", look=WITH_GRADIENT),
-            ),
-        ),
-        Section(
-            "With what the classes of the run look like",
-            (
-                default,
-                _vary(default, "default, 10 CRF iterations", crf=ten, main=True),
-                _patches(default, "t = 2", walk_power=2),
-                _patches(default, "t = 2, strong 0.6", walk_power=2, strong=0.6),
-                *_each(default, "strong", (0.6, 0.8)),
-                *_each(default, "weak", (0.2, 0.4)),
-                *_each(default, "ridge", (0.005, 0.1)),
-                *_each(default, "looks_weight", (0.05, 0.2)),
-                *_each(default, "words_weight", (0.0, 0.25, 1.0)),
-                *_each(default, "temperature", (25.0, 100.0)),
-                *_common(default),
-                _vary(default, "own values only", look=FIRST_ONLY),
-                _vary(default, "alike values only", look=SECOND_ONLY),
-                _vary(default, "learnt from gradient maps", look=GRADIENT),
-                *_helpless(default),
-                _vary(default, "mean with the maps at scale 1.5", enlarge=1.5, main=True),
-            ),
-        ),
-        Section(
-            "Whose patches say what the classes look like",
-            (
-                *_samples(default),
-                _vary(default, f"other images only, {FOLDS} parts", learn=Learn.held_out,
-                      main=True),
-                _vary(default, f"other images and its own, {FOLDS} parts",
-                      learn=Learn.held_out_own, main=True),
-                _vary(default, "all images, its own twice", learn=Learn.twice),
-                _vary(default, "means of its own, covariance of all", learn=Learn.own_means),
-                replace(_patches(default, "its own only, ridge 0.1", ridge=0.1), learn=Learn.own),
-            ),
-        ),
-    ]  # fmt: skip
+    others = _vary(default, f"other images only, {FOLDS} parts", held_out=True, own=False)
+    small = [(f"a sample of {count}, and its own", count) for count in (10, 41, 82)]
+    return {
+        "Published": [
+            replace(published, name="published"),
+            _cam(published, "boxes may touch the border", last_row_in_box=True),
+        ],
+        "One image alone": [
+            fast,
+            *_common(fast, published),
+            *(_cam(fast, f"t = {power}", walk_power=power) for power in (1, 3)),
+        ],
+        "With what the classes of the run look like": [
+            default,
+            *_common(default, published),
+            _patches(default, "t = 2", walk_power=2),
+            *_each(default, "strong", (0.6, 0.8)),
+            *_each(default, "weak", (0.2, 0.4)),
+            *_each(default, "ridge", (0.005, 0.1)),
+            *_each(default, "looks_weight", (0.05, 0.2)),
+            *_each(default, "words_weight", (0.0, 0.25, 1.0)),
+        ],
+        "Rounds and towers": _rounds(default),
+        "Whose patches say what the classes look like": [
+            *(_patches(default, name, statistics_images=count) for name, count in small),
+            replace(others, main=True),
+            replace(others, name=f"other images and its own, {FOLDS} parts", own=True, main=True),
+        ],
+    }
 
 
 def _row(name: str, kind: str) -> Row:
-    preset: Preset = get_preset(name)
-    if kind in BOX_THRESHOLDS:
-        preset = preset.with_box_threshold(BOX_THRESHOLDS[kind])
+    preset = get_preset(name).for_dataset(kind)
     return Row(name, preset.cam, preset.crf, preset.background_exponent, main=True)
 
 
-def _common(base: Row) -> list[Row]:
-    """Return the rows of both presets about boxes and background."""
+def _rounds(default: Row) -> list[Row]:
+    """Return the rows about how often, with which towers and whose own means it is looked."""
+    clip, dino, both = LooksRound(), LooksRound(("dino",)), LooksRound(("clip", "dino"))
+    base = _patches(default, "one round", rounds=(clip,), likeness_weight=0.0)
+    two = _patches(base, "CLIP, then both towers", rounds=(clip, both))
+    alike = _patches(two, "and alike by DINOv2, 0.5", likeness_weight=0.5)
+    return [
+        base,
+        _own_share(base, 1.0),
+        _patches(base, "two rounds", rounds=(clip, clip)),
+        _patches(base, "one round of DINOv2", rounds=(dino,)),
+        _patches(base, "one round of both towers", rounds=(both,)),
+        replace(two, main=True),
+        _patches(base, "CLIP, then both towers twice", rounds=(clip, both, both)),
+        _patches(base, "one round, and alike by DINOv2, 0.5", likeness_weight=0.5),
+        replace(alike, main=True),
+        *_each(alike, "likeness_weight", (0.25, 0.75, 1.0)),
+        *_each(alike, "likeness_temperature", (0.05, 0.2)),
+        *(_own_share(alike, share) for share in (0.25, 0.5, 1.0)),
+    ]
+
+
+def _own_share(base: Row, share: float) -> Row:
+    assert base.cam.patches is not None
+    *first, last = base.cam.patches.rounds
+    rounds = (*first, replace(last, own_share=share))
+    return _patches(base, f"{base.name}, own share {share:g}", rounds=rounds)
+
+
+def _common(base: Row, published: Row) -> list[Row]:
+    """Return the rows of both presets about words, boxes, background and CRF."""
     threshold = base.cam.box_threshold
     near = [round(threshold + step, 1) for step in (-0.1, 0.1)]
     return [
+        _vary(base, f"{base.name}, 10 CRF iterations", crf=published.crf, main=True),
+        *_each(base, "temperature", (25.0, 100.0)),
         *(_cam(base, f"lambda {value:g}", box_threshold=value) for value in near),
         _cam(base, "no boxes", box_threshold=0.0),
         *(_vary(base, f"alpha {value:g}", exponent=value) for value in (0.5, 0.75, 1.5)),
     ]
 
 
-def _helpless(base: Row) -> list[Row]:
-    """Return the rows of both presets that were tried and are not used."""
-    return [
-        _vary(base, "mean with the mirrored image's patches", look=MIRRORED),
-        _vary(base, "absent classes compete, too", look=RIVALS),
-        _vary(base, "affinity: queries and keys alike", look=ALIKE),
-    ]
-
-
-def _samples(base: Row) -> list[Row]:
-    return [
-        _patches(base, f"a sample of {count}, and its own", statistics_images=count)
-        for count in (10, 41, 82)
-    ]
-
-
 def _each(base: Row, setting: str, values: Iterable[float]) -> list[Row]:
-    name = setting.replace("_weight", "' weight")
+    name = setting.replace("_", " ")
     return [_patches(base, f"{name} {value:g}", **{setting: value}) for value in values]
 
 
@@ -177,149 +148,140 @@ def _cam(base: Row, name: str, **settings: Any) -> Row:  # noqa: ANN401 - the fi
     return _vary(base, name, cam=replace(base.cam, **settings))
 
 
-def _patches(base: Row, name: str, **settings: float) -> Row:
+def _patches(base: Row, name: str, **settings: Any) -> Row:  # noqa: ANN401 - of PatchParams
     assert base.cam.patches is not None
-    return _cam(base, name, patches=replace(base.cam.patches, **settings))  # type: ignore[arg-type]
+    return _cam(base, name, patches=replace(base.cam.patches, **settings))
 
 
-def chosen(
-    given: Sequence[Section], words: Sequence[str], without: Sequence[str] = ()
-) -> list[Section]:
-    """Keep the rows whose section and name hold one of ``words``, all if none, and not ``without``.
-
-    Both are compared with ``section: name``.
-    """
-
-    def keep(name: str) -> bool:
-        wanted = not words or any(word in name for word in words)
-        return wanted and not any(word in name for word in without)
-
-    kept = [
-        Section(part.title, tuple(row for row in part.rows if keep(f"{part.title}: {row.name}")))
-        for part in given
-    ]
-    return [part for part in kept if part.rows]
+def chosen(given: Sections, words: Sequence[str]) -> Sections:
+    """Keep the rows of which ``section: name`` holds one of ``words``; all if there are none."""
+    kept = {
+        title: [row for row in rows if any(word in f"{title}: {row.name}" for word in words)]
+        for title, rows in given.items()
+    }
+    return {title: rows for title, rows in kept.items() if rows} if words else given
 
 
 def run(
-    given: Sequence[Section], tapes: Sequence[Tape], towers: Towers, *, crf: str
+    given: Sections, photos: Sequence[Photo], make: MakeMaker, n_labels: int, *, crf: str
 ) -> list[Result]:
     """Score all rows, telling stderr about each.
 
     Args:
         given: The rows.
-        tapes: All images.
-        towers: See ``Towers``.
+        photos: All images.
+        make: Returns what makes the maps of a row.
+        n_labels: Classes and background.
         crf: Which rows' masks are scored: ``none``, ``main`` or ``all``.
     """
-    results = []
-    for part in given:
-        for row in part.rows:
+    order = [(title, row) for title, rows in given.items() for row in rows]
+    found: dict[tuple[str, str], list[Result]] = {}
+    for needs in dict.fromkeys(row.of_a_pass for _, row in order):
+        rows = [(title, row) for title, row in order if row.of_a_pass == needs]
+        _say(f"encoding {len(photos)} images for {len(rows)} rows")
+        tapes = list(tape_all(make(rows[0][1]), photos))
+        for title, row in rows:
             masks = crf == "all" or (crf == "main" and row.main)
-            result = Result(part.title, row.name, *score_row(row, tapes, towers, crf=masks))
-            after = "" if result.crf is None else f", CRF {result.crf.full:.2f}"
-            _say(f"{part.title}: {row.name}: {result.cam.full:.2f}{after}")
-            results.append(result)
-    return results
+            scores = score_row(row, make(row), tapes, n_labels, crf=masks)
+            results = [Result(title, row.name, data, *pair) for data, pair in scores.items()]
+            found[title, row.name] = results
+            for one in results:
+                after = "" if one.crf is None else f", CRF {one.crf.full:.2f}"
+                _say(f"{title}: {row.name}: {one.data}: {one.cam.full:.2f}{after}")
+    return [one for title, row in order for one in found[title, row.name]]
 
 
-def table(results: Sequence[Result], published: float) -> str:
-    """Return the Markdown table of results.
-
-    Args:
-        results: One per row.
-        published: Seconds per image of the published method's maps.
-    """
-    base = _seconds_of_crf(results)
-    head = ["", "CAM A", "CAM B", "CAM", "time", "CRF A", "CRF B", "CRF", "time"]
+def table(results: Sequence[Result]) -> str:
+    """Return the Markdown table of the results on one data set."""
+    head = ["", "CAM A", "CAM B", "CAM", "s", "CRF A", "CRF B", "CRF", "s"]
     rule = ["---", *["---:"] * (len(head) - 1)]
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(rule) + " |"]
-    title = ""
+    lines, title = [head, rule], ""
     for one in results:
         if one.section != title:
             title = one.section
-            lines.append(f"| **{title}** |" + " |" * (len(head) - 1))
-        cells = [*_cells(one.cam, published), *(_cells(one.crf, base) if one.crf else [""] * 4)]
-        lines.append(f"| {one.row} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([f"**{title}**", *[""] * (len(head) - 1)])
+        lines.append([one.row, *_cells(one.cam), *_cells(one.crf)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cells(score: Score, base: float | None) -> list[str]:
+def _cells(score: Score | None) -> list[str]:
+    if score is None:
+        return [""] * 4
     numbers = [f"{value:.2f}" for value in (score.half_a, score.half_b, score.full)]
-    return [*numbers, "" if base is None else f"{score.seconds / base:.2f}"]
+    return [*numbers, f"{score.seconds:.3f}"]
 
 
-def _seconds_of_crf(results: Sequence[Result]) -> float | None:
-    """Return the seconds per image of the published method's CRF, if it is among the results."""
-    return next((one.crf.seconds for one in results if one.crf and one.row == "published"), None)
+def load_photos(names: Sequence[str], limit: int | None) -> tuple[list[Photo], tuple[str, ...]]:
+    """Return the images of data sets of one kind, at most ``limit`` of each, and its classes."""
+    photos: list[Photo] = []
+    classes: tuple[str, ...] = ()
+    for name in names:
+        folder, _, split = name.partition("/")
+        if (root := sample(folder)) is not None:
+            dataset = open_dataset(folder.partition("_")[0], root=root, split=split or None)
+            classes = dataset.classes
+            with_mask = [one for one in dataset.samples if one.mask is not None][:limit]
+            photos += [Photo(name, number % 2, one) for number, one in enumerate(with_mask)]
+    return photos, classes
 
 
-def load_towers(kind: str, classes: tuple[str, ...]) -> Towers:
-    """Return the towers and the published vectors of ``classes``."""
-    opened = open_weights("registry", "ViT-B-16", device="cpu", say=_say, progress=_no_progress)
+def load_maker(kind: str, classes: tuple[str, ...], others: Iterable[str], dino: str) -> MakeMaker:
+    """Return what returns the maker of a row: towers, and the published vectors of ``classes``."""
+    opened = open_weights("registry", "ViT-B-16", device="cpu", say=_say, progress=no_progress)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.npz"
         write_text_features(path, kind)
         text = load_text_features(path).for_classes(classes)
-    vectors = (text.class_vectors, text.background_vectors)
-    return Towers(
-        opened.backbone(fp16_positions=True),
-        opened.backbone(fp16_positions=False),
-        Words(*map(torch.from_numpy, vectors)),
-    )
+    clips = {rounded: opened.backbone(fp16_positions=rounded) for rounded in (False, True)}
+    beside = {
+        name: load_dino(dino, device="cpu", say=_say, progress=no_progress) for name in others
+    }
+
+    def make(row: Row) -> CamMaker:
+        some = {name: beside[name] for name in row.others}
+        return CamMaker(Towers(clips[row.cam.fp16_positions], some), text, row.cam)
+
+    return make
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     options = _options()
-    data = sample(options.data)
-    if data is None:
+    names = list(dict.fromkeys(options.data))
+    kinds = {name.partition("_")[0] for name in names}
+    if len(kinds) > 1:
+        sys.exit("data sets of other classes cannot be one run")
+    photos, classes = load_photos(names, options.limit)
+    if not photos:
         return
     torch.set_num_threads(1)
     keep_freed_memory()
-    kind = KINDS[options.data]
-    dataset = open_dataset(kind, root=data)
-    towers = load_towers(kind, dataset.classes)
-    rows = chosen(sections(kind), options.rows, options.skip)
-    samples = [one for one in dataset.samples if one.mask is not None][: options.limit]
-    needed = pieces_needed([row for part in rows for row in part.rows])
-    tapes = []
-    for count, one in enumerate(samples):
-        if count % 20 == 0:
-            _say(f"encoding: {count} of {len(samples)} images")
-        published = _row("reference", kind).cam
-        wanted = {name: name in needed for name in ("mirrored", "alike")}
-        tapes.append(make_tape(towers, one, published, **wanted))
-    seconds = sum(tape.seconds["encode"] + tape.seconds["gradient"] for tape in tapes) / len(tapes)
-    results = run(rows, tapes, towers, crf=options.crf)
-    base = _seconds_of_crf(results)
-    print(table(results, seconds))
-    crf = "" if base is None else f", of its CRF {base:.3f} s"
-    print(f"\n{len(tapes)} images of {options.data}; time 1 of the maps is {seconds:.3f} s{crf},")
-    print(f"of one thread of {platform.machine()} with torch {torch.__version__}.")
+    (kind,) = kinds
+    given = chosen(sections(kind), options.rows)
+    others = dict.fromkeys(name for rows in given.values() for row in rows for name in row.others)
+    make = load_maker(kind, classes, others, options.dino)
+    results = run(given, photos, make, 1 + len(classes), crf=options.crf)
+    for name in dict.fromkeys(photo.data for photo in photos):
+        count = sum(photo.data == name for photo in photos)
+        print(table([one for one in results if one.data == name]))
+        print(f"\n{count} images of {name}, in a run of {len(photos)}; seconds of one thread of")
+        print(f"{platform.machine()} with torch {torch.__version__}.\n")
     if options.json:
-        found = {"data": options.data, "images": len(tapes), "seconds_published": seconds}
-        found["rows"] = [asdict(one) for one in results]
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps([asdict(one) for one in results], indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", choices=KINDS, default="voc_sample")
+    parser.add_argument("--data", nargs="+", choices=DATA, default=["voc_sample"],
+                        help="several are one run, scored separately")  # fmt: skip
     parser.add_argument("--rows", nargs="+", default=[], metavar="WORD",
                         help="only rows whose section and name hold one of these")  # fmt: skip
-    parser.add_argument("--skip", nargs="+", default=[], metavar="WORD",
-                        help="not those that hold one of these")  # fmt: skip
-    parser.add_argument("--limit", type=int, help="only the first N images")
+    parser.add_argument("--limit", type=int, help="only the first N images of each")
     parser.add_argument("--crf", choices=("none", "main", "all"), default="none",
                         help="rows whose masks are scored, too")  # fmt: skip
+    parser.add_argument("--dino", default="auto", help="weights of DINOv2")
     parser.add_argument("--json", type=Path, help="also write the scores to this file")
     return parser.parse_args()
-
-
-@contextmanager
-def _no_progress(*_: object, **__: object) -> Iterator[Any]:
-    yield lambda done, total: None
 
 
 def _say(text: str) -> None:

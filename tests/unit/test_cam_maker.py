@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +13,38 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clipes.config import CamParams, PatchParams
+from clipes.config import CamParams, LooksRound, PatchParams
 from clipes.disk.images import read_image
 from clipes.errors import BackendError
+from clipes.listener import Listener
 from clipes.maps import maker as cam_maker
-from clipes.maps.looks import Looks
-from clipes.maps.maker import CamMaker
+from clipes.maps.affinity import blend, likeness, sinkhorn
+from clipes.maps.evidence import first_maps, walk_of
+from clipes.maps.looks import Looks, image_statistics
+from clipes.maps.maker import CamMaker, EncodedImage
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness, looks_digest
-from clipes.run.origin import Picture
-from clipes.stages import make_cams as stage
+from clipes.stages import images as images_module
+from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
-from clipes.stages.make_cams import KeptSights, make_cams
+from clipes.stages.make_cams import make_cams
 from clipes.towers.clip import Backbone
 from clipes.towers.load import load_visual
-from clipes.types import Sample
+from clipes.towers.side_by_side import Towers
+from clipes.types import Progress, Sample
 from clipes.weights import read_state_dict
 from clipes.words.features import TextFeatures, unit_rows
-from tests.unit.clip_support import quiet
+from tests.unit.clip_support import HALF, PixelTower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-HALF = (0.5, 0.5, 0.5)
 PATCHES = PatchParams(strong=0.5, weak=0.5)
+BOTH = PatchParams(
+    strong=0.5,
+    weak=0.5,
+    rounds=(LooksRound(), LooksRound(("clip", "dino"), own_share=0.3)),
+    likeness_weight=0.4,
+)
 SIZES = ((64, 96), (48, 80), (64, 96), (96, 64), (60, 90), (48, 80), (64, 96))
 LABELS = ((0,), (1, 2), (2, 0), (1,), (0, 1, 2), (2,), (1, 0))
 
@@ -57,29 +68,45 @@ def images() -> list[np.ndarray]:
 
 
 def params(name: str) -> CamParams:
-    return CamParams(patches=None if name == "gradient" else PATCHES, affinity_blocks=3)
+    patches = {"gradient": None, "both": BOTH}.get(name, PATCHES)
+    return CamParams(patches=patches, affinity_blocks=3)
 
 
-@pytest.fixture(params=["gradient", "patches", "looks"])
+def make(name: str, backbone: Backbone, text: TextFeatures) -> CamMaker:
+    others = {"dino": PixelTower()} if name == "both" else {}
+    return CamMaker(Towers(backbone, others), text, params(name))
+
+
+def encode(maker: CamMaker, images: list[np.ndarray]) -> list[EncodedImage]:
+    return maker.encode([maker.prepare(*one) for one in zip(images, LABELS, strict=True)])
+
+
+def learnt(maker: CamMaker, encoded: list[EncodedImage], patches: PatchParams) -> CamMaker:
+    for number in range(len(patches.rounds)):
+        total = maker.no_statistics(number)
+        for image in encoded:
+            total.add(maker.statistics(image))
+        looks = Looks.of(total, patches)
+        assert looks is not None
+        maker = maker.with_looks(looks)
+    return maker
+
+
+@pytest.fixture(params=["gradient", "patches", "looks", "both"])
 def maker(request, backbone, text, images) -> CamMaker:
-    made = CamMaker(backbone, text, params(request.param))
-    if request.param == "looks":
-        total = made.no_statistics()
-        for sight in made.look([made.prepare(*one) for one in zip(images, LABELS, strict=True)]):
-            total.add(made.statistics(sight, PATCHES))
-        made = made.with_looks(Looks.of(total, PATCHES))
-    return made
+    made = make(request.param, backbone, text)
+    patches = {"looks": PATCHES, "both": BOTH}.get(request.param)
+    return learnt(made, encode(made, images), patches) if patches else made
 
 
-def record_batches(monkeypatch, name: str = "_run_first") -> list[int]:
-    sizes = []
-    whole = getattr(Backbone, name)
+def record_batches(monkeypatch) -> list[int]:
+    sizes, whole = [], Backbone._embed
 
-    def run(self: Backbone, pixels: torch.Tensor, blocks: int) -> object:
+    def run(self: Backbone, pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         sizes.append(len(pixels))
-        return whole(self, pixels, blocks)
+        return whole(self, pixels, grid)
 
-    monkeypatch.setattr(Backbone, name, run)
+    monkeypatch.setattr(Backbone, "_embed", run)
     return sizes
 
 
@@ -88,37 +115,36 @@ def test_images_together_get_the_maps_they_get_alone(maker, images, room, monkey
     alone = [maker(image, labels) for image, labels in zip(images, LABELS, strict=True)]
     monkeypatch.setattr(cam_maker, "_PAIRS_AT_ONCE", room)
     sizes = record_batches(monkeypatch)
-    sights = maker.look([maker.prepare(*one) for one in zip(images, LABELS, strict=True)])
+    together = encode(maker, images)
     assert sizes == ([4, 2, 1] if room > 10_000 else [3, 1, 2, 1])
-    for sight, expected in zip(sights, alone, strict=True):
-        got = maker.maps(sight)
+    for image, expected in zip(together, alone, strict=True):
+        got = maker.maps(image)
         assert got.size == expected.size
         np.testing.assert_array_equal(got.labels, expected.labels)
         np.testing.assert_allclose(got.maps, expected.maps, atol=2e-4)
 
 
 def test_too_little_memory_halves_the_batch(maker, images, monkeypatch):
-    prepared = [maker.prepare(*one) for one in zip(images, LABELS, strict=True)]
-    whole = Backbone._run_first
+    whole = Backbone._embed
     tried = []
 
-    def run(self: Backbone, pixels: torch.Tensor, blocks: int) -> object:
+    def run(self: Backbone, pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         tried.append(len(pixels))
         if len(pixels) > 1:
             raise torch.cuda.OutOfMemoryError
-        return whole(self, pixels, blocks)
+        return whole(self, pixels, grid)
 
-    monkeypatch.setattr(Backbone, "_run_first", run)
-    sights = maker.look(prepared)
+    monkeypatch.setattr(Backbone, "_embed", run)
+    encoded = encode(maker, images)
     assert tried[:7] == [4, 2, 1, 1, 2, 1, 1]
-    assert [sight.labels for sight in sights] == list(LABELS)
+    assert [image.labels for image in encoded] == list(LABELS)
 
 
 def test_an_image_too_large_for_the_gpu_is_told(maker, images, monkeypatch):
     def run(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(Backbone, "_run_first", run)
+    monkeypatch.setattr(Backbone, "_embed", run)
     with pytest.raises(BackendError, match=r"memory for .* 64 x 96 pixels; use --device cpu"):
         maker(images[0], LABELS[0])
 
@@ -133,14 +159,16 @@ def samples(images, tmp_path) -> list[Sample]:
     return found
 
 
-def run_both_passes(samples, run: Run, maker: CamMaker, *, keep: bool, batch: int) -> None:
-    kept = KeptSights(sample.id for sample in samples if keep)
-    settings = {"kept": kept, "batch": batch, "workers": 2, "progress": lambda *_: None}
-    looks, seen = learn_looks(samples, maker, run, PATCHES, say=quiet, **settings)
-    informed = maker.with_looks(looks)
-    current = Freshness(run, (), cam={}, looks=looks_digest(run))
-    settings |= {"learnt_from": seen, "report": lambda _: None}
-    summary = make_cams(samples, informed, run, current, **settings)
+def run_both_passes(
+    samples, run: Run, maker: CamMaker, patches: PatchParams, kept: Path | None, *, batch: int = 1
+) -> None:
+    how = {"batch": batch, "workers": 2}
+    with ImageSource(kept) as source:
+        informed, ids = learn_looks(samples, maker, run, patches, source, Listener(), **how)
+        current = Freshness(run, (), cam={}, looks=looks_digest(run))
+        summary = make_cams(
+            samples, informed, run, current, source, Listener(), learnt_from=ids, **how
+        )
     assert summary.done == len(samples)
 
 
@@ -149,78 +177,98 @@ def maps_of(run: Run, samples: list[Sample]) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("room", [0, 30_000, 1 << 30])
-def test_what_is_kept_is_not_looked_at_again_and_changes_no_bit(
-    backbone, text, samples, room, tmp_path, monkeypatch
+@pytest.mark.parametrize("name", ["patches", "both"])
+def test_what_is_kept_is_not_encoded_again_and_changes_no_bit(
+    name, backbone, text, samples, room, tmp_path, monkeypatch
 ):
-    maker = CamMaker(backbone, text, params("patches"))
+    maker, patches = make(name, backbone, text), {"patches": PATCHES, "both": BOTH}[name]
     whole, kept = Run(tmp_path / "whole"), Run(tmp_path / "kept")
-    run_both_passes(samples, whole, maker, keep=False, batch=1)
-    monkeypatch.setattr(stage, "_KEPT_BYTES", room)
     sizes = record_batches(monkeypatch)
-    run_both_passes(samples, kept, maker, keep=True, batch=1)
+    run_both_passes(samples, whole, maker, patches, None)
+    passes = 1 + len(patches.rounds)
+    assert sum(sizes) == passes * len(samples)
+    sizes.clear()
+    monkeypatch.setattr(images_module, "_MOST_BYTES", room)
+    run_both_passes(samples, kept, maker, patches, tmp_path)
     assert maps_of(kept, samples) == maps_of(whole, samples)
-    looked = {0: [14], 30_000: range(10, 14), 1 << 30: [7]}[room]
-    assert sum(sizes) in looked
+    assert kept.looks_path.read_bytes() == whole.looks_path.read_bytes()
+    few = range(len(samples) + 1, passes * len(samples))
+    assert sum(sizes) in {0: [passes * len(samples)], 30_000: few, 1 << 30: [len(samples)]}[room]
 
 
-def test_what_is_kept_does_not_keep_its_batch(backbone, text, images, monkeypatch):
-    maker = CamMaker(backbone, text, params("patches"))
-    first, *_ = maker.look([maker.prepare(images[k], LABELS[k]) for k in (0, 2, 4, 6)])
-    kept = KeptSights(["wanted"])
-    picture = Picture("", 0, 0)
-    kept.keep("other", first, picture)
-    assert kept.take("other") is None
-    kept.keep("wanted", first, picture)
-    found, same_picture = kept.take("wanted")
-    assert same_picture is picture
-    evidence, same = found.evidence, first.evidence
-    for part, whole in (
-        (evidence.activations, same.activations),
-        (evidence.walk.attention, same.walk.attention),
-    ):
-        assert whole.untyped_storage().nbytes() >= 4 * whole.nbytes
-        assert part.untyped_storage().nbytes() == part.nbytes
-    np.testing.assert_array_equal(maker.maps(found).maps, maker.maps(first).maps)
-    (alone,) = maker.look([maker.prepare(images[0], LABELS[0])])
-    assert alone.alone().evidence.walk.attention is alone.evidence.walk.attention
+def test_the_second_round_looks_with_both_towers_at_the_maps_of_the_first(backbone, text, images):
+    maker = make("both", backbone, text)
+    encoded = encode(maker, images)
+    first = learnt(maker, encoded, PATCHES)  # one round
+    assert maker.no_statistics(0).moment.shape == (128, 128)
+    assert maker.no_statistics(1).moment.shape == (140, 140)
+    for image in encoded:
+        evidence, labels = image.evidence, sorted(image.labels)  # a, b, c: in order of the names
+        ordered = first.maps(EncodedImage(tuple(labels), image.size, evidence), in_statistics=True)
+        tokens = torch.cat([evidence.tokens["clip"], evidence.tokens["dino"]], 1).float()
+        expected = image_statistics(tokens, ordered.maps, labels, 3, BOTH)
+        got = first.statistics(image)
+        for name in ("sums", "mass", "moment"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+
+
+def test_alike_patches_of_the_second_tower_lead_all_maps_but_the_first(backbone, text, images):
+    maker = make("both", backbone, text)
+    (image, *_) = encode(maker, images)
+    attention, tokens = image.evidence.attention.float(), image.evidence.tokens["dino"].float()
+    alike = likeness(tokens, BOTH.likeness_temperature)
+    both = sinkhorn(blend([(attention, 0.6), (alike, 0.4)]), 3)
+    walk = walk_of(image.evidence, params("both"))
+    for name in ("attention", "rows", "columns"):
+        torch.testing.assert_close(getattr(walk, name), getattr(both, name))
+    alone = walk_of(image.evidence, params("patches"))
+    torch.testing.assert_close(alone.attention, attention, rtol=0, atol=0)
+    first = first_maps(image.evidence, params("patches"))
+    np.testing.assert_array_equal(maker.maps(image).maps, first)
+
+
+def test_a_round_that_found_nothing_leaves_the_first_maps(backbone, text, images):
+    maker = make("both", backbone, text)
+    encoded = encode(maker, images)
+    first = learnt(maker, encoded, PATCHES)
+    for image in encoded[:2]:
+        got = first.with_looks(None).maps(image, in_statistics=True).maps
+        np.testing.assert_array_equal(got, maker.maps(image).maps)
+        assert np.abs(first.maps(image, in_statistics=True).maps - got).max() > 0.01
 
 
 def test_maps_too_large_for_the_gpu_are_told(backbone, text, images, monkeypatch):
     def run(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError
 
-    maker = CamMaker(backbone, text, params("patches"))
-    (sight,) = maker.look([maker.prepare(images[0], LABELS[0])])
-    monkeypatch.setattr(cam_maker, "final_maps", run)
-    monkeypatch.setattr(cam_maker, "image_statistics", run)
-    for work in (lambda: maker.maps(sight), lambda: maker.statistics(sight, PATCHES)):
+    maker = make("patches", backbone, text)
+    (image,) = maker.encode([maker.prepare(images[0], LABELS[0])])
+    monkeypatch.setattr(cam_maker, "first_maps", run)
+    for work in (lambda: maker.maps(image), lambda: maker.statistics(image)):
         with pytest.raises(BackendError, match="memory for an image of 64 x 96 pixels"):
             work()
 
 
-def test_what_is_kept_is_bounded_in_number(backbone, text, samples, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "_KEPT_IMAGES", 3)
-    sizes = record_batches(monkeypatch)
-    maker = CamMaker(backbone, text, params("patches"))
-    run_both_passes(samples, Run(tmp_path / "run"), maker, keep=True, batch=1)
-    assert sum(sizes) == 7 + 4
-
-
 def test_a_broken_image_does_not_hinder_its_batch(backbone, text, samples, tmp_path, monkeypatch):
-    maker = CamMaker(backbone, text, params("gradient"))
+    maker = make("gradient", backbone, text)
     run, told = Run(tmp_path / "run"), []
     samples[2].image.write_bytes(b"no picture")
     sizes = record_batches(monkeypatch)
     done = []
+
+    @contextmanager
+    def progress(*_: object) -> Iterator[Progress]:
+        yield lambda *count: done.append(count)
+
     summary = make_cams(
         samples,
         maker,
         run,
         Freshness(run, (), cam={}, looks=None),
+        ImageSource(None),
+        Listener(report=told.append, progress=progress),
         batch=4,
         workers=1,
-        progress=lambda *count: done.append(count),
-        report=told.append,
     )
     assert (summary.done, [failure.id for failure in told]) == (6, ["2"])
     assert sorted(sizes) == [1, 1, 1, 1, 2]
@@ -255,11 +303,11 @@ def test_only_maps_leave_a_gpu(name, crossings, text, images, monkeypatch):
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
             visual = VisionTransformer(32, 16, 64, 5, 2, 2.0, output_dim=width, act_layer=QuickGELU)
-        maker = CamMaker(Backbone(visual, 100.0, HALF, HALF), text, params(name))
+        maker = make(name, Backbone(visual, 100.0, HALF, HALF), text)
         if name == "patches":
             maker = maker.with_looks(Looks(np.ones((4, 64)), np.ones(4), np.eye(64)))
-        sights = maker.look([maker.prepare(*one) for one in zip(images, LABELS, strict=True)])
-        looked, made = crossed[:], [maker.maps(sight, seen=True) for sight in sights]
+        encoded = encode(maker, images)
+        looked, made = crossed[:], [maker.maps(image, in_statistics=True) for image in encoded]
     assert len(looked) == crossings[0] * len(images)
     assert len(crossed) - len(looked) == crossings[1] * len(images)
     assert {device for device, _ in crossed} == {"cuda"}

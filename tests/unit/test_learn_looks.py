@@ -3,51 +3,74 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipes.config import PatchParams
+from clipes.config import LooksRound, PatchParams
 from clipes.errors import ArtifactError, BackendError, ImageError
-from clipes.maps.looks import Statistics
+from clipes.listener import Listener
+from clipes.maps.looks import Looks, Statistics
+from clipes.maps.maker import EncodedImage, Prepared
 from clipes.run.folder import Run
 from clipes.run.origin import Picture
+from clipes.stages import images as images_module
 from clipes.stages import learn_looks as stage
+from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks, load_looks
-from clipes.stages.make_cams import KeptSights
-from clipes.types import Sample, evenly_spaced
-from tests.unit.clip_support import quiet
+from clipes.types import Progress, Sample, evenly_spaced
 
 PATCHES = PatchParams(statistics_images=40)
+TWICE = replace(PATCHES, rounds=(LooksRound(), LooksRound(("clip", "dino"))))
 WIDTH = 6
 
 
 class Maker:
-    """Makes sums that only depend on the image's number; images 7 and 17 cannot be read."""
+    """Makes sums that only depend on the image's number and on what was learnt before.
+
+    Images 7 and 17 cannot be read.
+    """
+
+    device = None
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.calls: list[int] = []
         self.stop_after = stop_after
         self.lock = threading.Lock()
+        self.looks: tuple[Looks, ...] = ()
 
-    def no_statistics(self) -> Statistics:
-        return Statistics.empty(2, WIDTH)
+    def with_looks(self, *looks: Looks) -> Maker:
+        informed = copy(self)
+        informed.looks = (*self.looks, *looks)
+        return informed
 
-    def prepare(self, image: int, labels: tuple[int, ...]) -> int:
-        return image
+    def no_statistics(self, number: int) -> Statistics:
+        return Statistics.empty(2, WIDTH + number)
 
-    def look(self, images: list[int]) -> list[int]:
-        return images
+    def prepare(self, image: int, labels: tuple[int, ...]) -> Prepared:
+        return Prepared({"clip": image}, labels, (1, 1))
 
-    def statistics(self, image: int, patches: PatchParams) -> Statistics:
+    def encode(self, images: list[Prepared]) -> list[EncodedImage]:
+        return [EncodedImage(one.labels, one.size, one.pixels["clip"]) for one in images]
+
+    def statistics(self, image: EncodedImage) -> Statistics:
         with self.lock:
             if len(self.calls) == self.stop_after:
                 raise KeyboardInterrupt
-            self.calls.append(image)
-        rng = np.random.default_rng(image)
-        moment = rng.standard_normal((30, WIDTH))
-        return Statistics(rng.standard_normal((3, WIDTH)), rng.random(3) + 1, moment.T @ moment)
+            self.calls.append(image.evidence)
+        return sums_of(image.evidence, self.looks)
+
+
+def sums_of(number: int, looks: tuple[Looks, ...] = ()) -> Statistics:
+    rng, width = np.random.default_rng(number), WIDTH + len(looks)
+    before = sum(float(known.precision.sum()) for known in looks)
+    moment = rng.standard_normal((30, width)) + before
+    return Statistics(rng.standard_normal((3, width)), rng.random(3) + 1, moment.T @ moment)
 
 
 @pytest.fixture(autouse=True)
@@ -57,33 +80,42 @@ def _pictures(monkeypatch):
             raise ImageError(f"{path} is empty")
         return int(path.stem), Picture(path.stem, 1, 0)
 
-    monkeypatch.setattr(stage, "read_picture", read)
+    monkeypatch.setattr(images_module, "read_picture", read)
 
 
 def samples(count: int) -> list[Sample]:
     return [Sample(f"{k:03}", Path(f"{k:03}.jpg"), (0, 1), None) for k in range(count)]
 
 
-def learn(run: Run, maker: Maker, count: int = 30, workers: int = 2, batch: int = 1):
-    return learn_looks(
+def learn(
+    run: Run,
+    maker: Maker,
+    count: int = 30,
+    *,
+    workers: int = 2,
+    batch: int = 1,
+    patches: PatchParams = PATCHES,
+    listener: Listener = Listener(),  # noqa: B008  (frozen)
+) -> tuple[tuple[Looks, ...], frozenset[str]]:
+    informed, ids = learn_looks(
         samples(count),
         maker,
         run,
-        PATCHES,
-        kept=KeptSights(),
+        patches,
+        ImageSource(None),
+        listener,
         batch=batch,
         workers=workers,
-        say=quiet,
-        progress=lambda *_: None,
     )
+    return informed.looks, ids
 
 
 def test_images_that_cannot_be_read_say_nothing(tmp_path):
-    looks, ids = learn(Run(tmp_path), Maker())
+    (looks,), ids = learn(Run(tmp_path), Maker())
     assert ids == {sample.id for sample in samples(30)} - {"007", "017"}
     expected = Statistics.empty(2, WIDTH)
     for id_ in sorted(ids):
-        expected.add(Maker().statistics(int(id_), PATCHES))
+        expected.add(sums_of(int(id_)))
     np.testing.assert_array_equal(looks.sums, expected.sums)
 
 
@@ -124,10 +156,10 @@ def test_a_stopped_pass_goes_on_with_whole_batches(stop_after, tmp_path, monkeyp
 
 def test_images_too_large_for_a_gpu_say_nothing_and_end_nothing(tmp_path):
     class Small(Maker):
-        def look(self, images: list[int]) -> list[int]:
-            if 5 in images:
+        def encode(self, images: list[Prepared]) -> list[EncodedImage]:
+            if any(one.pixels["clip"] == 5 for one in images):
                 raise BackendError("the GPU has too little memory")
-            return images
+            return super().encode(images)
 
     _, ids = learn(Run(tmp_path), Small(), batch=4)
     assert ids == {sample.id for sample in samples(30)} - {"005", "007", "017"}
@@ -135,12 +167,51 @@ def test_images_too_large_for_a_gpu_say_nothing_and_end_nothing(tmp_path):
 
 def test_a_finished_pass_is_not_done_again(tmp_path):
     run, again = Run(tmp_path), Maker()
-    looks, ids = learn(run, Maker())
-    same, same_ids = learn(run, again, count=200)  # the list of images has grown since
+    (looks,), ids = learn(run, Maker())
+    (same,), same_ids = learn(run, again, count=200)  # the list of images has grown since
     assert again.calls == []
     assert same_ids == ids
     np.testing.assert_array_equal(same.precision, looks.precision)
-    np.testing.assert_array_equal(load_looks(run, Maker(), PATCHES).precision, looks.precision)
+    (loaded,) = load_looks(run, Maker(), PATCHES).looks
+    np.testing.assert_array_equal(loaded.precision, looks.precision)
+
+
+def test_each_round_learns_with_what_the_ones_before_found(tmp_path):
+    run, again, seen = Run(tmp_path), Maker(), []
+
+    @contextmanager
+    def progress(*_: object) -> Iterator[Progress]:
+        yield lambda *count: seen.append(count)
+
+    found, ids = learn(run, Maker(), patches=TWICE, listener=Listener(progress=progress))
+    first, second = Statistics.empty(2, WIDTH), Statistics.empty(2, WIDTH + 1)
+    for id_ in sorted(ids):
+        first.add(sums_of(int(id_)))
+    for id_ in sorted(ids):
+        second.add(sums_of(int(id_), (Looks.of(first, TWICE),)))
+    for looks, statistics in zip(found, (first, second), strict=True):
+        np.testing.assert_array_equal(looks.sums, statistics.sums)
+        np.testing.assert_array_equal(looks.precision, Looks.of(statistics, TWICE).precision)
+    assert sorted(set(seen)) == [(done, 60) for done in range(61)]
+    same, same_ids = learn(run, again, patches=TWICE)
+    assert (again.calls, same_ids) == ([], ids)
+    loaded = load_looks(run, Maker(), TWICE).looks
+    for one, two, three in zip(found, same, loaded, strict=True):
+        assert one.precision.tobytes() == two.precision.tobytes() == three.precision.tobytes()
+
+
+@pytest.mark.parametrize("stop_after", [4, 10, 11, 12, 20])
+def test_a_round_that_was_stopped_ends_with_the_same_bits(stop_after, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_SECONDS_BETWEEN_WRITES", 0.0)
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    learn(whole, Maker(), 12, patches=TWICE)
+    with pytest.raises(KeyboardInterrupt):
+        learn(broken, Maker(stop_after), 12, workers=1, patches=TWICE)
+    rest = Maker()
+    learn(broken, rest, 12, workers=3, patches=TWICE)
+    assert len(rest.calls) <= 22 - stop_after + 1
+    assert broken.looks_path.read_bytes() == whole.looks_path.read_bytes()
+    assert [path.name for path in broken.looks_path.parent.iterdir()] == ["statistics.npz"]
 
 
 def test_an_unfinished_pass_over_other_images_begins_again(tmp_path, monkeypatch):
@@ -164,7 +235,7 @@ def test_several_at_once_learn_once(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(len(maker.calls) for maker in makers) == [0, 0, 0, 28]
-    assert len({looks.sums.tobytes() for looks, _ in results}) == 1
+    assert len({looks.sums.tobytes() for (looks,), _ in results}) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "shape", "nan", "count", "pickle"])
