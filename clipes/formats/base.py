@@ -110,20 +110,20 @@ class Item:
         """
         path = self.run.pseudo_path(self.sample.id)
         mask, threshold = read_mask(path), self.plan.options.confidence
+        again = f"and run 'clipes refine {self.run.root}' again"
         if mask.shape != (size := read_header(self.sample.image)[0]):
             raise ArtifactError(
                 f"{path} is {size_text(mask.shape)}, the image {size_text(size)}",
-                f"delete it and run 'clipes refine {self.run.root}' again",
+                f"delete it {again}",
             )
-        remedy = f"delete it and run 'clipes refine {self.run.root}' again"
-        require_classes(mask, len(self.plan.classes), str(path), remedy)
+        require_classes(mask, len(self.plan.classes), str(path), f"delete it {again}")
         if threshold is None:
             return mask
         confidence = read_confidence(self.run.confidence_path(self.sample.id))
         if confidence.shape != mask.shape:
             raise ArtifactError(
                 f"{path} is {size_text(mask.shape)}, its confidence {size_text(confidence.shape)}",
-                f"delete both and run 'clipes refine {self.run.root}' again",
+                f"delete both {again}",
             )
         mask[confidence < threshold] = IGNORE
         return mask

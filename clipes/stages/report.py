@@ -249,7 +249,9 @@ def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, boo
 
 
 def _text_source(record: CamRecord) -> str:
-    return "from a file" if "--text-features" in record.command else "text tower"
+    asked = record.facts.asked or {}  # absent where a ranking chose the template
+    given = asked.get("text_features") or "--text-features" in record.command
+    return "from a file" if given else "text tower"
 
 
 def _number(here: int, expected: int) -> str:

@@ -185,6 +185,16 @@ def test_facts_and_the_note_stand_at_the_top(tmp_path: Path) -> None:
     assert "Note." not in written(tmp_path).text
 
 
+@pytest.mark.parametrize(("asked", "told"), [(None, "text tower"), ("v.npz", "from a file")])
+def test_vectors_from_a_file_are_told_whoever_made_the_run(
+    tmp_path: Path, asked: str | None, told: str
+) -> None:
+    made = make_run(tmp_path, IMAGES)
+    made.run.note_fact("cam", "asked", {"text_features": asked})
+    page, _ = report_of(made.run)
+    assert f"class vectors {told}" in page.text
+
+
 def test_confidence_is_shown_in_exactly_the_colours_of_its_bar(tmp_path: Path) -> None:
     made = make_run(tmp_path, {"a": (0,)})
     page, _ = report_of(made.run)
