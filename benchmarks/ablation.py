@@ -56,7 +56,9 @@ class Result:
 
 def sections(kind: str) -> Sections:
     """Return all rows for a kind of data set; those of a section differ from its first."""
-    published, fast, default = (_row(name, kind) for name in ("reference", "fast", "default"))
+    published, fast, clip, default = (
+        _row(name, kind) for name in ("reference", "fast", "clip", "default")
+    )
     others = _vary(default, f"other images only, {FOLDS} parts", held_out=True, own=False)
     small = [(f"a sample of {count}, and its own", count) for count in (10, 41, 82)]
     return {
@@ -69,7 +71,8 @@ def sections(kind: str) -> Sections:
             *_common(fast, published),
             *(_cam(fast, f"t = {power}", walk_power=power) for power in (1, 3)),
         ],
-        "With what the classes of the run look like": [
+        "What the classes of the run look like, to CLIP alone": [clip],
+        "What they look like to both towers": [
             default,
             *_common(default, published),
             _patches(default, "t = 2", walk_power=2),
@@ -79,7 +82,7 @@ def sections(kind: str) -> Sections:
             *_each(default, "looks_weight", (0.05, 0.2)),
             *_each(default, "words_weight", (0.0, 0.25, 1.0)),
         ],
-        "Rounds and towers": _rounds(default),
+        "Rounds and towers": [default, *_rounds(default)],
         "Whose patches say what the classes look like": [
             *(_patches(default, name, statistics_images=count) for name, count in small),
             replace(others, main=True),
@@ -94,32 +97,26 @@ def _row(name: str, kind: str) -> Row:
 
 
 def _rounds(default: Row) -> list[Row]:
-    """Return the rows about how often, with which towers and whose own means it is looked."""
-    clip, dino, both = LooksRound(), LooksRound(("dino",)), LooksRound(("clip", "dino"))
-    base = _patches(default, "one round", rounds=(clip,), likeness_weight=0.0)
-    two = _patches(base, "CLIP, then both towers", rounds=(clip, both))
-    alike = _patches(two, "and alike by DINOv2, 0.5", likeness_weight=0.5)
+    """Return the rows about how often, with which towers and whose background it is looked."""
+    clip, dino, both = (LooksRound(towers) for towers in (("clip",), ("dino",), ("clip", "dino")))
+
+    def own(share: float) -> tuple[LooksRound, ...]:
+        return (replace(dino, own_background=share), both)
+
+    def rounds(name: str, *some: LooksRound, **settings: float) -> Row:
+        return _patches(default, name, rounds=some, **settings)
+
     return [
-        base,
-        _own_share(base, 1.0),
-        _patches(base, "two rounds", rounds=(clip, clip)),
-        _patches(base, "one round of DINOv2", rounds=(dino,)),
-        _patches(base, "one round of both towers", rounds=(both,)),
-        replace(two, main=True),
-        _patches(base, "CLIP, then both towers twice", rounds=(clip, both, both)),
-        _patches(base, "one round, and alike by DINOv2, 0.5", likeness_weight=0.5),
-        replace(alike, main=True),
-        *_each(alike, "likeness_weight", (0.25, 0.75, 1.0)),
-        *_each(alike, "likeness_temperature", (0.05, 0.2)),
-        *(_own_share(alike, share) for share in (0.25, 0.5, 1.0)),
+        rounds("CLIP twice", clip, clip, likeness_weight=0.0),
+        rounds("DINOv2 once, CLIP's walk", dino, likeness_weight=0.0),
+        rounds("both towers once", both),
+        rounds("DINOv2, then both, CLIP's walk", *own(0.0), likeness_weight=0.0),
+        *(rounds(f"own background {share:g}", *own(share)) for share in (0.0, 0.15, 0.25, 0.5)),
+        rounds("three rounds", *own(0.25), both),
+        rounds("own background in the last round", dino, replace(both, own_background=0.25)),
+        *_each(default, "likeness_weight", (0.35, 0.65)),
+        *_each(default, "likeness_temperature", (0.07, 0.15)),
     ]
-
-
-def _own_share(base: Row, share: float) -> Row:
-    assert base.cam.patches is not None
-    *first, last = base.cam.patches.rounds
-    rounds = (*first, replace(last, own_share=share))
-    return _patches(base, f"{base.name}, own share {share:g}", rounds=rounds)
 
 
 def _common(base: Row, published: Row) -> list[Row]:

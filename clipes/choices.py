@@ -34,8 +34,8 @@ class PresetName(Choice):
     """Presets of the masks; ``clipes.config.PRESETS`` holds them."""
 
     reference = "reference"
-    clip = "clip"
     default = "default"
+    clip = "clip"
     fast = "fast"
 
 

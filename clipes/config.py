@@ -63,12 +63,12 @@ class LooksRound:
 
     Attributes:
         towers: Names of the towers whose tokens are looked at, side by side.
-        own_share: Share that the image's own means have in what its classes look like; the rest is
-            the run's.
+        own_background: Share that an image's own background has in what the background looks like
+            to it; the rest is the run's. The more images, the less is the run's like any of them.
     """
 
     towers: tuple[str, ...] = ("clip",)
-    own_share: float = 0.0
+    own_background: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -212,15 +212,16 @@ class Preset:
 
 
 _BOTH_TOWERS = PatchParams(
-    rounds=(LooksRound(("dino",)), LooksRound(("clip", "dino"))), likeness_weight=0.5
+    rounds=(LooksRound(("dino",), own_background=0.25), LooksRound(("clip", "dino"))),
+    likeness_weight=0.5,
 )
 
 PRESETS = {
     preset.name: preset
     for preset in (
         Preset("reference", cam=CamParams(last_row_in_box=False, fp16_positions=True)),
-        Preset("clip", cam=CamParams(patches=PatchParams()), crf=CrfParams(iterations=5)),
         Preset("default", cam=CamParams(patches=_BOTH_TOWERS), crf=CrfParams(iterations=5)),
+        Preset("clip", cam=CamParams(patches=PatchParams()), crf=CrfParams(iterations=5)),
         Preset(
             "fast",
             cam=CamParams(patches=PatchParams(statistics_images=0)),

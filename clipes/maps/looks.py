@@ -122,7 +122,7 @@ def class_means(
     own: Statistics | None,
     *,
     in_statistics: bool,
-    own_share: float,
+    own_background: float,
 ) -> _Float64Array | None:
     """Return what the background and the classes of an image look like.
 
@@ -131,7 +131,7 @@ def class_means(
         labels: (K,) 0-based.
         own: What the image itself says; None if it is not asked.
         in_statistics: Whether the run's statistics hold what the image itself says.
-        own_share: Share of the image's own means, where it has them.
+        own_background: Share of the image's own background, where it has one, in the first of them.
 
     Returns:
         (1 + K, D); None if one of them was seen beyond doubt nowhere.
@@ -143,10 +143,8 @@ def class_means(
     if not mass.all():
         return None
     means = sums / mass[:, None]
-    if own is not None and own_share:
-        here = own.mass[rows] > 0
-        its_own = own.sums[rows][here] / own.mass[rows][here, None]
-        means[here] += own_share * (its_own - means[here])
+    if own is not None and own.mass[0]:
+        means[0] += own_background * (own.sums[0] / own.mass[0] - means[0])
     return means
 
 

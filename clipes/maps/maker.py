@@ -164,11 +164,11 @@ class CamMaker:
         if looks is None or not isinstance(evidence, PatchEvidence):
             return first_maps(evidence, self._params)
         this: LooksRound = self._patches.rounds[rounds - 1]
-        asked = this.own_share or not in_statistics
+        asked = this.own_background or not in_statistics
         own = self._statistics(image, rounds - 1, in_statistics) if asked else None
         labels = self._vectors.by_name(image.labels)
         means = class_means(
-            looks, labels, own, in_statistics=in_statistics, own_share=this.own_share
+            looks, labels, own, in_statistics=in_statistics, own_background=this.own_background
         )
         if means is None:
             return first_maps(evidence, self._params)

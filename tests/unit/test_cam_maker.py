@@ -42,7 +42,7 @@ PATCHES = PatchParams(strong=0.5, weak=0.5)
 BOTH = PatchParams(
     strong=0.5,
     weak=0.5,
-    rounds=(LooksRound(), LooksRound(("clip", "dino"), own_share=0.3)),
+    rounds=(LooksRound(), LooksRound(("clip", "dino"), own_background=0.3)),
     likeness_weight=0.4,
 )
 SIZES = ((64, 96), (48, 80), (64, 96), (96, 64), (60, 90), (48, 80), (64, 96))

@@ -157,7 +157,7 @@ def test_nothing_to_go_by(maker):
         np.testing.assert_array_equal(got, first_maps(given.evidence, PARAMS))
 
 
-def test_means_are_those_of_the_run_of_which_the_images_own_have_a_share():
+def test_means_are_those_of_the_run_with_a_share_for_the_images_own_background():
     run = Statistics(np.arange(10.0).reshape(5, 2), np.array([2.0, 4, 1, 1, 1]), np.eye(2))
     looks = Looks(run.sums, run.mass, np.eye(2))
     own = Statistics(np.full((5, 2), 6.0), np.array([3.0, 0, 0, 2, 0]), np.zeros((2, 2)))
@@ -165,20 +165,21 @@ def test_means_are_those_of_the_run_of_which_the_images_own_have_a_share():
     plain = np.stack([run.sums[k] / run.mass[k] for k in (0, 3, 1)])
 
     def means(**how: object) -> np.ndarray:
-        return class_means(looks, (2, 0), own, **{"in_statistics": True, "own_share": 0.0} | how)
+        return class_means(
+            looks, (2, 0), own, **{"in_statistics": True, "own_background": 0.0} | how
+        )
 
     np.testing.assert_allclose(means(), plain)
-    # The image shows background and class 2 beyond doubt, and nothing of class 0.
-    mixed = [0.75 * plain[0] + 0.25 * 2, 0.75 * plain[1] + 0.25 * 3, plain[2]]
-    np.testing.assert_allclose(means(own_share=0.25), np.stack(mixed))
-    np.testing.assert_allclose(means(own_share=1.0), [[2, 2], [3, 3], plain[2]])
+    mixed = [0.75 * plain[0] + 0.25 * 2, plain[1], plain[2]]
+    np.testing.assert_allclose(means(own_background=0.25), np.stack(mixed))
+    np.testing.assert_allclose(means(own_background=1.0), [[2, 2], plain[1], plain[2]])
     added = [(run.sums[k] + own.sums[k]) / (run.mass[k] + own.mass[k]) for k in (0, 3, 1)]
     np.testing.assert_allclose(means(in_statistics=False), np.stack(added))
-    share = 0.25 * np.array([[2.0, 2.0], [3.0, 3.0]]) + 0.75 * np.stack(added[:2])
-    both = means(in_statistics=False, own_share=0.25)
-    np.testing.assert_allclose(both, np.stack([*share, added[2]]))
+    share = 0.25 * np.array([2.0, 2.0]) + 0.75 * added[0]
+    both = means(in_statistics=False, own_background=0.25)
+    np.testing.assert_allclose(both, np.stack([share, *added[1:]]))
     nowhere = Looks(run.sums, np.array([2.0, 0, 1, 1, 1]), np.eye(2))
-    assert class_means(nowhere, (2, 0), own, in_statistics=True, own_share=1.0) is None
+    assert class_means(nowhere, (2, 0), own, in_statistics=True, own_background=1.0) is None
 
 
 def test_looks_find_what_words_miss(maker):

@@ -40,7 +40,7 @@ def test_the_reference_preset_holds_the_published_numbers() -> None:
     assert reference.background_exponent == 1.0
     with pytest.raises(FrozenInstanceError):
         reference.name = "other"  # type: ignore[misc]
-    with pytest.raises(UsageError, match="reference, default, fast"):
+    with pytest.raises(UsageError, match="reference, default, clip, fast"):
         get_preset("nonsense")
 
 
