@@ -6,8 +6,8 @@ import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +30,7 @@ from clipes.run.loop import Summary
 from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
 from clipes.stages.learn_looks import load_looks
 from clipes.stages.refine import RefineRequest, RefineResources, refine
-from clipes.stages.setup import Clip, load_clip
+from clipes.stages.setup import Clip, load_clip, load_others
 from clipes.stages.with_clip import maps_with
 from clipes.types import CamMaps, Failure, Progress, PseudoLabel, UInt8Array
 from clipes.words.vocabulary import Vocabulary, load_vocabulary
@@ -86,14 +86,29 @@ class PseudoLabeler:
     ) -> None:
         self._vocabulary = vocabulary
         self._asked = asked
-        self._maker = CamMaker(clip.towers, clip.text, preset.cam)
-        if looks is not None:
-            patches = preset.cam.patches
-            if patches is None or not patches.learns:
-                raise UsageError(f"preset '{preset.name}' has no use for looks", "leave it out")
-            self._maker = load_looks(Run(looks), self._maker, patches)
         self._clip = clip
         self._preset = preset
+        if looks is None:
+            self._maker = CamMaker(clip.towers, clip.text, preset.cam)
+            return
+        patches = preset.cam.patches
+        if patches is None or not patches.learns:
+            raise UsageError(f"preset '{preset.name}' has no use for looks", "leave it out")
+        maker = CamMaker(self._complete.towers, clip.text, preset.cam)
+        self._maker = load_looks(Run(looks), maker, patches)
+
+    @cached_property
+    def _complete(self) -> Clip:
+        """CLIP with the towers that look at images beside it, where something is learnt."""
+        patches, asked = self._preset.cam.patches, self._asked
+        others = load_others(
+            () if patches is None else patches.towers,
+            asked.dino,
+            device=asked.device,
+            say=_log.info,
+            progress=no_progress,
+        )
+        return replace(self._clip, towers=replace(self._clip.towers, others=others))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -191,7 +206,7 @@ class PseudoLabeler:
         device = self._clip.towers.device
         how = Resources(workers=share_processor(device, workers), batch=batch_size(device, None))
         request = CamRequest(source, self._asked, self._preset, command="clipes.PseudoLabeler.run")
-        maps = maps_with(self._clip, request, self._vocabulary, data, run, how, listener)
+        maps = maps_with(self._complete, request, self._vocabulary, data, run, how, listener)
         masks = refine(
             RefineRequest(command=request.command), run, RefineResources(workers=workers), listener
         )
@@ -237,8 +252,8 @@ def load(
             TOML file.
         looks: A run folder of ``clipes cam`` on images like yours, with the same classes: what they
             look like there is used here, for better masks. None for each image on its own.
-        dino: Weights of DINOv2 for presets that look with it: ``auto``, ``official``, ``registry``
-            or a file.
+        dino: Weights of DINOv2: ``auto``, ``official``, ``registry`` or a file. Asked for where
+            the preset learns with it what classes look like: by ``run``, or with ``looks``.
 
     Raises:
         ArtifactError: ``looks`` is no such folder, or of other classes or another model.
@@ -264,8 +279,6 @@ def load(
         device=device,
         say=_log.info,
         progress=no_progress,
-        others=() if chosen.cam.patches is None else chosen.cam.patches.towers,
-        dino=str(dino),
     )
     if clip.text.note:
         _log.warning("class vectors: %s", clip.text.note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -47,11 +48,20 @@ def write_dino(path: Path, seed: int = 0, **sizes: int) -> Path:
     return path
 
 
-def cache_dino(seed: int = 0, **sizes: int) -> Weights:
-    """Put the weights of ``tiny_module`` into the cache, where ``auto`` looks for Meta's."""
-    path = cache.path_of(DINOV2, "official", None)
-    digest = f"{seed:064x}"
-    weights = Weights("official", DINOV2, path, digest, False, get_model(DINOV2).recipe)
-    with cache.workspace(None) as work:
-        cache.save(tiny_module(seed, **sizes).state_dict(), weights, work)
+def cache_dino(seed: int = 0, folder: Path | None = None, **sizes: int) -> Weights:
+    """Put the weights of ``tiny_module`` into the cache, where ``auto`` looks for Meta's.
+
+    Args:
+        seed: See ``tiny_dino``.
+        folder: The cache; None for that of this process.
+        sizes: See ``tiny_module``.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if folder is not None:
+            patch.setenv("CLIPES_CACHE", str(folder))
+        path = cache.path_of(DINOV2, "official", None)
+        digest = f"{seed:064x}"
+        weights = Weights("official", DINOV2, path, digest, False, get_model(DINOV2).recipe)
+        with cache.workspace(None) as work:
+            cache.save(tiny_module(seed, **sizes).state_dict(), weights, work)
     return weights

@@ -19,7 +19,7 @@ from clipes.processes import local_rank
 from clipes.towers.clip import Backbone
 from clipes.towers.dinov2 import DinoTower
 from clipes.towers.load import load_dinov2, load_visual
-from clipes.towers.side_by_side import Towers
+from clipes.towers.side_by_side import TokenTower, Towers
 from clipes.types import Progress
 from clipes.weights import (
     DEFAULT_MODEL,
@@ -178,15 +178,34 @@ def load_clip(
         templates=choose_templates(template, vocabulary, weights.sha256, rankings, say),
     )
     backbone = opened.backbone(fp16_positions=fp16_positions, precision=precision)
+    beside = load_others(
+        others, dino, device=device, say=say, progress=progress, precision=precision
+    )
+    return Clip(Towers(backbone, beside), text, weights)
+
+
+def load_others(
+    names: Sequence[str],
+    dino: str,
+    *,
+    device: str,
+    say: Callable[[str], None],
+    progress: Callable[..., AbstractContextManager[Progress]],
+    precision: Precision = Precision.fp32,
+) -> dict[str, TokenTower]:
+    """Put the towers that a preset needs beside CLIP on their device; arguments as ``load_clip``.
+
+    Returns:
+        The towers by their names.
+    """
     try:
-        beside = {
+        return {
             name: load_dino(dino, device=device, say=say, progress=progress, precision=precision)
-            for name in others
+            for name in names
         }
     except WeightsError as error:
         remedy = f"{error.remedy}; or take --preset clip, which does with CLIP alone"
         raise WeightsError(error.what, remedy) from error
-    return Clip(Towers(backbone, beside), text, weights)
 
 
 def load_dino(

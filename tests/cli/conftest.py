@@ -16,6 +16,7 @@ from PIL import Image
 from clipes.disk.images import write_mask
 from tests.cli.forked import Starter, forking
 from tests.cli.small_data import write_clip
+from tests.dino_support import cache_dino
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -31,11 +32,13 @@ def ask() -> Iterator[Callable[..., Any]]:
 def start(ask: Callable[..., Any], tmp_path: Path) -> Starter:
     """Starts commands in ``tmp_path``, where a small CLIP is."""
     write_clip(tmp_path / "clip.safetensors", tmp_path / "text.npz")
+    cache_dino(folder=tmp_path / "cache")
     return Starter(ask, tmp_path, {**os.environ, "CLIPES_CACHE": str(tmp_path / "cache")})
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
+    cache_dino(folder=tmp_path / "cache")
     return {**os.environ, "CLIPES_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
 

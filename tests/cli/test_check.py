@@ -16,6 +16,7 @@ from clipes.run.folder import Run
 from tests.cli import small_data
 from tests.cli.conftest import Cli
 from tests.cli.test_stages import cam, one_line
+from tests.dino_support import cache_dino
 from tests.torch_threads import torch_threads
 from tests.unit.coco_support import annotation, picture, write_image, write_instances
 
@@ -27,6 +28,7 @@ def here(
     """As ``cli``, but in this process: importing torch once is enough."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
+    cache_dino()
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = list(map(str, arguments))

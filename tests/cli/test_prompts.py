@@ -13,6 +13,7 @@ import torch
 from clipes.cli import main
 from clipes.run.folder import Run
 from tests.cli.conftest import Cli
+from tests.dino_support import cache_dino
 
 # Most of what follows goes through ``main`` in this process: a new one has to import torch again.
 TEMPLATES = "# mine\na photo of a {}.\nthe plastic {}.\nitap of my {}.\n"
@@ -25,6 +26,7 @@ def inline(
     """Run a command in this process; the answer looks like that of a real one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
+    cache_dino()
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()

@@ -12,6 +12,7 @@ import torch
 
 from clipes.disk.images import read_mask
 from clipes.run.folder import Run
+from tests.dino_support import cache_dino
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,6 +40,7 @@ def script(
 ) -> Scripts:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
+    cache_dino()
     return Scripts(capsys, monkeypatch)
 
 

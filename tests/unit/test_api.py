@@ -19,6 +19,7 @@ from clipes.masks.pseudo import pseudo_label
 from clipes.run.folder import Run
 from clipes.stages.learn_looks import learn_looks
 from clipes.types import Sample
+from tests.dino_support import write_dino
 
 CLASSES = ["cat", "sofa", "dog"]
 
@@ -27,7 +28,8 @@ CLASSES = ["cat", "sofa", "dog"]
 def labeler(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> clipes.PseudoLabeler:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPES_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return clipes.load(tiny_weights, CLASSES, device="cpu")
+        dino = write_dino(tmp_path_factory.mktemp("dino") / "tiny.safetensors")
+        return clipes.load(tiny_weights, CLASSES, device="cpu", dino=dino)
 
 
 @pytest.fixture
