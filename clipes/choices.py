@@ -95,12 +95,14 @@ class SegmenterPresetName(Choice):
         clip_es_voc: The paper's for VOC.
         clip_es_coco: The paper's for COCO.
         small: For processors.
+        frozen: A decoder on tokens of frozen towers.
     """
 
     auto = "auto"
     clip_es_voc = "clip-es-voc"
     clip_es_coco = "clip-es-coco"
     small = "small"
+    frozen = "frozen"
 
 
 class Arch(Choice):

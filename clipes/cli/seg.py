@@ -6,7 +6,9 @@ from clipes.choices import Amp, Loss, SegmenterPresetName
 from clipes.cli import seg_options as opts
 from clipes.cli.options import (
     DeviceOption,
+    DinoOption,
     RunArgument,
+    WeightsOption,
     command_line,
     finish,
     listener,
@@ -15,7 +17,7 @@ from clipes.cli.options import (
     this_part,
 )
 from clipes.cli.steps import step_bar
-from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.config import CONFIDENCE_THRESHOLD, TOKEN_SPACE
 from clipes.errors import UsageError
 
 
@@ -47,13 +49,16 @@ def train_seg(
     crf: opts.CrfOption = None,
     test_scales: opts.TestScalesOption = None,
     flip: opts.FlipOption = None,
+    weights: WeightsOption = "auto",
+    dino: DinoOption = "auto",
+    token_space: opts.TokenSpaceOption = TOKEN_SPACE / 1e9,
     amp: opts.AmpOption = Amp.auto,
     device: DeviceOption = "auto",
     workers: opts.LoadersOption = None,
     save_every: opts.SaveEveryOption = 500,
     seed: opts.SeedOption = 0,
 ) -> None:
-    """Masks and confidence to a trained DeepLab and its predictions; torchrun -m clipes for more.
+    """Masks and confidence to a trained segmenter and its predictions; torchrun -m clipes for more.
 
     Example: clipes train-seg runs/voc --cgl
     """
@@ -61,6 +66,7 @@ def train_seg(
     from clipes.run.folder import Run
     from clipes.seg.loss import Guidance
     from clipes.seg.train import TrainOptions
+    from clipes.stages.token_source import TowerRequest
     from clipes.stages.train_request import Changes, Sources, TrainRequest
     from clipes.stages.train_seg import TrainingListener, train_segmenter
 
@@ -88,6 +94,8 @@ def train_seg(
         ),
         Guidance(threshold if cgl else None, loss is Loss.soft),
         TrainOptions(seed, amp.value, save_every, workers=workers),
+        TowerRequest(weights, dino),
+        int(token_space * 1e9),
         device,
         resume,
         command_line(),
@@ -106,6 +114,8 @@ def predict(
     flip: opts.MirrorOption = None,
     crf: opts.EndWithCrfOption = None,
     window: opts.WindowOption = 1024,
+    weights: WeightsOption = "auto",
+    dino: DinoOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Masks of any images with a trained segmenter: OUT/<id>.png, VOC colours.
@@ -117,8 +127,10 @@ def predict(
     from clipes.run.folder import Run
     from clipes.stages.predict import PredictRequest
     from clipes.stages.predict import predict as predict_stage
+    from clipes.stages.token_source import TowerRequest
 
-    request = PredictRequest(checkpoint, images, out, _scales(scales), flip, crf, window, device)
+    way = _scales(scales), flip, crf, window
+    request = PredictRequest(checkpoint, images, out, *way, device, TowerRequest(weights, dino))
     outcome = predict_stage(request, this_part(None), listener())
     finish("masks", Run(out), outcome.summary, outcome.unusable)
 

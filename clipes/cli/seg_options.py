@@ -29,7 +29,10 @@ OutOption = Annotated[
     Path | None, typer.Option(help="Folder of the output. (default: the run folder)")
 ]
 PresetOption = Annotated[
-    SegmenterPresetName, typer.Option(help="Recipe. auto: clip-es-* on a GPU, small on a CPU.")
+    SegmenterPresetName,
+    typer.Option(
+        help="Recipe. auto: clip-es-* on a GPU, small on a CPU; frozen: a decoder on frozen towers."
+    ),
 ]
 ArchOption = Annotated[Arch | None, typer.Option(help="Head. (default: the preset's)")]
 BackboneOption = Annotated[
@@ -62,7 +65,7 @@ AccumulateOption = Annotated[
     int | None, typer.Option(min=1, help="Parts an update's images are put through in.")
 ]
 CropOption = Annotated[int | None, typer.Option(min=8, help="Side of the views, in pixels.")]
-LrOption = Annotated[float | None, typer.Option(min=0, help="Rate of the backbone.")]
+LrOption = Annotated[float | None, typer.Option(min=0, help="Highest learning rate.")]
 MultiScaleOption = Annotated[
     bool | None, typer.Option(help="Train at scales 1, .75, .5 and on their maximum.")
 ]
@@ -74,6 +77,9 @@ TestScalesOption = Annotated[
     str | None, typer.Option(help="Scales that predictions average, by comma.")
 ]
 FlipOption = Annotated[bool | None, typer.Option(help="Predictions average in the mirror image.")]
+TokenSpaceOption = Annotated[
+    float, typer.Option(min=0, help="GB that kept tokens of frozen towers take.")
+]
 AmpOption = Annotated[Amp, typer.Option(help="Precision of the network.")]
 LoadersOption = Annotated[
     int | None, typer.Option(min=0, help="Loader processes. (default: 4 for a GPU, else 0)")

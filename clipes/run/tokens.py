@@ -7,9 +7,11 @@ again. Files of other towers, of another picture, and damaged ones count as abse
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -29,24 +31,30 @@ class CachedTokens:
     They are rounded to fp16 whether they are kept or not, so that removing files changes nothing.
 
     Args:
-        source: The towers.
+        open_source: Loads the towers; asked once, when they are first needed.
         folder: For the files.
         limit: Most bytes that all files of the folder take.
-
-    Attributes:
-        source: The towers.
     """
 
-    def __init__(self, source: TokenSource, folder: Path, limit: int) -> None:
-        self.source = source
+    def __init__(self, open_source: Callable[[], TokenSource], folder: Path, limit: int) -> None:
+        self._open = open_source
         self._folder = folder
         taken = sum(path.stat().st_size for path in list_files(folder, _SUFFIX))
         here = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
         self._room = min(limit - taken, shutil.disk_usage(here).free // _SHARE)
 
+    @cached_property
+    def source(self) -> TokenSource:
+        """The towers."""
+        return self._open()
+
     def has(self, image_id: str, image: Path) -> bool:
         """Tell whether the tokens of a picture are on disk."""
         return self._kept(self._path(image_id), image, load=False) is not None
+
+    def keep(self, image_id: str, image: Path) -> bool:
+        """Keep the tokens of a picture, and tell whether there was room; errors as for ``read``."""
+        return self._make(self._path(image_id), image)[1]
 
     def read(self, image_id: str, image: Path) -> dict[str, Tensor]:
         """Return the tokens of a picture, (h, w, D) float16 by name; keep them if there is room.
@@ -57,10 +65,16 @@ class CachedTokens:
         path = self._path(image_id)
         if (kept := self._kept(path, image)) is not None:
             return kept
+        return self._make(path, image)[0]
+
+    def _make(self, path: Path, image: Path) -> tuple[dict[str, Tensor], bool]:
         pixels, picture = read_picture(image)
-        tokens = {name: one.half().cpu() for name, one in self.source.tokens(pixels).items()}
-        self._keep(path, tokens, picture)
-        return tokens
+        # Copied, because what towers return was made in inference mode and cannot be learnt from.
+        tokens = {
+            name: one.to("cpu", torch.float16, copy=True)
+            for name, one in self.source.tokens(pixels).items()
+        }
+        return tokens, self._keep(path, tokens, picture)
 
     def _path(self, image_id: str) -> Path:
         return self._folder / f"{check_id(image_id)}{_SUFFIX}"
@@ -80,17 +94,18 @@ class CachedTokens:
         except (OSError, SafetensorError):
             return None
 
-    def _keep(self, path: Path, tokens: Mapping[str, Tensor], picture: Picture) -> None:
+    def _keep(self, path: Path, tokens: Mapping[str, Tensor], picture: Picture) -> bool:
         origin = TokensOrigin(picture.sha256, picture.size, self.source.fingerprint)
         arrays = {name: one.contiguous() for name, one in tokens.items()}
         content = save(arrays, {"origin": origin.text()})
         before = path.stat().st_size if path.is_file() else 0
         if len(content) - before > self._room:
-            return
+            return False
         try:
             with atomic_write(path) as temporary:
                 temporary.write_bytes(content)
         except WriteError:  # a full disk is no reason to stop: it is only a cache
             self._room = 0
-            return
+            return False
         self._room -= len(content) - before
+        return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -26,6 +26,7 @@ from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.kinds import predictor_for
 from clipes.seg.predict import BYTES_PER_LABEL
 from clipes.seg.recipes import LabelPredictor, TestSettings
+from clipes.stages.token_source import TowerRequest, tokens_of
 from clipes.types import Failure, Sample, UInt8Array
 
 
@@ -42,6 +43,7 @@ class PredictRequest:
         crf: Whether the dense CRF comes last; None likewise.
         window: Longest side, in pixels, that is taken in at once.
         device: ``auto``, or a torch device.
+        towers: Where the towers' weights come from, for segmenters that read tokens.
     """
 
     checkpoint: Path
@@ -52,6 +54,7 @@ class PredictRequest:
     crf: bool | None = None
     window: int = TestSettings.window
     device: str = "auto"
+    towers: TowerRequest = field(default_factory=TowerRequest)
 
     def settings(self, own: TestSettings) -> TestSettings:
         """Return how images are asked, of a checkpoint whose ``own`` way is given."""
@@ -137,7 +140,8 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     for remark in found.remarks:
         listener.say(remark)
     model = saved.build().to(choose_device(request.device, local_rank()))
-    predictor = predictor_for(model, test)
+    source = tokens_of(saved.spec, request.towers, request.device, listener)
+    predictor = predictor_for(model, test, source)
     mine = part.of(found.samples)
     summary = predict_samples(mine, predictor, request.out, crf=test.crf, listener=listener)
     return Outcome(summary, found.failures)

@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from clipes.config import OUTPUT_STRIDES, TRAIN_SCALES, AnySegmenterPreset, choose_segmenter_preset
+from clipes.config import (
+    OUTPUT_STRIDES,
+    TOKEN_SPACE,
+    TRAIN_SCALES,
+    AnySegmenterPreset,
+    choose_segmenter_preset,
+)
 from clipes.errors import UsageError
 from clipes.run.folder import Run
 from clipes.seg.loss import Guidance
 from clipes.seg.train import TrainOptions
+from clipes.stages.token_source import TowerRequest
 
 _FIELDS = {"multi_scale": "train_scales"}
 """What a change is called in presets, where that is something else."""
@@ -93,6 +100,8 @@ class TrainRequest:
         changes: What of the preset is asked for otherwise.
         guidance: How confidence counts.
         options: Seed, precision and so on.
+        towers: Where the towers' weights come from, for presets that read tokens.
+        token_space: Most bytes that kept tokens take.
         device: ``auto``, or a torch device.
         resume: Go on from the latest checkpoint, if there is one; else start over.
         command: The command line, for run.json.
@@ -103,6 +112,8 @@ class TrainRequest:
     changes: Changes = field(default_factory=Changes)
     guidance: Guidance = field(default_factory=Guidance)
     options: TrainOptions = field(default_factory=TrainOptions)
+    towers: TowerRequest = field(default_factory=TowerRequest)
+    token_space: int = TOKEN_SPACE
     device: str = "auto"
     resume: bool = True
     command: str = ""

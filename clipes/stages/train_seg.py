@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clipes.choices import Loss
-from clipes.config import AnySegmenterPreset
+from clipes.config import AnySegmenterPreset, FrozenPreset
 from clipes.datasets import Dataset
 from clipes.disk.files import list_files, sha256_of, write_json
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
@@ -22,6 +23,7 @@ from clipes.run.loop import Shard, Summary
 from clipes.run.origin import digest
 from clipes.run.record import TrainFacts, TrainSettings
 from clipes.run.reopen import reopen
+from clipes.run.tokens import CachedTokens
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair, loader_death_as_error
 from clipes.seg.kinds import predictor_for, recipe_for
@@ -30,6 +32,7 @@ from clipes.seg.parallel import Processes, join_processes
 from clipes.seg.recipes import Examples, Model, Recipe
 from clipes.seg.train import Step, Trainer, part_size
 from clipes.stages.predict import is_done, predict_samples
+from clipes.stages.token_source import open_tokens
 from clipes.stages.train_examples import check_examples, pairs_digest, training_pairs
 from clipes.stages.train_request import Sources, TrainRequest
 
@@ -59,7 +62,9 @@ class _Job:
 
     Attributes:
         request: What is asked for, as it suits the machine.
+        tokens: What frozen towers say, for presets that read it; else None.
         recipe: How the model is built, trained and asked.
+        classes: Class names in mask order.
         processes: Who trains together.
         pairs: What is learnt from.
         val: The images to predict at the end.
@@ -69,7 +74,9 @@ class _Job:
     """
 
     request: TrainRequest
+    tokens: CachedTokens | None
     recipe: Recipe[Any, Any]
+    classes: tuple[str, ...]
     processes: Processes
     pairs: Sequence[TrainingPair]
     val: Dataset
@@ -125,14 +132,42 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
     preset = request.recipe_preset(gpu=processes.device.type == "cuda")
     _check_target(sources)
     data = reopen(sources.run, sources.root, sources.split)
-    recipe = recipe_for(preset, data.classes, guidance)
+    tokens = _tokens(request, preset, processes, listener)
+    recipe = recipe_for(preset, data.classes, guidance, tokens)
     part_size(recipe, processes.count)
     pairs = training_pairs(sources, data, guided=guidance.asked, say=listener.say)
     val_name, val = _validation(sources, data, listener.say)
     settings = _settings(request, preset, len(pairs), val_name)
     with listener.progress("look") as progress:
         learnt_from = pairs_digest(pairs, progress)
-    return _Job(request, recipe, processes, pairs, val, settings, learnt_from, listener)
+    return _Job(
+        request,
+        tokens,
+        recipe,
+        data.classes,
+        processes,
+        pairs,
+        val,
+        settings,
+        learnt_from,
+        listener,
+    )
+
+
+def _tokens(
+    request: TrainRequest,
+    preset: AnySegmenterPreset,
+    processes: Processes,
+    listener: TrainingListener,
+) -> CachedTokens | None:
+    """Return where tokens come from; towers are loaded when the first is asked for."""
+    if not isinstance(preset, FrozenPreset):
+        return None
+    device, folder = str(processes.device), request.sources.run.root / "tokens"
+    open_source = partial(
+        open_tokens, preset.tokens, preset.max_patches, request.towers, device, listener
+    )
+    return CachedTokens(open_source, folder, request.token_space // processes.count)
 
 
 def _settings(
@@ -161,7 +196,7 @@ def _train_and_predict(job: _Job) -> Summary:
     if not fresh:
         _check_same_training(job)
     if fresh or not finished:
-        check_examples(job.pairs, recipe.spec.classes, request.guidance, listener)
+        check_examples(job.pairs, job.classes, request.guidance, listener)
     if not fresh and finished and not _unpredicted(job):
         listener.say(f"trained before: {job.final}")
         return Summary(0, len(job.val.samples), ())  # a finished run may be read-only
@@ -206,7 +241,28 @@ def _fit(job: _Job, model: Model, recipe: Recipe[Any, Any], latest: Checkpoint |
     if latest is not None:
         trainer.restore(latest)
         job.listener.say(f"going on after iteration {trainer.iteration}: {latest.path}")
+    if job.tokens is not None:
+        _encode(job, job.tokens)
     _train(job, trainer, recipe.examples(job.pairs, job.request.options.seed))
+
+
+def _encode(job: _Job, tokens: CachedTokens) -> None:
+    """Keep the tokens of this process' share of the examples, as far as there is room."""
+    processes, listener = job.processes, job.listener
+    mine = job.pairs[processes.rank :: processes.count]
+    without = 0
+    with listener.progress("tokens") as progress:
+        for index, pair in enumerate(mine):
+            if not tokens.has(pair.id, pair.image):
+                without += not tokens.keep(pair.id, pair.image)
+            progress(index + 1, len(mine))
+    if without:
+        space = f"{job.request.token_space / 1e9:g} GB"
+        listener.say(
+            f"no room to keep the tokens of {without} of {len(mine)} images within {space}: they "
+            "are made anew each time; --token-space takes more"
+        )
+    processes.wait()
 
 
 def _made_with(job: _Job) -> str:
@@ -229,7 +285,7 @@ def _predict(job: _Job, model: Model) -> Summary:
     recipe, processes = job.recipe, job.processes
     mine = predict_samples(
         Shard(processes.rank, processes.count).of(job.val.samples),
-        predictor_for(model, recipe.test),
+        predictor_for(model, recipe.test, None if job.tokens is None else job.tokens.source),
         job.out.root / "predictions",
         crf=recipe.test.crf,
         made_with=_made_with(job),

@@ -17,10 +17,10 @@ from clipes.run.folder import Run
 CLASSES = ("cat", "dog", "sofa")
 
 
-def write_clip(path: Path, text_features: Path) -> None:
+def write_clip(path: Path, text_features: Path, *, layers: int = 4) -> None:
     """Write an image tower of real architecture, and vectors of the classes and two other words."""
     torch.manual_seed(0)
-    tower = {"width": 64, "layers": 4}
+    tower = {"width": 64, "layers": layers}
     model = CLIP(
         embed_dim=16,
         vision_cfg={**tower, "image_size": 64, "patch_size": 16, "head_width": 64},

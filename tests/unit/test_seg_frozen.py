@@ -102,7 +102,7 @@ def pairs(tmp_path: Path) -> list[TrainingPair]:
 
 
 def recipe(tmp_path: Path, preset: FrozenPreset = PRESET, limit: int = GIGABYTE) -> FrozenRecipe:
-    tokens = CachedTokens(Colours(), tmp_path / "tokens", limit)
+    tokens = CachedTokens(Colours, tmp_path / "tokens", limit)
     made = recipe_for(preset, ("red", "blue"), Guidance(), tokens)
     assert isinstance(made, FrozenRecipe)
     return made

@@ -23,7 +23,7 @@ def image(tmp_path: Path) -> Path:
 
 def cache(tmp_path: Path, limit: int = GIGABYTE, seed: int = 0) -> tuple[Colours, CachedTokens]:
     source = Colours(seed)
-    return source, CachedTokens(source, tmp_path / "tokens", limit)
+    return source, CachedTokens(lambda: source, tmp_path / "tokens", limit)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

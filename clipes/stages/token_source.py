@@ -1,0 +1,79 @@
+"""The frozen towers that a segmenter reads, loaded by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clipes.listener import Listener
+from clipes.seg.frozen import FrozenSpec
+from clipes.seg.recipes import Spec
+from clipes.stages.setup import load_dino, open_weights
+from clipes.towers.side_by_side import CLIP, DINO, Towers
+from clipes.towers.tokens import TokenSource, TowerTokens
+from clipes.weights import DEFAULT_MODEL
+
+
+@dataclass(frozen=True)
+class TowerRequest:
+    """Where the weights of frozen towers come from.
+
+    Attributes:
+        weights: CLIP's: ``--weights``.
+        dino: DINOv2's: ``--dino``.
+    """
+
+    weights: str = "auto"
+    dino: str = "auto"
+
+
+def open_tokens(
+    names: Sequence[str],
+    max_patches: int,
+    request: TowerRequest,
+    device: str,
+    listener: Listener,
+) -> TokenSource:
+    """Load the towers of some tokens.
+
+    Args:
+        names: Such as ``clip.4`` and ``dino.12``.
+        max_patches: Larger images are shrunk to at most this many patches.
+        request: Where the weights come from.
+        device: ``auto`` or a torch device.
+        listener: Told what is used.
+
+    Raises:
+        WeightsError: Weights cannot be had, or are of no such tower.
+    """
+    opened = open_weights(
+        request.weights,
+        DEFAULT_MODEL,
+        device=device,
+        say=listener.say,
+        progress=listener.progress,
+    )
+    digests = {CLIP: opened.weights.sha256}
+    towers = Towers(opened.backbone(fp16_positions=False))
+    if any(name.split(".")[0] == DINO for name in names):
+        dino = load_dino(request.dino, device=device, say=listener.say, progress=listener.progress)
+        towers = Towers(towers.clip, {DINO: dino})
+        digests[DINO] = dino.digest
+    return TowerTokens(towers, names, digests, max_patches)
+
+
+def tokens_of(
+    spec: Spec, request: TowerRequest, device: str, listener: Listener
+) -> TokenSource | None:
+    """Return the towers that a trained segmenter reads; None if it reads none.
+
+    Args:
+        spec: What a checkpoint says of it.
+        request: As for ``open_tokens``.
+        device: Likewise.
+        listener: Likewise.
+    """
+    if not isinstance(spec, FrozenSpec):
+        return None
+    names = [one.name for one in spec.inputs]
+    return open_tokens(names, spec.max_patches, request, device, listener)

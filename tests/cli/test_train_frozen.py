@@ -1,0 +1,102 @@
+"""train-seg --preset frozen and predict as a user runs them, on small random towers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipes.cli import main
+from clipes.disk.images import read_mask
+from clipes.run.folder import Run
+from clipes.seg.checkpoint import load_checkpoint
+from tests.cli.small_data import CLASSES, write_clip, write_refined
+from tests.dino_support import write_dino
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FROZEN = ["train-seg", "run", "--preset", "frozen", "--no-cgl", "--batch", "3"]
+FROZEN += ["--weights", "clip.safetensors", "--dino", "dino.safetensors"]
+ASK = ["predict", "run/checkpoints/final.pt", "photos/images", "--weights", "clip.safetensors"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run folder with masks, where the towers' files are."""
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clip.safetensors", tmp_path / "text.npz", layers=12)
+    write_dino(tmp_path / "dino.safetensors")
+    return write_refined(tmp_path / "run", tmp_path / "photos", 5)
+
+
+def ends(code: int, *arguments: object) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == code
+
+
+def test_train_keep_tokens_and_predict(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    ends(0, *FROZEN, "--iterations", 2)
+    told = capfd.readouterr().err
+    assert "decoder: " in told
+    assert "5 made, 0 there before, 0 failed" in told
+    assert run.ids("tokens") == run.ids("pseudo") == run.ids("predictions")
+    saved = load_checkpoint(run.root / "checkpoints" / "final.pt")
+    assert saved.spec.kind == "frozen"
+    assert saved.spec.classes == CLASSES
+    assert set(saved.spec.towers()) == {"clip", "dino"}
+    settings = json.loads(run.manifest_path.read_text())["stages"]["train-seg"]["settings"]
+    assert settings["preset"]["tokens"][-1] == "dino.12"
+
+    # A finished training needs no towers.
+    Path("clip.safetensors").rename("moved.safetensors")
+    ends(0, *FROZEN, "--iterations", 2)
+    assert "0 made, 5 there before" in capfd.readouterr().err
+    Path("moved.safetensors").rename("clip.safetensors")
+
+    ends(0, *ASK, "--dino", "dino.safetensors", "--out", "out", "--flip", "--scales", "1,1.5")
+    assert len(list(Path("out").iterdir())) == 5
+    assert read_mask(Path("out") / "p000.png").shape == (48, 64)
+
+    write_dino(Path("other.safetensors"), seed=1)
+    capfd.readouterr()
+    ends(1, *ASK, "--dino", "other.safetensors", "--out", "x")
+    told = capfd.readouterr().err
+    assert "the segmenter was trained on a tower dino of sha256" in told
+    assert "give the weights that it was trained on" in told
+
+
+def test_kept_tokens_may_be_removed_and_change_nothing(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train = [*FROZEN, "--iterations", 2, "--save-every", 1]
+    ends(0, *train)
+    kept = load_checkpoint(run.root / "checkpoints" / "final.pt").weights
+    for path in (run.root / "tokens").iterdir():
+        path.unlink()
+    capfd.readouterr()
+    ends(0, *train, "--no-resume", "--token-space", 0)
+    told = " ".join(capfd.readouterr().err.split())
+    assert "no room to keep the tokens of 5 of 5 images within 0 GB" in told
+    assert not run.ids("tokens")
+    again = load_checkpoint(run.root / "checkpoints" / "final.pt").weights
+    assert all(torch.equal(value, again[key]) for key, value in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--arch", "deeplabv2"), "--arch means nothing to preset frozen; leave it out"),
+        (("--multi-scale",), "--multi-scale means nothing to preset frozen"),
+        (("--backbone-weights", "r.pth"), "--backbone-weights r.pth means nothing to preset"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_means_nothing_to_it_is_refused(
+    run: Run, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    ends(2, *FROZEN, "--iterations", 1, *arguments)
+    assert said in capfd.readouterr().err
+    assert not (run.root / "checkpoints").exists()

@@ -1,0 +1,81 @@
+"""Tokens by name: those of the blocks that the names say, on one grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
+
+from clipes.errors import UsageError
+from clipes.towers.clip import Backbone
+from clipes.towers.side_by_side import Towers
+from clipes.towers.tokens import TowerTokens
+from tests.dino_support import tiny_dino
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DIGESTS = {"clip": "a", "dino": "b"}
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def towers() -> Towers:
+    torch.manual_seed(0)
+    visual = VisionTransformer(64, 16, 64, 4, 1, 4.0, output_dim=16, act_layer=QuickGELU)
+    clip = Backbone(visual, 100.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return Towers(clip, {"dino": tiny_dino()})
+
+
+def test_tokens_are_those_of_the_blocks(towers: Towers) -> None:
+    source = TowerTokens(towers, ("clip.3", "dino.2", "clip.1"), DIGESTS, 1600)
+    assert source.widths == {"clip.3": 64, "dino.2": 32, "clip.1": 64}
+    found = source.tokens(IMAGE)
+    assert {name: one.shape for name, one in found.items()} == {
+        "clip.3": (3, 4, 64),
+        "dino.2": (3, 4, 32),
+        "clip.1": (3, 4, 64),
+    }
+    pixels = towers.prepare(IMAGE, 1600)
+    visual = towers.clip.visual
+    kept = []
+    hooks = [
+        visual.transformer.resblocks[0].register_forward_hook(lambda *a: kept.append(a[2])),
+        visual.transformer.resblocks[3].ln_1.register_forward_hook(lambda *a: kept.append(a[2])),
+    ]
+    with torch.inference_mode():
+        tokens = towers.clip._embed(pixels["clip"][None], (3, 4))
+        visual.transformer(tokens)
+    for hook in hooks:
+        hook.remove()
+    for name, expected in zip(("clip.1", "clip.3"), kept, strict=True):
+        torch.testing.assert_close(found[name].flatten(0, 1), expected[0, 1:], rtol=1e-3, atol=1e-4)
+    expected = towers.others["dino"].encode(pixels["dino"][None])[0]
+    assert torch.equal(found["dino.2"].flatten(0, 1), expected)
+
+
+def test_large_images_are_shrunk(towers: Towers) -> None:
+    source = TowerTokens(towers, ("clip.2",), DIGESTS, 6)
+    h, w, _ = source.tokens(IMAGE)["clip.2"].shape
+    assert 1 <= h * w <= 6
+
+
+def test_a_fingerprint_is_of_all_that_changes_tokens(towers: Towers) -> None:
+    prints = {
+        TowerTokens(towers, names, digests, patches).fingerprint
+        for names, digests, patches in (
+            (("clip.1",), DIGESTS, 1600),
+            (("clip.2",), DIGESTS, 1600),
+            (("clip.1",), {"clip": "c", "dino": "b"}, 1600),
+            (("clip.1",), DIGESTS, 900),
+        )
+    }
+    assert len(prints) == 4
+    same = TowerTokens(towers, ("clip.1",), {"dino": "b", "clip": "a"}, 1600).fingerprint
+    assert same in prints
+
+
+@pytest.mark.parametrize("name", ["clip.0", "clip.4", "clip.11"])
+def test_blocks_that_a_tower_lacks_are_refused(towers: Towers, name: str) -> None:
+    with pytest.raises(UsageError, match=f"a CLIP of 4 blocks has no tokens {name}"):
+        TowerTokens(towers, (name,), DIGESTS, 1600)
