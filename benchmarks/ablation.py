@@ -162,15 +162,7 @@ def chosen(given: Sections, words: Sequence[str]) -> Sections:
 def run(
     given: Sections, photos: Sequence[Photo], make: MakeMaker, n_labels: int, *, crf: str
 ) -> list[Result]:
-    """Score all rows, telling stderr about each.
-
-    Args:
-        given: The rows.
-        photos: All images.
-        make: Returns what makes the maps of a row.
-        n_labels: Classes and background.
-        crf: Which rows' masks are scored: ``none``, ``main`` or ``all``.
-    """
+    """Score all rows, and masks of ``none``, ``main`` or ``all``, telling stderr about each."""
     order = [(title, row) for title, rows in given.items() for row in rows]
     found: dict[tuple[str, str], list[Result]] = {}
     for needs in dict.fromkeys(row.of_a_pass for _, row in order):

@@ -29,12 +29,16 @@ from clipes.choices import Precision
 from clipes.config import PRESETS, CamParams, get_preset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
 from clipes.disk.images import read_image
+from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness, looks_digest
+from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
-from clipes.stages.make_cams import KeptSights, make_cams
+from clipes.stages.make_cams import make_cams
 from clipes.towers.clip import Backbone
+from clipes.towers.side_by_side import CLIP, Towers
+from clipes.towers.taps import Taps
 from clipes.types import Sample
 from clipes.words.features import TextFeatures, unit_rows
 
@@ -42,7 +46,7 @@ SIZE = (375, 500)
 CLASSES, BACKGROUND = 20, 25
 LABELS = ((0,), (1, 5), (2,), (3,), (4, 14))  # 1.4 classes an image, as in VOC
 DISTINCT = 64
-ENCODER = "look: encoder"
+ENCODER = "encode: CLIP alone"
 
 _Result = TypeVar("_Result")
 
@@ -55,7 +59,7 @@ def main() -> None:
     batch = batch_size(device, options.batch)
     keep_freed_memory()
     backbone = random_backbone(device, Precision(options.precision))
-    maker = CamMaker(backbone, random_text(), get_preset(options.preset).cam)
+    maker = CamMaker(Towers(backbone), random_text(), get_preset(options.preset).cam)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         folder = Path(name)
@@ -117,16 +121,17 @@ def run_stage(
     maker: CamMaker, samples: list[Sample], run: Run, preset: str, workers: int, batch: int
 ) -> tuple[float, CamMaker]:
     """Return the seconds of both passes, where the preset has two, and what made the maps."""
-    how: dict[str, Any] = {"workers": workers, "batch": batch, "progress": lambda *_: None}
-    how["kept"] = KeptSights(sample.id for sample in samples)
-    patches = get_preset(preset).cam.patches
+    how: dict[str, Any] = {"workers": workers, "batch": batch}
+    patches, listener = get_preset(preset).cam.patches, Listener(print, print)
     start = time.perf_counter()
-    seen: frozenset[str] = frozenset()
-    if patches is not None and patches.statistics_images:
-        looks, seen = learn_looks(samples, maker, run, patches, say=print, **how)
-        maker = maker.with_looks(looks)
-    current = Freshness(run, (), cam={}, looks=looks_digest(run))
-    summary = make_cams(samples, maker, run, current, learnt_from=seen, report=print, **how)
+    ids: frozenset[str] = frozenset()
+    run.root.mkdir()
+    with ImageSource(run.root) as images:
+        if patches is not None and patches.learns:
+            maker, ids = learn_looks(samples, maker, run, patches, images, listener, **how)
+        current = Freshness(run, (), cam={}, looks=looks_digest(run))
+        how["learnt_from"] = ids
+        summary = make_cams(samples, maker, run, current, images, listener, **how)
     assert summary.done == len(samples)
     return time.perf_counter() - start, maker
 
@@ -148,10 +153,11 @@ def time_steps(
     images = step("decode", lambda: [read_image(sample.image) for sample in samples])
     pairs = list(zip(images, samples, strict=True))
     prepared = step("resize", lambda: [maker.prepare(image, one.labels) for image, one in pairs])
-    together = torch.stack([one.pixels for one in prepared])
-    step(ENCODER, lambda: backbone.encode_patches(together, CamParams().affinity_blocks))
-    sights = step("look", lambda: maker.look(prepared))
-    maps = step("maps", lambda: [maker.maps(sight) for sight in sights])
+    together = torch.stack([one.pixels[CLIP] for one in prepared])
+    taps = Taps(attention=backbone.last_blocks(CamParams().affinity_blocks), last="inputs")
+    step(ENCODER, lambda: backbone.encode(together, taps))
+    encoded = step("encode", lambda: maker.encode(prepared))
+    maps = step("maps", lambda: [maker.maps(image) for image in encoded])
     made = list(zip(samples, maps, strict=True))
     step("save", lambda: [run.save_cams(one.id, cams) for one, cams in made])
     return spent

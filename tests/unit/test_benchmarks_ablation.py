@@ -102,7 +102,7 @@ def test_every_row_runs_and_stands_in_the_tables(ablation, photos, make):
         names = [(k, row.name) for k, rows in ablation.sections(kind).items() for row in rows]
         assert len(set(names)) == len(names) > 50
     given = ablation.sections("voc")
-    found = ablation.run(given, photos, make, 4, crf="main")
+    found = ablation.run(given, [*photos[:2], photos[4]], make, 4, crf="main")
     rows = [(title, row) for title, rows in given.items() for row in rows for _ in range(2)]
     for one, (title, row) in zip(found, rows, strict=True):
         assert (one.section, one.row, one.crf is not None) == (title, row.name, row.main)
