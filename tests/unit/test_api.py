@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ import clipes
 from clipes.config import get_preset
 from clipes.disk.images import read_image
 from clipes.errors import ArtifactError, ImageError, UsageError, VocabularyError
+from clipes.listener import Listener
+from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import pseudo_label
 from clipes.run.folder import Run
+from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
 from clipes.types import Sample
 from tests.dino_support import write_dino
@@ -207,21 +211,24 @@ def test_what_the_classes_look_like_in_a_run_is_used(
         path = tmp_path / f"{seed}.png"
         Image.fromarray(pixels).resize((144, 128)).save(path)
         samples.append(Sample(path.stem, path, (0, 2), None))
-    run, maker, patches = Run(tmp_path / "run"), labeler._maker, labeler.preset.cam.patches
-    quiet = {"say": lambda _: None, "progress": lambda *_: None}
-    learnt, _ = learn_looks(samples, maker, run, patches, workers=1, **quiet)
-    assert learnt is not None
-    informed = clipes.load(tiny_weights, CLASSES, device="cpu", looks=run.root)
+    run, params = Run(tmp_path / "run"), labeler.preset.cam
+    maker = CamMaker(labeler._complete.towers, labeler._clip.text, params)
+    nothing_kept = ImageSource(None)
+    learnt, _ = learn_looks(
+        samples, maker, run, params.patches, nothing_kept, Listener(), workers=1
+    )
+    load = partial(clipes.load, tiny_weights, device="cpu", dino=labeler._asked.dino)
+    informed = load(CLASSES, looks=run.root)
     pixels = read_image(photo)
     got = informed.maps(photo, ["dog", "cat"]).maps
-    np.testing.assert_array_equal(got, maker.with_looks(learnt)(pixels, [2, 0]).maps)
+    np.testing.assert_array_equal(got, learnt(pixels, [2, 0]).maps)
     assert np.abs(got - labeler.maps(photo, ["dog", "cat"]).maps).max() > 0.01
     with pytest.raises(ArtifactError, match="other classes or another model"):
-        clipes.load(tiny_weights, CLASSES[:2], device="cpu", looks=run.root)
+        load(CLASSES[:2], looks=run.root)
     with pytest.raises(ArtifactError, match="cannot read"):
-        clipes.load(tiny_weights, CLASSES, device="cpu", looks=tmp_path)
+        load(CLASSES, looks=tmp_path)
     with pytest.raises(UsageError, match="no use for looks"):
-        clipes.load(tiny_weights, CLASSES, device="cpu", looks=run.root, preset="reference")
+        load(CLASSES, looks=run.root, preset="reference")
 
 
 @pytest.fixture
@@ -259,6 +266,7 @@ def test_a_folder_is_done_as_the_command_line_does_it_and_only_once(
     assert labeler.run(folder, tmp_path / "run", workers=1).maps.done == 3  # looks learnt anew
 
     command = ["cam", "--dataset", "folder", "--root", folder, "--weights", tiny_weights]
+    command += ["--dino", labeler._asked.dino]
     for arguments in (
         [*command, "--workers", 1, "--out", "cli"],
         ["refine", "cli", "--workers", 1],
