@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 
 from clipes.config import CONFIDENCE_THRESHOLD
@@ -11,13 +11,8 @@ from clipes.report.measure import CurvePoint
 
 _WIDTH, _HEIGHT = 640, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 22, 52
-_TITLED = (
-    CONFIDENCE_THRESHOLD,
-    0.999,
-    0.99,
-    0.9999,
-    0.0,
-)  # cuts written beside the curve, if apart
+# Cuts written beside the curve, if apart.
+_TITLED = (CONFIDENCE_THRESHOLD, 0.999, 0.99, 0.9999, 0.0)
 _APART = 40
 
 
@@ -76,29 +71,41 @@ def coverage_curve(points: Sequence[CurvePoint]) -> str:
         )
     for kind, name in (("accuracy", "pixel accuracy"), ("miou", "mIoU")):
         spots = [(place(point.coverage, getattr(point, kind)), point) for point in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for (x, y), _ in spots)
-        drawn.append(f'<polyline class="{kind}" points="{path}"/>')
-        for (x, y), point in spots:
-            words = (
-                f"confidence of at least {point.cut:g}: {100 * point.coverage:.1f} % of the pixels,"
-                f" {name} {100 * getattr(point, kind):.2f} %"
-            )
-            drawn.append(
-                f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
-                f"<title>{words}</title></circle>"
-            )
+        drawn += _line(kind, name, spots)
     lower = {point.cut: place(point.coverage, min(point.accuracy, point.miou)) for point in points}
+    drawn += _cuts(lower)
+    drawn.append(_label("coverage: share of the pixels kept, %"))
+    return _svg("Accuracy of the pixels kept, by confidence", drawn)
+
+
+def _line(
+    kind: str, name: str, spots: Sequence[tuple[tuple[float, float], CurvePoint]]
+) -> Iterator[str]:
+    """Draw one curve, with what each of its points is as a title."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for (x, y), _ in spots)
+    yield f'<polyline class="{kind}" points="{path}"/>'
+    for (x, y), point in spots:
+        words = (
+            f"confidence of at least {point.cut:g}: {100 * point.coverage:.1f} % of the pixels,"
+            f" {name} {100 * getattr(point, kind):.2f} %"
+        )
+        yield (
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
+            f"<title>{words}</title></circle>"
+        )
+
+
+def _cuts(lower: Mapping[float, tuple[float, float]]) -> Iterator[str]:
+    """Write some cuts below the curves, where they do not touch."""
     titled: list[float] = []
     for cut in _TITLED:
         if cut in lower and all(abs(lower[cut][0] - x) > _APART for x in titled):
             x, y = lower[cut]
             titled.append(x)
-            drawn.append(
+            yield (
                 f'<text class="small" text-anchor="start" x="{x + 4:.1f}" y="{y + 16:.1f}">'
                 f"≥ {cut:g}</text>"
             )
-    drawn.append(_label("coverage: share of the pixels kept, %"))
-    return _svg("Accuracy of the pixels kept, by confidence", drawn)
 
 
 def _y_axis(low: float, high: float, name: str) -> str:

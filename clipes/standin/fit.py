@@ -193,27 +193,12 @@ def fit(
             f"all {len(images)} images are labelled alike, so nothing tells names apart",
             "add images with other labels",
         )
-    others = sorted(counts.keys() - {*classes, BACKGROUND})
-    names = (*classes, *others, BACKGROUND)
+    names = (*classes, *sorted(counts.keys() - {*classes, BACKGROUND}), BACKGROUND)
     row = {name: index for index, name in enumerate(names)}
     labels = [torch.tensor([row[name] for name in image.names]) for image in images]
     pool = _Pool.of(images)
 
-    sums, weights = pool.lend(labels, len(names))
-    first = sums / weights.clamp_min(1e-6)[:, None]  # BACKGROUND has lent nothing: its mean is 0
-    own = pool.discriminants(first, weights, params.ridge)
-    progress(0, params.rounds)
-    for done in range(params.rounds):
-        vectors = _vectors(pool.common, own, len(classes), params.spread)
-        claims = [
-            _claims(image.features, label, vectors, len(classes), logit_scale)
-            for image, label in zip(images, labels, strict=True)
-        ]
-        sums, weights = pool.give(torch.cat(claims), len(names))
-        means = (sums + params.prior * first) / (weights + params.prior)[:, None]
-        own = pool.discriminants(means, weights, params.ridge)
-        progress(done + 1, params.rounds)
-
+    own = _own_parts(pool, images, labels, len(classes), len(names), logit_scale, params, progress)
     rows = unit_rows(_vectors(pool.common, own, len(classes), params.spread).numpy())
     text = TextFeatures(
         classes=tuple(classes),
@@ -224,6 +209,34 @@ def fit(
         note=note,
     )
     return Fitted(text, dict(counts))
+
+
+def _own_parts(
+    pool: _Pool,
+    images: Sequence[EncodedImage],
+    labels: Sequence[Tensor],
+    n_classes: int,
+    n_names: int,
+    logit_scale: float,
+    params: FitParams,
+    progress: Progress,
+) -> Tensor:
+    """Return the (M, E) own parts of the vectors, after rounds of claiming patches and fitting."""
+    sums, weights = pool.lend(labels, n_names)
+    first = sums / weights.clamp_min(1e-6)[:, None]  # BACKGROUND has lent nothing: its mean is 0
+    own = pool.discriminants(first, weights, params.ridge)
+    progress(0, params.rounds)
+    for done in range(params.rounds):
+        vectors = _vectors(pool.common, own, n_classes, params.spread)
+        claims = [
+            _claims(image.features, label, vectors, n_classes, logit_scale)
+            for image, label in zip(images, labels, strict=True)
+        ]
+        sums, weights = pool.give(torch.cat(claims), n_names)
+        means = (sums + params.prior * first) / (weights + params.prior)[:, None]
+        own = pool.discriminants(means, weights, params.ridge)
+        progress(done + 1, params.rounds)
+    return own
 
 
 @dataclass(frozen=True)
