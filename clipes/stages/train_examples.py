@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from clipes.datasets import Dataset
 from clipes.disk.files import sha256_of
@@ -41,16 +42,8 @@ def training_pairs(
             was named is absent.
     """
     run = sources.run
-    masks = sources.masks or run.root / "pseudo"
-    maps = sources.confidence if sources.masks else sources.confidence or run.root / "confidence"
-    if guided and maps is None:
-        raise ArtifactError(
-            f"the masks of {masks} come without confidence",
-            "give --confidence DIR, or train with --no-cgl",
-        )
+    masks, maps = _folders(sources, guided=guided)
     given = None if sources.masks is None else find_masks(sources.masks, "--masks")
-    if guided and sources.confidence is not None:
-        find_masks(sources.confidence, "--confidence")
     _say_left_out(sources, data, say)
     current = None if sources.masks else Freshness.of(run, data.classes)
     pairs, stale, missing = [], [], []
@@ -62,7 +55,7 @@ def training_pairs(
         if current is not None and (reason := current.unusable(sample)):
             stale.append(f"{sample.id}: {reason}")
             continue
-        confidence = maps / f"{sample.id}.png" if guided and maps else None
+        confidence = maps / f"{sample.id}.png" if maps else None
         if confidence is not None and not confidence.is_file():
             raise ArtifactError(
                 f"{sample.id} has a mask but no confidence map {confidence}",
@@ -83,6 +76,23 @@ def training_pairs(
         count = f"{len(missing)} of {len(data.samples)} images"
         say(f"{count} have no mask, the first is {missing[0]}")
     return pairs
+
+
+def _folders(sources: Sources, *, guided: bool) -> tuple[Path, Path | None]:
+    """Return where masks and, if they are asked for, confidence maps are; errors as above."""
+    run, own, confidence = sources.run, sources.masks is None, sources.confidence
+    masks = sources.masks or run.root / "pseudo"
+    if not guided:
+        return masks, None
+    if confidence is not None:
+        find_masks(confidence, "--confidence")
+        return masks, confidence
+    if not own:
+        raise ArtifactError(
+            f"the masks of {masks} come without confidence",
+            "give --confidence DIR, or train with --no-cgl",
+        )
+    return masks, run.root / "confidence"
 
 
 def _say_left_out(sources: Sources, data: Dataset, say: Callable[[str], None]) -> None:
