@@ -100,21 +100,30 @@ def _rounds(default: Row) -> list[Row]:
     """Return the rows about how often, with which towers and whose background it is looked."""
     clip, dino, both = (LooksRound(towers) for towers in (("clip",), ("dino",), ("clip", "dino")))
 
+    alike = replace(both, likeness_weight=0.5)
+
     def own(share: float) -> tuple[LooksRound, ...]:
-        return (replace(dino, own_background=share), both)
+        return (replace(dino, own_background=share), alike)
 
-    def rounds(name: str, *some: LooksRound, **settings: float) -> Row:
-        return _patches(default, name, rounds=some, **settings)
+    def rounds(name: str, *some: LooksRound) -> Row:
+        return _vary(_patches(default, name, rounds=some), name, main=True)
 
+    weighed = (replace(both, likeness_weight=weight) for weight in (0.35, 0.65, 1.0))
     return [
-        rounds("CLIP twice", clip, clip, likeness_weight=0.0),
-        rounds("DINOv2 once, CLIP's walk", dino, likeness_weight=0.0),
-        rounds("both towers once", both),
-        rounds("DINOv2, then both, CLIP's walk", *own(0.0), likeness_weight=0.0),
-        *(rounds(f"own background {share:g}", *own(share)) for share in (0.0, 0.15, 0.25, 0.5)),
-        rounds("three rounds", *own(0.25), both),
-        rounds("own background in the last round", dino, replace(both, own_background=0.25)),
-        *_each(default, "likeness_weight", (0.35, 0.65)),
+        rounds("CLIP twice", clip, clip),
+        rounds("DINOv2 once", dino),
+        rounds("both towers once, and their walk", alike),
+        rounds("DINOv2, then both, CLIP's walk", *own(0.15)[:1], both),
+        rounds("DINOv2, then both, their walk twice", replace(alike, towers=dino.towers), alike),
+        *(rounds(f"own background {share:g}", *own(share)) for share in (0.0, 0.25, 0.5)),
+        rounds("three rounds", *own(0.15), alike),
+        rounds(
+            "own background in both rounds", *own(0.15)[:1], replace(alike, own_background=0.15)
+        ),
+        *(
+            rounds(f"likeness' weight {one.likeness_weight:g}", *own(0.15)[:1], one)
+            for one in weighed
+        ),
         *_each(default, "likeness_temperature", (0.07, 0.15)),
     ]
 

@@ -65,10 +65,13 @@ class LooksRound:
         towers: Names of the towers whose tokens are looked at, side by side.
         own_background: Share that an image's own background has in what the background looks like
             to it; the rest is the run's. The more images, the less is the run's like any of them.
+        likeness_weight: Weight that likeness of tokens has in the affinity of the maps that are
+            made after the round; the rest is CLIP's attention. 0 for its attention alone.
     """
 
     towers: tuple[str, ...] = ("clip",)
     own_background: float = 0.0
+    likeness_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,7 @@ class PatchParams:
         walk_power: t of all maps but the first, which need more spreading.
         rounds: Each learns from the maps of the one before, the first from those of the words. The
             default is what a run of an older clipes, which does not say it, was made with.
-        likeness_of: The tower whose tokens say which patches are alike.
-        likeness_weight: Weight of that in the affinity of all maps but the first; the rest is
-            CLIP's attention. 0 for its attention alone.
+        likeness_of: The tower whose tokens say which patches are alike, where a round asks.
         likeness_temperature: Divides the cosines of those tokens.
     """
 
@@ -106,7 +107,6 @@ class PatchParams:
     walk_power: int = 1
     rounds: tuple[LooksRound, ...] = (LooksRound(),)
     likeness_of: str = "dino"
-    likeness_weight: float = 0.0
     likeness_temperature: float = 0.1
 
     @property
@@ -118,7 +118,7 @@ class PatchParams:
     def towers(self) -> tuple[str, ...]:
         """Names of the towers beside CLIP that are needed."""
         named = [name for part in self.rounds for name in part.towers] if self.learns else []
-        if self.learns and self.likeness_weight:
+        if self.learns and any(part.likeness_weight for part in self.rounds):
             named.append(self.likeness_of)
         return tuple(dict.fromkeys(name for name in named if name != "clip"))
 
@@ -212,8 +212,10 @@ class Preset:
 
 
 _BOTH_TOWERS = PatchParams(
-    rounds=(LooksRound(("dino",), own_background=0.25), LooksRound(("clip", "dino"))),
-    likeness_weight=0.5,
+    rounds=(
+        LooksRound(("dino",), own_background=0.15),
+        LooksRound(("clip", "dino"), likeness_weight=0.5),
+    )
 )
 
 PRESETS = {

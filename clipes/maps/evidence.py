@@ -163,14 +163,20 @@ def first_maps(evidence: Evidence, params: CamParams) -> Float32Array:
     return propagate(walk, evidence.sources, params, params.walk_power)
 
 
-def walk_of(evidence: PatchEvidence, params: CamParams) -> Walk:
-    """Return the affinity of an image's patches, of all the towers that the settings name."""
+def walk_of(evidence: PatchEvidence, params: CamParams, weight: float) -> Walk:
+    """Return the affinity of an image's patches.
+
+    Args:
+        evidence: The image.
+        params: Settings.
+        weight: Of the likeness of tokens; the rest is CLIP's attention.
+    """
     assert params.patches is not None
     patches = params.patches
-    affinities = [(evidence.attention.float(), 1 - patches.likeness_weight)]
-    if patches.likeness_weight:
+    affinities = [(evidence.attention.float(), 1 - weight)]
+    if weight:
         alike = likeness(evidence.of((patches.likeness_of,)), patches.likeness_temperature)
-        affinities.append((alike, patches.likeness_weight))
+        affinities.append((alike, weight))
     return sinkhorn(blend(affinities), params.sinkhorn_iterations)
 
 

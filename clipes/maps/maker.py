@@ -175,7 +175,7 @@ class CamMaker:
         tokens, grid = evidence.of(this.towers), evidence.sources.shape[1:]
         found = looks_sources(tokens, evidence.log_words, means, looks, self._patches)
         sources = min_max(found.unflatten(1, grid).cpu().numpy())
-        walk = walk_of(evidence, self._params)
+        walk = walk_of(evidence, self._params, this.likeness_weight)
         return propagate(walk, sources, self._params, self._patches.walk_power)
 
     def _statistics(self, image: EncodedImage, rounds: int, in_statistics: bool) -> Statistics:

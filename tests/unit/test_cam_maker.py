@@ -42,8 +42,7 @@ PATCHES = PatchParams(strong=0.5, weak=0.5)
 BOTH = PatchParams(
     strong=0.5,
     weak=0.5,
-    rounds=(LooksRound(), LooksRound(("clip", "dino"), own_background=0.3)),
-    likeness_weight=0.4,
+    rounds=(LooksRound(), LooksRound(("clip", "dino"), own_background=0.3, likeness_weight=0.4)),
 )
 SIZES = ((64, 96), (48, 80), (64, 96), (96, 64), (60, 90), (48, 80), (64, 96))
 LABELS = ((0,), (1, 2), (2, 0), (1,), (0, 1, 2), (2,), (1, 0))
@@ -212,16 +211,16 @@ def test_the_second_round_looks_with_both_towers_at_the_maps_of_the_first(backbo
             np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
 
 
-def test_alike_patches_of_the_second_tower_lead_all_maps_but_the_first(backbone, text, images):
+def test_alike_patches_of_the_second_tower_lead_the_maps_of_a_round_that_asks(backbone, text, images):
     maker = make("both", backbone, text)
     (image, *_) = encode(maker, images)
     attention, tokens = image.evidence.attention.float(), image.evidence.tokens["dino"].float()
     alike = likeness(tokens, BOTH.likeness_temperature)
     both = sinkhorn(blend([(attention, 0.6), (alike, 0.4)]), 3)
-    walk = walk_of(image.evidence, params("both"))
+    walk = walk_of(image.evidence, params("both"), 0.4)
     for name in ("attention", "rows", "columns"):
         torch.testing.assert_close(getattr(walk, name), getattr(both, name))
-    alone = walk_of(image.evidence, params("patches"))
+    alone = walk_of(image.evidence, params("patches"), 0.0)
     torch.testing.assert_close(alone.attention, attention, rtol=0, atol=0)
     first = first_maps(image.evidence, params("patches"))
     np.testing.assert_array_equal(maker.maps(image).maps, first)
