@@ -12,6 +12,7 @@ from itertools import pairwise
 from statistics import median
 
 import numpy as np
+import timm.models.vision_transformer as timm_vit
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from open_clip.transformer import QuickGELU, VisionTransformer
@@ -113,7 +114,7 @@ def random_backbone(
 def random_dino(kernels: Kernels | None = None) -> DinoTower:
     """Return a DINOv2 ViT-S/14 of random weights on the processor; arguments as ``DinoTower``."""
     torch.manual_seed(0)
-    module = VisionTransformer(
+    module = timm_vit.VisionTransformer(
         img_size=518, patch_size=14, embed_dim=384, depth=12, num_heads=6, num_classes=0
     )
     return DinoTower(module, "random", kernels=kernels)

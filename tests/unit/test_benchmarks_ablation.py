@@ -75,8 +75,9 @@ def product(maker: CamMaker, row, photos, learnt_from, folder: Path) -> list[Cam
     [
         ("published", ()),
         ("One image alone: fast", ()),
-        ("classes of the run look like: default", range(6)),
-        ("and alike by DINOv2, 0.5, own share 0.25", range(6)),
+        ("to CLIP alone: clip", range(6)),
+        ("both towers: default", range(6)),
+        ("own background 0.25", range(6)),
         ("a sample of 10, and its own", (0, 5)),
         ("other images and its own", (0, 1, 2, 3, 4)),  # as the last of the photos has it
     ],

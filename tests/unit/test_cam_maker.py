@@ -211,7 +211,9 @@ def test_the_second_round_looks_with_both_towers_at_the_maps_of_the_first(backbo
             np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
 
 
-def test_alike_patches_of_the_second_tower_lead_the_maps_of_a_round_that_asks(backbone, text, images):
+def test_alike_patches_of_the_second_tower_lead_the_maps_of_a_round_that_asks(
+    backbone, text, images
+):
     maker = make("both", backbone, text)
     (image, *_) = encode(maker, images)
     attention, tokens = image.evidence.attention.float(), image.evidence.tokens["dino"].float()
