@@ -137,7 +137,11 @@ class Loss(Choice):
 
 
 class Amp(Choice):
-    """Precision of a segmenter in training; auto: bf16 on GPUs that have it."""
+    """Precision of a segmenter in training.
+
+    Attributes:
+        auto: bf16 on GPUs that have it and, for decoders on tokens, on processors that have it.
+    """
 
     auto = "auto"
     none = "none"

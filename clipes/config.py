@@ -399,7 +399,7 @@ def choose_segmenter_preset(name: str, dataset: str, *, gpu: bool) -> AnySegment
     if name != SegmenterPresetName.auto:
         return get_segmenter_preset(name)
     if not gpu:
-        return get_segmenter_preset(SegmenterPresetName.small)
+        return get_segmenter_preset(SegmenterPresetName.frozen)
     coco = dataset == DatasetKind.coco
     paper = SegmenterPresetName.clip_es_coco if coco else SegmenterPresetName.clip_es_voc
     return get_segmenter_preset(paper)

@@ -31,7 +31,8 @@ OutOption = Annotated[
 PresetOption = Annotated[
     SegmenterPresetName,
     typer.Option(
-        help="Recipe. auto: clip-es-* on a GPU, small on a CPU; frozen: a decoder on frozen towers."
+        help="Recipe. auto: clip-es-* on a GPU, else frozen, a decoder on frozen "
+        "towers, or small if a backbone is named."
     ),
 ]
 ArchOption = Annotated[Arch | None, typer.Option(help="Head. (default: the preset's)")]

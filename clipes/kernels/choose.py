@@ -38,6 +38,13 @@ def processor_features() -> dict[str, bool]:
     return dict(llvm.get_host_cpu_features())
 
 
+def multiplies_bf16(device: torch.device, features: dict[str, bool]) -> bool:
+    """Tell whether a device has instructions for products of bf16; arguments as below."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(features.get("avx512bf16") or features.get("amx-bf16"))
+
+
 def choose_kernels(
     device: torch.device,
     dtype: torch.dtype,
@@ -64,10 +71,7 @@ def choose_kernels(
     compiled = on_processor and bool(features.get("avx2"))
     linear = "onednn" if compiled and has_onednn() else "torch"
     if precision is Precision.auto:
-        multiplies_bf16 = features.get("avx512bf16") or features.get("amx-bf16")
-        if device.type == "cuda":
-            multiplies_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = Precision.bf16 if multiplies_bf16 else Precision.fp32
+        precision = Precision.bf16 if multiplies_bf16(device, features) else Precision.fp32
     linear = _ROUNDED.get(precision, linear)
     tiled = compiled and head_width in _TILED_HEADS
     return Kernels(linear, "tiles" if tiled else "torch")

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clipes.choices import Amp
 from clipes.errors import ArtifactError, ClipesError, UsageError
+from clipes.kernels.choose import multiplies_bf16, processor_features
 from clipes.seg.checkpoint import (
     FINAL,
     Checkpoint,
@@ -60,8 +61,12 @@ class TrainOptions:
     keep: int = 2
     workers: int | None = None
 
-    def on(self, device: torch.device) -> TrainOptions:
+    def on(self, device: torch.device, *, rounded: bool = False) -> TrainOptions:
         """Return the options as they suit a device.
+
+        Args:
+            device: Where the network runs.
+            rounded: Whether ``auto`` is bf16 on processors that multiply it.
 
         Raises:
             UsageError: The device has no such precision.
@@ -69,7 +74,8 @@ class TrainOptions:
         workers = self.workers
         if workers is None:
             workers = _GPU_WORKERS if device.type == "cuda" else 0
-        return replace(self, amp=choose_precision(self.amp, device), workers=workers)
+        amp = choose_precision(self.amp, device, rounded=rounded)
+        return replace(self, amp=amp, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -352,8 +358,8 @@ def part_size(recipe: Recipe[Any, Any], processes: int) -> int:
     return part
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """Return ``none``, ``bf16`` or ``fp16`` for what was asked for.
+def choose_precision(name: str, device: torch.device, *, rounded: bool = False) -> str:
+    """Return ``none``, ``bf16`` or ``fp16`` for what was asked for; see ``TrainOptions.on``.
 
     Raises:
         UsageError: The device cannot do that.
@@ -361,7 +367,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     cuda = device.type == "cuda"
     if name == Amp.auto:
         if not cuda:
-            return Amp.none.value
+            pays = rounded and multiplies_bf16(device, processor_features())
+            return Amp.bf16.value if pays else Amp.none.value
         return Amp.bf16.value if torch.cuda.is_bf16_supported() else Amp.fp16.value
     if name == Amp.fp16 and not cuda:
         raise UsageError("--amp fp16 needs a CUDA device", "use --amp bf16 or none")

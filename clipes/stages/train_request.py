@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from clipes.choices import SegmenterPresetName
 from clipes.config import (
     OUTPUT_STRIDES,
     TOKEN_SPACE,
     TRAIN_SCALES,
     AnySegmenterPreset,
+    FrozenPreset,
     choose_segmenter_preset,
 )
 from clipes.errors import UsageError
@@ -69,6 +71,12 @@ class Changes:
     flip: bool | None = None
     multi_scale: bool | None = None
 
+    def foreign_to(self, preset: AnySegmenterPreset) -> list[str]:
+        """Return the names of what is asked for and a preset knows nothing of."""
+        known = {one.name for one in fields(preset)}
+        given = [name for name, value in vars(self).items() if value is not None]
+        return [name for name in given if _FIELDS.get(name, name) not in known]
+
     def of(self, preset: AnySegmenterPreset) -> AnySegmenterPreset:
         """Return a preset with what is asked for.
 
@@ -78,8 +86,7 @@ class Changes:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if given.get("output_stride", OUTPUT_STRIDES[0]) not in OUTPUT_STRIDES:
             raise UsageError(f"an output stride of {given['output_stride']}", "choose 8, 16 or 32")
-        known = {one.name for one in fields(preset)}
-        if foreign := [name for name in given if _FIELDS.get(name, name) not in known]:
+        if foreign := self.foreign_to(preset):
             raise UsageError(
                 f"--{foreign[0].replace('_', '-')} means nothing to preset {preset.name}",
                 "leave it out, or choose another --preset",
@@ -127,5 +134,10 @@ class TrainRequest:
         Raises:
             UsageError: There is none, or its changes make no sense.
         """
-        dataset = self.sources.run.cam_record().settings.dataset
-        return self.changes.of(choose_segmenter_preset(self.preset, dataset, gpu=gpu))
+        dataset, name = self.sources.run.cam_record().settings.dataset, self.preset
+        preset = choose_segmenter_preset(name, dataset, gpu=gpu)
+        if name == SegmenterPresetName.auto and isinstance(preset, FrozenPreset):
+            deeplab = self.changes.foreign_to(preset) or self.sources.backbone_weights != "auto"
+            if deeplab:  # what is asked for tells which network is meant
+                preset = choose_segmenter_preset(SegmenterPresetName.small, dataset, gpu=gpu)
+        return self.changes.of(preset)

@@ -127,9 +127,10 @@ def train_segmenter(request: TrainRequest, listener: TrainingListener) -> Summar
 
 def _prepare(request: TrainRequest, processes: Processes, listener: TrainingListener) -> _Job:
     """Find what is learnt from and what is predicted; errors as for ``train_segmenter``."""
-    request = replace(request, options=request.options.on(processes.device))
     sources, guidance = request.sources, request.guidance
     preset = request.recipe_preset(gpu=processes.device.type == "cuda")
+    rounded = isinstance(preset, FrozenPreset)  # linear layers alone: half the time
+    request = replace(request, options=request.options.on(processes.device, rounded=rounded))
     _check_target(sources)
     data = reopen(sources.run, sources.root, sources.split)
     tokens = _tokens(request, preset, processes, listener)

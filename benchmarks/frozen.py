@@ -1,0 +1,114 @@
+"""Masks and a segmenter from image-level labels alone, on all real VOC images beside the checkout.
+
+    python benchmarks/frozen.py OUT [--preset default] [--seeds 0 1 2] [--truth] [-- OPTIONS]
+
+One run over voc_sample and voc_more/train, 484 images: maps, masks, their scores on both parts.
+Then ``train-seg --preset frozen`` on these masks (with ``--truth``, also on the ground truth, which
+is the most that can be hoped for), and the scores of its predictions of voc_more/val, 75 images
+without any label, before and after the dense CRF. OPTIONS go to train-seg. Everything continues
+where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import make_maps, make_masks, sample, write_text_features
+
+from clipes.datasets import VOC_CLASSES
+from clipes.disk.images import read_mask
+from clipes.masks.scores import ConfusionMatrix
+from clipes.run.folder import Run
+from clipes.stages.cam import DataRequest
+
+PARTS = {"voc_sample": ("voc_sample", "train"), "voc_more/train": ("voc_more", "train"),
+         "voc_more/val": ("voc_more", "val")}  # fmt: skip
+TRUTH, LISTS = "SegmentationClassAug", Path("ImageSets", "Segmentation")
+
+
+def join(folder: Path) -> dict[str, list[str]] | None:
+    """Lay the images of all parts into one VOC folder, as links; return the ids of each part."""
+    ids: dict[str, list[str]] = {}
+    (folder / LISTS).mkdir(parents=True, exist_ok=True)
+    for part, (name, split) in PARTS.items():
+        data = sample(name)
+        if data is None:
+            return None
+        ids[part] = (data / LISTS / f"{split}.txt").read_text().split()
+        for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), (TRUTH, "png")):
+            (folder / kind).mkdir(exist_ok=True)
+            for one in ids[part]:
+                link = folder / kind / f"{one}.{suffix}"
+                if not link.is_symlink():
+                    link.symlink_to(data.resolve() / kind / link.name)
+    learnt = [*ids["voc_sample"], *ids["voc_more/train"]]
+    for name, some in (("train", learnt), ("val", ids["voc_more/val"])):
+        (folder / LISTS / f"{name}.txt").write_text("\n".join(some) + "\n")
+    return ids
+
+
+def miou(masks: Path, data: Path, ids: Sequence[str]) -> float:
+    """Return the mIoU in % of masks of some images."""
+    matrix = ConfusionMatrix(1 + len(VOC_CLASSES))
+    for one in ids:
+        matrix.update(read_mask(data / TRUTH / f"{one}.png"), read_mask(masks / f"{one}.png"))
+    return 100 * matrix.scores().miou
+
+
+def train(run: Path, data: Path, out: Path, val: Sequence[str], options: Sequence[str]) -> str:
+    """Train and predict; return minutes, and the scores without and with the CRF, as a row."""
+    start = time.monotonic()
+    clipes("train-seg", run, "--preset", "frozen", "--root", data, "--out", out, *options)
+    minutes = (time.monotonic() - start) / 60
+    images = [data / "JPEGImages" / f"{one}.jpg" for one in val]
+    checkpoint = out / "checkpoints" / "final.pt"
+    clipes("predict", checkpoint, *images, "--out", out / "crf", "--crf")
+    scores = [miou(out / name, data, val) for name in ("predictions", "crf")]
+    return f"{minutes:.1f} | {scores[0]:.2f} | {scores[1]:.2f}"
+
+
+def clipes(*arguments: object) -> None:
+    """Run a command of the product, in a process as a training has it; stop if it fails."""
+    subprocess.run([sys.executable, "-m", "clipes", *map(str, arguments)], check=True)
+
+
+def main() -> None:
+    """Make masks, train, and print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("--preset", default="default", help="of the masks")
+    parser.add_argument("--seeds", nargs="*", default=["0"], help="of the trainings; none: none")
+    parser.add_argument("--truth", action="store_true", help="also learn the ground truth")
+    parser.add_argument("options", nargs="*", metavar="OPTIONS", help="of train-seg, behind --")
+    asked = parser.parse_args()
+    data, run = (asked.out / "data").absolute(), Run(asked.out / f"masks-{asked.preset}")
+    if (ids := join(data)) is None:
+        return
+    text = asked.out / "text.npz"
+    write_text_features(text, "voc")
+    make_maps(DataRequest("voc", root=data, split="train"), text, asked.preset, run)
+    make_masks(run)
+    print(f"\n| masks of preset {asked.preset} | CRF |\n|---|---|")
+    for part in ("voc_sample", "voc_more/train"):
+        print(f"| {part} | {miou(run.root / 'pseudo', data, ids[part]):.2f} |", flush=True)
+    rows: dict[str, str] = {}
+    for seed in asked.seeds:
+        for name in ("masks", "truth")[: 1 + asked.truth]:
+            out = asked.out / f"{asked.preset}-{name}-{seed}"
+            truth = ["--no-cgl", "--masks", str(data / TRUTH)] if name == "truth" else []
+            options = [*truth, "--seed", seed, *asked.options]
+            rows[f"{name}, seed {seed}"] = train(run.root, data, out, ids["voc_more/val"], options)
+            (asked.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
+    print("\n| learnt from | minutes | voc_more/val | + CRF |\n|---|---|---|---|")
+    for name, row in rows.items():
+        print(f"| {name} | {row} |")
+
+
+if __name__ == "__main__":
+    main()
