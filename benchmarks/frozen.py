@@ -85,8 +85,8 @@ def main() -> None:
     parser.add_argument("--preset", default="default", help="of the masks")
     parser.add_argument("--seeds", nargs="*", default=["0"], help="of the trainings; none: none")
     parser.add_argument("--truth", action="store_true", help="also learn the ground truth")
-    parser.add_argument("options", nargs="*", metavar="OPTIONS", help="of train-seg, behind --")
-    asked = parser.parse_args()
+    behind = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    asked, of_training = parser.parse_args(sys.argv[1:behind]), sys.argv[behind + 1 :]
     data, run = (asked.out / "data").absolute(), Run(asked.out / f"masks-{asked.preset}")
     if (ids := join(data)) is None:
         return
@@ -102,7 +102,7 @@ def main() -> None:
         for name in ("masks", "truth")[: 1 + asked.truth]:
             out = asked.out / f"{asked.preset}-{name}-{seed}"
             truth = ["--no-cgl", "--masks", str(data / TRUTH)] if name == "truth" else []
-            options = [*truth, "--seed", seed, *asked.options]
+            options = [*truth, "--seed", seed, *of_training]
             rows[f"{name}, seed {seed}"] = train(run.root, data, out, ids["voc_more/val"], options)
             (asked.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
     print("\n| learnt from | minutes | voc_more/val | + CRF |\n|---|---|---|---|")
