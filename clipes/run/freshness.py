@@ -84,12 +84,6 @@ class Freshness:
             refine=recorded if refine is None else refine,
         )
 
-    def with_looks(self, looks: str | None) -> Freshness:
-        """Return the same for classes that look otherwise."""
-        changed = copy(self)
-        changed._looks = looks
-        return changed
-
     def at(self, run: Run) -> Freshness:
         """Return the same for the run folder under another path."""
         moved = copy(self)

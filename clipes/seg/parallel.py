@@ -67,14 +67,14 @@ def join_processes(device: str) -> Iterator[Processes]:
         UsageError: The device is unknown or not here.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    place = choose_device(device, local_rank())
+    chosen = choose_device(device, local_rank())
     if count == 1:
-        yield Processes(0, 1, place)
+        yield Processes(0, 1, chosen)
         return
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Processes(rank, count, place)
+        yield Processes(rank, count, chosen)
     finally:
         dist.destroy_process_group()

@@ -93,6 +93,10 @@ class ImageSource:
     def _kept(self, image_id: str, device: torch.device) -> ReadImage | None:
         if self._scratch is None or image_id not in self._scratch:
             return None
+        try:
+            arrays = self._scratch.read(image_id)
+        except OSError:  # it can be encoded again
+            return None
         labels, size, picture = self._known[image_id]
-        evidence = PatchEvidence.from_arrays(self._scratch.read(image_id), device)
+        evidence = PatchEvidence.from_arrays(arrays, device)
         return ReadImage(image_id, EncodedImage(labels, size, evidence), picture)

@@ -107,12 +107,12 @@ def open_weights(
         raise WeightsError(
             f"{model} knows no words: it is no CLIP", "name a CLIP with --model, or leave it out"
         )
-    place = choose_device(device, local_rank())
+    chosen = choose_device(device, local_rank())
     with progress("weights", show_count=False) as bar:
         weights = resolve(source, model, say=say, progress=bar)
     state = read_state_dict(weights.path)
     _check_model(weights, state)
-    return OpenedWeights(weights, state, place)
+    return OpenedWeights(weights, state, chosen)
 
 
 def _check_model(weights: Weights, state: Mapping[str, Tensor]) -> None:
@@ -225,9 +225,9 @@ def load_dino(
         progress: Opens a progress bar.
         precision: Of the tower's linear layers.
     """
-    place = choose_device(device, local_rank())
+    chosen = choose_device(device, local_rank())
     with progress("DINOv2", show_count=False) as bar:
         found = resolve(weights, DINOV2, say=say, progress=bar)
-    module = load_dinov2(read_state_dict(found.path, normalise_dinov2)).to(place)
+    module = load_dinov2(read_state_dict(found.path, normalise_dinov2)).to(chosen)
     recipe = found.recipe
     return DinoTower(module, found.sha256, recipe.mean, recipe.std, precision=precision)
