@@ -31,7 +31,7 @@ from tapes import FOLDS, Photo, Row, Score, score_row, tape_all
 from clipes.config import LooksRound, get_preset
 from clipes.datasets import open_dataset
 from clipes.device import keep_freed_memory
-from clipes.listener import no_progress
+from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.stages.setup import load_dino, open_weights
 from clipes.towers.side_by_side import Towers
@@ -225,15 +225,13 @@ def load_photos(names: Sequence[str], limit: int | None) -> tuple[list[Photo], t
 
 def load_maker(kind: str, classes: tuple[str, ...], others: Iterable[str], dino: str) -> MakeMaker:
     """Return what returns the maker of a row: towers, and the published vectors of ``classes``."""
-    opened = open_weights("registry", "ViT-B-16", device="cpu", say=_say, progress=no_progress)
+    opened = open_weights("registry", "ViT-B-16", "cpu", Listener(_say))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.npz"
         write_text_features(path, kind)
         text = load_text_features(path).for_classes(classes)
     clips = {rounded: opened.backbone(fp16_positions=rounded) for rounded in (False, True)}
-    beside = {
-        name: load_dino(dino, device="cpu", say=_say, progress=no_progress) for name in others
-    }
+    beside = {name: load_dino(dino, "cpu", Listener(_say)) for name in others}
 
     def make(row: Row) -> CamMaker:
         some = {name: beside[name] for name in row.others}

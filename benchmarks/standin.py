@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from common import SHARED, make_maps
 
-from clipes.cli.console import progress_bar, say
+from clipes.cli.console import progress_bar
+from clipes.cli.options import listener
 from clipes.config import get_preset
 from clipes.datasets import VOC_CLASSES, open_dataset
 from clipes.disk.files import atomic_write
@@ -100,7 +101,7 @@ def main() -> None:
     cache = (options.cache or cache_dir() / "standin").absolute()
     voc = open_dataset("voc", root=data / "voc_sample", split="train")
     others = [open_dataset("folder", root=data / f"{name}_sample") for name in ("coco", "stuff")]
-    opened = open_weights("registry", "ViT-B-16", device="cpu", say=say, progress=progress_bar)
+    opened = open_weights("registry", "ViT-B-16", "cpu", listener())
     images = encoded(opened, gather([voc, *others], VOC_CLASSES), cache)
     first, rest = images[: len(voc.samples)], images[len(voc.samples) :]
     matrices = {}

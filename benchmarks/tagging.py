@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from common import sample, write_text_features
 
-from clipes.cli.console import progress_bar, say
+from clipes.cli.console import progress_bar
+from clipes.cli.options import listener
 from clipes.config import TagParams
 from clipes.datasets import Dataset, open_dataset
 from clipes.disk.images import read_image
+from clipes.stages.cam import ClipRequest
 from clipes.stages.setup import load_clip
 from clipes.stages.tag import Tagger
 from clipes.words.vocabulary import load_vocabulary
@@ -34,16 +36,8 @@ def score(data: Dataset, kind: str) -> Scores:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.npz"
         write_text_features(text, kind)
-        clip = load_clip(
-            "registry",
-            "ViT-B-16",
-            load_vocabulary(kind),
-            text_features=text,
-            fp16_positions=False,
-            device="auto",
-            say=say,
-            progress=progress_bar,
-        )
+        asked = ClipRequest("registry", text_features=text)
+        clip = load_clip(asked, load_vocabulary(kind), listener())
     tagger = Tagger(clip.backbone, clip.text, TagParams())
     rows = []
     with progress_bar("tag") as progress:

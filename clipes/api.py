@@ -22,7 +22,7 @@ from clipes.datasets.problems import ProblemError
 from clipes.device import batch_size, share_processor
 from clipes.disk.images import read_image, to_pixels
 from clipes.errors import ImageError, UsageError, VocabularyError
-from clipes.listener import Listener, no_progress
+from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import pseudo_label
 from clipes.run.folder import Run
@@ -100,14 +100,9 @@ class PseudoLabeler:
     @cached_property
     def _complete(self) -> Clip:
         """CLIP with the towers that look at images beside it, where something is learnt."""
-        patches, asked = self._preset.cam.patches, self._asked
-        others = load_others(
-            () if patches is None else patches.towers,
-            asked.dino,
-            device=asked.device,
-            say=_log.info,
-            progress=no_progress,
-        )
+        patches = self._preset.cam.patches
+        names = () if patches is None else patches.towers
+        others = load_others(names, self._asked, Listener(_log.info))
         return replace(self._clip, towers=replace(self._clip.towers, others=others))
 
     @property
@@ -270,19 +265,11 @@ def load(
     if classes is not None:
         vocabulary = vocabulary.with_classes(tuple(classes))
     features = None if text_features is None else Path(text_features)
-    clip = load_clip(
-        str(weights),
-        model,
-        vocabulary,
-        text_features=features,
-        fp16_positions=chosen.cam.fp16_positions,
-        device=device,
-        say=_log.info,
-        progress=no_progress,
-    )
+    asked = ClipRequest(str(weights), model, text_features=features, device=device, dino=str(dino))
+    positions = chosen.cam.fp16_positions
+    clip = load_clip(asked, vocabulary, Listener(_log.info), fp16_positions=positions)
     if clip.text.note:
         _log.warning("class vectors: %s", clip.text.note)
-    asked = ClipRequest(str(weights), model, text_features=features, device=device, dino=str(dino))
     known = None if looks is None else Path(looks)
     return PseudoLabeler(clip, chosen, vocabulary, asked, known)
 

@@ -109,7 +109,7 @@ def prompts_rank(
         difficult=difficult,
     )
     heard = listener()
-    opened = open_weights(weights, model, device=device, say=say, progress=heard.progress)
+    opened = open_weights(weights, model, device, heard)
     ranking, failures = rank(request, data, vocabulary, opened, heard)
     for place, (name, score) in enumerate(ranking.ranking, start=1):
         typer.echo(f"{place}\t{score:.5f}\t{name}")

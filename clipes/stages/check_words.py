@@ -96,15 +96,14 @@ def _vectors(
         return from_given(load_text_features(request.text_features), vocabulary, request.fusion)
     if request.weights is None:
         return None
-    say, progress = listener.say, listener.progress
-    opened = open_weights(request.weights, request.model, device="cpu", say=say, progress=progress)
+    opened = open_weights(request.weights, request.model, "cpu", listener)
     return text_features(
         vocabulary,
         opened.state,
         opened.weights,
         file=None,
         cache=cache_dir(),
-        say=say,
+        say=listener.say,
         fusion=request.fusion,
         templates=templates if templates != (vocabulary.template,) else (),
     )

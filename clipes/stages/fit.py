@@ -61,13 +61,7 @@ def fit_vectors(request: FitRequest, listener: Listener) -> Fitted:
     classes = request.classes
     images = gather(datasets, classes)
     params = get_preset("default").cam
-    opened = open_weights(
-        request.weights,
-        request.model,
-        device=request.device,
-        say=listener.say,
-        progress=listener.progress,
-    )
+    opened = open_weights(request.weights, request.model, request.device, listener)
     backbone = opened.backbone(fp16_positions=params.fp16_positions)
     encoded = encode(backbone, images, listener, max_patches=params.max_patches)
     with listener.progress("fit") as progress:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import open_clip
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from clipes.choices import Fusion, Precision
+from clipes.choices import Precision
 from clipes.device import choose_device
 from clipes.errors import WeightsError
+from clipes.listener import Listener
 from clipes.processes import local_rank
+from clipes.stages.cam import ClipRequest
 from clipes.towers.clip import Backbone
 from clipes.towers.dinov2 import DinoTower
 from clipes.towers.load import load_dinov2, load_visual
 from clipes.towers.side_by_side import TokenTower, Towers
-from clipes.types import Progress
 from clipes.weights import (
     DEFAULT_MODEL,
     DINOV2,
@@ -94,22 +93,22 @@ class OpenedWeights:
         )
 
 
-def open_weights(
-    source: str,
-    model: str,
-    *,
-    device: str,
-    say: Callable[[str], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
-) -> OpenedWeights:
-    """Get weights and read them; arguments as for ``load_clip``."""
+def open_weights(source: str, model: str, device: str, listener: Listener) -> OpenedWeights:
+    """Get weights and read them.
+
+    Args:
+        source: ``--weights``.
+        model: ``--model``.
+        device: ``auto`` or a torch device.
+        listener: Told what is used, and why.
+    """
     if model == DINOV2:
         raise WeightsError(
             f"{model} knows no words: it is no CLIP", "name a CLIP with --model, or leave it out"
         )
     chosen = choose_device(device, local_rank())
-    with progress("weights", show_count=False) as bar:
-        weights = resolve(source, model, say=say, progress=bar)
+    with listener.progress("weights", show_count=False) as bar:
+        weights = resolve(source, model, say=listener.say, progress=bar)
     state = read_state_dict(weights.path)
     _check_model(weights, state)
     return OpenedWeights(weights, state, chosen)
@@ -131,103 +130,70 @@ def _check_model(weights: Weights, state: Mapping[str, Tensor]) -> None:
 
 
 def load_clip(
-    source: str,
-    model: str,
+    asked: ClipRequest,
     vocabulary: Vocabulary,
+    listener: Listener,
     *,
-    text_features: Path | None,
-    fp16_positions: bool,
-    device: str,
-    say: Callable[[str], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
-    fusion: Fusion = Fusion.sentence,
-    template: str | None = None,
-    rankings: Sequence[Path] = (),
-    precision: Precision = Precision.fp32,
+    fp16_positions: bool = False,
     others: Sequence[str] = (),
-    dino: str = "auto",
 ) -> Clip:
-    """Get weights and text features, and put the image tower on its device.
+    """Get weights and text features, and put the towers on their device.
 
     Args:
-        source: ``--weights``.
-        model: ``--model``.
+        asked: What is asked for.
         vocabulary: The words.
-        text_features: A user's vectors, or None.
+        listener: Told what is used, and why.
         fp16_positions: See ``CamParams``.
-        device: ``auto`` or a torch device.
-        say: Told what is used, and why.
-        progress: Opens a progress bar.
-        fusion: Where synonyms become one.
-        template: ``--template``: what takes the place of the vocabulary's template.
-        rankings: Run folders in which a ranking may tell the best template.
-        precision: Of the towers' linear layers.
         others: Names of the towers that are needed beside CLIP.
-        dino: ``--dino``: where DINOv2's weights come from.
     """
-    opened = open_weights(source, model, device=device, say=say, progress=progress)
-    weights = opened.weights
+    opened = open_weights(asked.weights, asked.model, asked.device, listener)
+    weights, say = opened.weights, listener.say
+    templates = choose_templates(asked.template, vocabulary, weights.sha256, asked.rankings, say)
     text = resolve_text(
         vocabulary,
         opened.state,
         weights,
-        file=text_features,
+        file=asked.text_features,
         cache=cache_dir(),
         say=say,
-        fusion=fusion,
-        templates=choose_templates(template, vocabulary, weights.sha256, rankings, say),
+        fusion=asked.fusion,
+        templates=templates,
     )
+    precision = Precision(asked.precision)
     backbone = opened.backbone(fp16_positions=fp16_positions, precision=precision)
-    beside = load_others(
-        others, dino, device=device, say=say, progress=progress, precision=precision
-    )
-    return Clip(Towers(backbone, beside), text, weights)
+    return Clip(Towers(backbone, load_others(others, asked, listener)), text, weights)
 
 
 def load_others(
-    names: Sequence[str],
-    dino: str,
-    *,
-    device: str,
-    say: Callable[[str], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
-    precision: Precision = Precision.fp32,
+    names: Sequence[str], asked: ClipRequest, listener: Listener
 ) -> dict[str, TokenTower]:
     """Put the towers that a preset needs beside CLIP on their device; arguments as ``load_clip``.
 
     Returns:
         The towers by their names.
     """
+    precision = Precision(asked.precision)
     try:
-        return {
-            name: load_dino(dino, device=device, say=say, progress=progress, precision=precision)
-            for name in names
-        }
+        return {name: load_dino(asked.dino, asked.device, listener, precision) for name in names}
     except WeightsError as error:
         remedy = f"{error.remedy}; or take --preset clip, which does with CLIP alone"
         raise WeightsError(error.what, remedy) from error
 
 
 def load_dino(
-    weights: str,
-    *,
-    device: str,
-    say: Callable[[str], None],
-    progress: Callable[..., AbstractContextManager[Progress]],
-    precision: Precision = Precision.fp32,
+    weights: str, device: str, listener: Listener, precision: Precision = Precision.fp32
 ) -> DinoTower:
     """Get DINOv2's weights, and put the tower on its device.
 
     Args:
         weights: ``auto``, ``official``, ``registry`` or a file.
         device: ``auto`` or a torch device.
-        say: Told what is used, and why.
-        progress: Opens a progress bar.
+        listener: Told what is used, and why.
         precision: Of the tower's linear layers.
     """
     chosen = choose_device(device, local_rank())
-    with progress("DINOv2", show_count=False) as bar:
-        found = resolve(weights, DINOV2, say=say, progress=bar)
+    with listener.progress("DINOv2", show_count=False) as bar:
+        found = resolve(weights, DINOV2, say=listener.say, progress=bar)
     module = load_dinov2(read_state_dict(found.path, normalise_dinov2)).to(chosen)
     recipe = found.recipe
     return DinoTower(module, found.sha256, recipe.mean, recipe.std, precision=precision)

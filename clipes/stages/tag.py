@@ -146,19 +146,7 @@ def tag_images(
     vocabulary, data = images.open()
     for remark in data.remarks:
         listener.say(remark)
-    clip = load_clip(
-        asked.weights,
-        asked.model,
-        vocabulary,
-        text_features=asked.text_features,
-        fp16_positions=False,
-        device=asked.device,
-        say=listener.say,
-        progress=listener.progress,
-        fusion=asked.fusion,
-        template=asked.template,
-        rankings=asked.rankings,
-    )
+    clip = load_clip(asked, vocabulary, listener)
     how = TagRequest(images.tags, images.split, command)
     labelled, summary = tag(how, data, clip, run, listener)
     return Outcome(summary, labelled.failures)

@@ -46,17 +46,11 @@ def open_tokens(
     Raises:
         WeightsError: Weights cannot be had, or are of no such tower.
     """
-    opened = open_weights(
-        request.weights,
-        DEFAULT_MODEL,
-        device=device,
-        say=listener.say,
-        progress=listener.progress,
-    )
+    opened = open_weights(request.weights, DEFAULT_MODEL, device, listener)
     digests = {CLIP: opened.weights.sha256}
     towers = Towers(opened.backbone(fp16_positions=False))
     if any(name.split(".")[0] == DINO for name in names):
-        dino = load_dino(request.dino, device=device, say=listener.say, progress=listener.progress)
+        dino = load_dino(request.dino, device, listener)
         towers = Towers(towers.clip, {DINO: dino})
         digests[DINO] = dino.digest
     return TowerTokens(towers, names, digests, max_patches)

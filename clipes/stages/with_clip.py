@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from clipes.choices import Precision
 from clipes.datasets import Dataset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
 from clipes.listener import Listener, ignore
@@ -123,23 +122,10 @@ def maps_with(
 
 
 def _load(request: CamRequest, vocabulary: Vocabulary, listener: Listener) -> Clip:
-    asked, patches = request.clip, request.preset.cam.patches
-    return load_clip(
-        asked.weights,
-        asked.model,
-        vocabulary,
-        text_features=asked.text_features,
-        fp16_positions=request.preset.cam.fp16_positions,
-        device=asked.device,
-        say=listener.say,
-        progress=listener.progress,
-        fusion=asked.fusion,
-        template=asked.template,
-        rankings=asked.rankings,
-        precision=Precision(asked.precision),
-        others=() if patches is None else patches.towers,
-        dino=asked.dino,
-    )
+    params, patches = request.preset.cam, request.preset.cam.patches
+    others = () if patches is None else patches.towers
+    positions = params.fp16_positions
+    return load_clip(request.clip, vocabulary, listener, fp16_positions=positions, others=others)
 
 
 def _tagged(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -40,9 +37,3 @@ class PixelTower:
 
 def quiet(_: object) -> None:
     """Hear a remark and say nothing."""
-
-
-@contextmanager
-def no_progress(*_: object, **__: object) -> Iterator[Callable[[int, int], None]]:
-    """Open a progress bar nobody sees."""
-    yield lambda _done, _total: None

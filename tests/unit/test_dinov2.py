@@ -11,6 +11,7 @@ from PIL import Image
 from clipes.choices import Precision
 from clipes.errors import WeightsError
 from clipes.kernels.choose import Kernels
+from clipes.listener import Listener
 from clipes.stages.setup import load_dino, open_weights
 from clipes.towers.dinov2 import DinoTower
 from clipes.towers.load import load_dinov2
@@ -23,7 +24,6 @@ from clipes.weights import (
     resolve,
 )
 from tests.dino_support import cache_dino, tiny_dino, tiny_module, write_dino
-from tests.unit.clip_support import no_progress, quiet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -106,9 +106,7 @@ class TestEncode:
 
 class TestLoad:
     def load(self, path: Path, precision: Precision = Precision.fp32) -> DinoTower:
-        return load_dino(
-            str(path), device="cpu", say=quiet, progress=no_progress, precision=precision
-        )
+        return load_dino(str(path), "cpu", Listener(), precision)
 
     def test_a_file_of_any_size(self, tmp_path: Path):
         path = write_dino(tmp_path / "d.safetensors", seed=3, side=5, depth=3, width=128)
@@ -149,7 +147,7 @@ class TestLoad:
 
     def test_it_is_no_clip(self):
         with pytest.raises(WeightsError, match="dinov2 knows no words"):
-            open_weights("auto", DINOV2, device="cpu", say=quiet, progress=no_progress)
+            open_weights("auto", DINOV2, "cpu", Listener())
 
 
 @pytest.mark.weights

@@ -16,6 +16,7 @@ from clipes.bench import literal
 from clipes.choices import Fusion
 from clipes.config import CamParams, PatchParams
 from clipes.errors import VocabularyError
+from clipes.listener import Listener
 from clipes.maps.fusion import MakeMaps, fused_maps
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.maker import CamMaker
@@ -26,7 +27,7 @@ from clipes.towers.taps import Taps
 from clipes.words.encode import from_given, text_features
 from clipes.words.features import TextFeatures, fuse_vectors, unit_rows
 from clipes.words.vocabulary import Vocabulary
-from tests.unit.clip_support import no_progress, quiet
+from tests.unit.clip_support import quiet
 
 OUT, SCALE = 32, 30.0
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -157,9 +158,7 @@ def test_real_synonyms_fuse_to_what_they_share(shared: Path) -> None:
 
 @pytest.fixture(scope="module")
 def opened(tiny_weights: Path) -> OpenedWeights:
-    return open_weights(
-        str(tiny_weights), "ViT-B-16", device="cpu", say=quiet, progress=no_progress
-    )
+    return open_weights(str(tiny_weights), "ViT-B-16", "cpu", Listener())
 
 
 @pytest.mark.parametrize("params", [CamParams(), CamParams(patches=PatchParams())])

@@ -28,7 +28,7 @@ from clipes.words.sharpness import class_scores, sharpness
 from clipes.words.templates import choose_templates, load_ranking
 from clipes.words.vocabulary import Vocabulary, fill
 from tests.heard import Heard
-from tests.unit.clip_support import no_progress, quiet
+from tests.unit.clip_support import quiet
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -120,9 +120,7 @@ def test_image_features_are_those_of_the_cls_token() -> None:
 
 @pytest.fixture(scope="module")
 def opened(tiny_weights: Path) -> OpenedWeights:
-    return open_weights(
-        str(tiny_weights), "ViT-B-16", device="cpu", say=quiet, progress=no_progress
-    )
+    return open_weights(str(tiny_weights), "ViT-B-16", "cpu", Listener())
 
 
 @pytest.fixture
