@@ -21,12 +21,12 @@ from clipes.disk.images import read_image, write_mask
 from clipes.run.folder import Run
 from clipes.seg.data import TrainingPair
 from clipes.seg.deeplab_recipe import DeepLabRecipe
+from clipes.seg.label import label_image
 from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
 from clipes.seg.predict import Predictor
 from clipes.seg.recipes import TestSettings
 from clipes.seg.train import Trainer, TrainOptions
-from clipes.stages.predict import predict_mask
 
 
 def main(out: str, iterations: str = "100") -> None:
@@ -50,7 +50,7 @@ def main(out: str, iterations: str = "100") -> None:
     )
     predictor = Predictor(model, TestSettings())
     for sample in data.samples:
-        mask = predict_mask(read_image(sample.image), predictor, None)
+        mask = label_image(read_image(sample.image), predictor)[0].mask
         write_mask(run.root / "predictions" / f"{sample.id}.png", mask)
 
 

@@ -147,18 +147,39 @@ def pseudo_label(
     size = workable_size(cams.size, value_count(len(cams.labels)))
     scores = with_background(upsample(cams.maps, size), background_exponent)
     probs = dense_crf(scores, shrunk(image, size), crf, backend=backend)
-    if size == cams.size:
-        return PseudoLabel(label_pixels(probs, cams.labels), probs.max(0))
-    return _enlarged(probs, cams)
+    return most_probable(probs, cams.labels, cams.size)
 
 
-def _enlarged(probs: Float32Array, cams: CamMaps) -> PseudoLabel:
-    """Return the highest of probabilities that are resized to the image, one label at a time."""
-    size = (cams.size[1], cams.size[0])
-    mask = np.zeros(cams.size, np.uint8)
-    highest = np.asarray(cv2.resize(probs[0], size), np.float32)
-    for label, part in zip(cams.labels, probs[1:], strict=True):
-        full = np.asarray(cv2.resize(part, size), np.float32)
+def of_present(probs: Float32Array, labels: Int64Array) -> Float32Array:
+    """Return the probabilities of labels as they are if an image is known to hold no other class.
+
+    Args:
+        probs: (1 + C, H, W) that sum to 1, background first.
+        labels: (K,) 0-based classes that are present.
+
+    Returns:
+        (1 + K, H, W) that sum to 1, in the order of ``labels``; all 0 where they were all 0.
+    """
+    present = probs[[0, *map(value_of, labels.tolist())]]
+    mass = present.sum(0, dtype=np.float32)
+    np.divide(present, mass, out=present, where=mass > 0)
+    return present
+
+
+def most_probable(probs: Float32Array, labels: Int64Array, size: tuple[int, int]) -> PseudoLabel:
+    """Return the label of highest probability at each pixel, of equal ones the first.
+
+    Args:
+        probs: (1 + K, h, w), background first; enlarged to ``size``, one label at a time.
+        labels: (K,) 0-based classes.
+        size: (H, W) of the image.
+    """
+    if probs.shape[1:] == size:
+        return PseudoLabel(label_pixels(probs, labels), probs.max(0))
+    mask = np.zeros(size, np.uint8)
+    highest = np.asarray(cv2.resize(probs[0], size[::-1]), np.float32)
+    for label, part in zip(labels.tolist(), probs[1:], strict=True):
+        full = np.asarray(cv2.resize(part, size[::-1]), np.float32)
         mask[full > highest] = value_of(label)
         np.maximum(highest, full, out=highest)
     return PseudoLabel(mask, highest)

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from clipes.choices import RefineBackend
 from clipes.config import CrfParams
 from clipes.datasets.base import IMAGE_SUFFIXES, image_id
@@ -17,17 +14,16 @@ from clipes.device import choose_device
 from clipes.disk.images import read_origin, write_mask
 from clipes.errors import DatasetError, ImageError
 from clipes.listener import Listener
-from clipes.masks.crf import dense_crf
-from clipes.masks.pseudo import SHRUNK, shrunk, workable_size
+from clipes.masks.pseudo import SHRUNK
 from clipes.processes import local_rank
 from clipes.run.loop import Outcome, Shard, Summary, for_each
 from clipes.run.origin import PredictionOrigin, read_picture, same_picture
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.kinds import predictor_for
-from clipes.seg.predict import BYTES_PER_LABEL
+from clipes.seg.label import label_image
 from clipes.seg.recipes import LabelPredictor, TestSettings
 from clipes.stages.token_source import TowerRequest, tokens_of
-from clipes.types import Failure, Sample, UInt8Array
+from clipes.types import Failure, Sample
 
 
 @dataclass(frozen=True)
@@ -174,10 +170,10 @@ def predict_samples(
 
     def work(sample: Sample) -> str | None:
         pixels, picture = read_picture(sample.image)
-        mask, was_shrunk = predict_any_size(pixels, predictor, params)
+        made, was_shrunk = label_image(pixels, predictor, params)
         origin = PredictionOrigin(picture.sha256, picture.size, made_with or "")
         path = out / f"{sample.id}.png"
-        write_mask(path, mask, origin=origin.text() if made_with else "")
+        write_mask(path, made.mask, origin=origin.text() if made_with else "")
         return SHRUNK if was_shrunk else None
 
     with listener.progress("predict") as progress:
@@ -211,26 +207,3 @@ def is_done(path: Path, image: Path, made_with: str | None) -> bool:
     written = path.stat().st_mtime_ns
     same, _ = same_picture(image, origin.image, origin.bytes, written)
     return same and origin.model == made_with
-
-
-def predict_any_size(
-    image: UInt8Array, predictor: LabelPredictor, crf: CrfParams | None
-) -> tuple[UInt8Array, bool]:
-    """Return the mask of an image (H, W, 3), and whether it was made on a smaller copy."""
-    size = (image.shape[0], image.shape[1])
-    work = workable_size(
-        size, predictor.labels, crf=crf is not None, bytes_per_label=BYTES_PER_LABEL
-    )
-    mask = predict_mask(shrunk(image, work), predictor, crf)
-    if work == size:
-        return mask, False
-    return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)), True
-
-
-def predict_mask(image: UInt8Array, predictor: LabelPredictor, crf: CrfParams | None) -> UInt8Array:
-    """Return the mask of an image (H, W, 3): (H, W) uint8."""
-    probs = predictor(image)
-    if crf is not None:
-        probs = dense_crf(probs, image, crf)
-    mask: UInt8Array = probs.argmax(0).astype(np.uint8)
-    return mask

@@ -12,7 +12,7 @@ from clipes.config import CrfParams
 from clipes.disk.images import read_confidence, write_confidence
 from clipes.masks import pseudo
 from clipes.masks.pseudo import pseudo_label, shrunk, workable_size
-from clipes.stages.predict import predict_any_size
+from clipes.seg.label import label_image
 from clipes.types import CamMaps
 
 
@@ -88,13 +88,13 @@ class Answer:
 def test_predictions_of_large_images_are_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
     image, _ = scene(320, 480)
     predictor = Answer()
-    whole, shrunk_first = predict_any_size(image, predictor, None)
+    whole, shrunk_first = label_image(image, predictor)
     monkeypatch.setattr(pseudo, "_MEMORY", 40_000 * 24)
-    small, shrunk_then = predict_any_size(image, predictor, None)
+    small, shrunk_then = label_image(image, predictor)
     assert (shrunk_first, shrunk_then) == (False, True)
     assert predictor.sizes == [(320, 480), (163, 244)]
-    assert small.shape == whole.shape
-    assert (small == whole).mean() > 0.98
+    assert small.mask.shape == small.confidence.shape == whole.mask.shape
+    assert (small.mask == whole.mask).mean() > 0.98
 
 
 def test_an_image_of_its_own_size_is_not_copied() -> None:
