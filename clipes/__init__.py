@@ -7,6 +7,11 @@ From Python::
     clipes.write_mask("mask.png", pseudo.mask)
     labeler.run("my-photos", "runs/mine")           # a whole folder, resumable
 
+and with what ``clipes train-seg`` trained::
+
+    segmenter = clipes.load_segmenter("runs/mine/checkpoints/final.pt")
+    clipes.write_mask("mask.png", segmenter.segment("photo.jpg").mask)
+
 What is named here is imported when it is first used: ``import clipes`` takes no time.
 """
 
@@ -16,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipes.api import FolderResult, PseudoLabeler, load
+    from clipes.api import FolderResult, PseudoLabeler, Segmenter, load, load_segmenter
     from clipes.config import get_preset
     from clipes.datasets import open_dataset
     from clipes.disk.images import read_image, read_mask, write_confidence, write_mask
@@ -34,9 +39,11 @@ __all__ = [
     "PseudoLabel",
     "PseudoLabeler",
     "Run",
+    "Segmenter",
     "__version__",
     "get_preset",
     "load",
+    "load_segmenter",
     "open_dataset",
     "pseudo_label",
     "read_image",
@@ -55,8 +62,10 @@ _MODULES = {
     "PseudoLabel": "clipes.types",
     "PseudoLabeler": "clipes.api",
     "Run": "clipes.run.folder",
+    "Segmenter": "clipes.api",
     "get_preset": "clipes.config",
     "load": "clipes.api",
+    "load_segmenter": "clipes.api",
     "open_dataset": "clipes.datasets",
     "pseudo_label": "clipes.masks.pseudo",
     "read_image": "clipes.disk.images",

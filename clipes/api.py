@@ -1,4 +1,4 @@
-"""clipes from Python: what ``clipes cam`` and ``clipes refine`` do, to one image or a folder."""
+"""clipes from Python: what ``cam``, ``refine`` and ``predict`` do, to one image or a folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipes.config import Preset, get_preset
+from clipes.config import CrfParams, Preset, get_preset
 from clipes.datasets import open_dataset
 from clipes.datasets.base import class_index
 from clipes.datasets.problems import ProblemError
-from clipes.device import batch_size, share_processor
+from clipes.device import batch_size, choose_device, share_processor
 from clipes.disk.images import read_image, to_pixels
 from clipes.errors import ImageError, UsageError, VocabularyError
 from clipes.listener import Listener
@@ -27,10 +27,15 @@ from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import pseudo_label
 from clipes.run.folder import Run
 from clipes.run.loop import Summary
+from clipes.seg.checkpoint import load_checkpoint
+from clipes.seg.kinds import predictor_for
+from clipes.seg.label import label_image
+from clipes.seg.recipes import LabelPredictor
 from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
 from clipes.stages.learn_looks import load_looks
 from clipes.stages.refine import RefineRequest, RefineResources, refine
 from clipes.stages.setup import Clip, load_clip, load_others
+from clipes.stages.token_source import TowerRequest, tokens_of
 from clipes.stages.with_clip import maps_with
 from clipes.types import CamMaps, Failure, Progress, PseudoLabel, UInt8Array
 from clipes.words.vocabulary import Vocabulary, load_vocabulary
@@ -144,7 +149,7 @@ class PseudoLabeler:
         Returns:
             maps (K, h, w) in [0, 1] at one value per patch, in the order of ``labels``.
         """
-        return self._maker(_pixels(image), self._indices(labels))
+        return self._maker(_pixels(image), _indices(labels, self.classes))
 
     def refine(self, image: Picture, maps: CamMaps) -> PseudoLabel:
         """Return the mask that the dense CRF makes of an image and its maps.
@@ -209,13 +214,46 @@ class PseudoLabeler:
         first = {failure.id: failure for failure in reversed(failures)}
         return FolderResult(run, maps, masks.summary, tuple(reversed(first.values())))
 
-    def _indices(self, labels: Label | Sequence[Label]) -> list[int]:
-        """Return 0-based indices, each once, in the order given."""
-        given = [labels] if isinstance(labels, str | int | np.integer) else labels
-        found = list(dict.fromkeys(_index(label, self.classes) for label in given))
-        if not found:
-            raise UsageError("no labels", "give at least one class that the image shows")
-        return found
+
+class Segmenter:
+    """Makes masks of images without labels, as ``clipes predict``; ``load_segmenter`` makes one.
+
+    Args:
+        predictor: What a checkpoint and its towers say of an image.
+        classes: Class names in mask order.
+        crf: Settings of the dense CRF that comes last; None for none.
+    """
+
+    def __init__(
+        self, predictor: LabelPredictor, classes: tuple[str, ...], crf: CrfParams | None
+    ) -> None:
+        self._predictor = predictor
+        self._classes = classes
+        self._crf = crf
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; class k has mask value k + 1."""
+        return self._classes
+
+    def segment(self, image: Picture, labels: Label | Sequence[Label] | None = None) -> PseudoLabel:
+        """Return the mask of an image, and how sure each of its pixels is.
+
+        Args:
+            image: A path, a Pillow picture, or an (H, W, 3) RGB uint8 array (OpenCV reads BGR).
+            labels: What is in it, names or 0-based indices of ``classes``, where that is known: no
+                other class is found then. None for any class.
+
+        Returns:
+            mask (H, W) uint8, 0 background, class k as k + 1; confidence (H, W) in [0, 1].
+
+        Raises:
+            ImageError: The image cannot be read or used.
+            VocabularyError: A label is none of the classes.
+            UsageError: ``labels`` is empty.
+        """
+        present = None if labels is None else _indices(labels, self._classes)
+        return label_image(_pixels(image), self._predictor, self._crf, present)[0]
 
 
 def load(
@@ -274,6 +312,35 @@ def load(
     return PseudoLabeler(clip, chosen, vocabulary, asked, known)
 
 
+def load_segmenter(
+    checkpoint: str | Path,
+    device: str = "auto",
+    dino: str | Path = "auto",
+    weights: str | Path = "auto",
+) -> Segmenter:
+    """Get a trained segmenter ready to make masks, at the scales that its checkpoint says.
+
+    Args:
+        checkpoint: A file that ``clipes train-seg`` wrote.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        dino: Weights of DINOv2, for segmenters on frozen towers: ``auto``, ``official``,
+            ``registry`` or a file.
+        weights: CLIP's, likewise: ``auto``, ``openai``, ``registry``, a file, or a pretrained tag
+            of open_clip.
+
+    Raises:
+        ArtifactError: The checkpoint cannot be used, or was trained on other towers.
+        WeightsError: There are no such weights, or they cannot be fetched.
+        UsageError: There is no such device.
+    """
+    saved = load_checkpoint(Path(checkpoint))
+    model = saved.build().to(choose_device(device))
+    towers = TowerRequest(str(weights), str(dino))
+    source = tokens_of(saved.spec, towers, device, Listener(_log.info))
+    predictor = predictor_for(model, saved.test, source)
+    return Segmenter(predictor, saved.spec.classes, CrfParams() if saved.test.crf else None)
+
+
 def _pixels(image: Picture) -> UInt8Array:
     if isinstance(image, str | Path):
         return read_image(Path(image))
@@ -287,6 +354,15 @@ def _pixels(image: Picture) -> UInt8Array:
     raise ImageError(
         f"an image that is {shown}", "give a path, a Pillow picture, or (H, W, 3) RGB uint8"
     )
+
+
+def _indices(labels: Label | Sequence[Label], classes: tuple[str, ...]) -> list[int]:
+    """Return 0-based indices, each once, in the order given."""
+    given = [labels] if isinstance(labels, str | int | np.integer) else labels
+    found = list(dict.fromkeys(_index(label, classes) for label in given))
+    if not found:
+        raise UsageError("no labels", "give at least one class that the image shows")
+    return found
 
 
 def _index(label: Label, classes: tuple[str, ...]) -> int:

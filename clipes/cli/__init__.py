@@ -22,7 +22,7 @@ from clipes.cli.export import export
 from clipes.cli.masks import cam, demo, refine
 from clipes.cli.prompts import prompts_app
 from clipes.cli.scores import evaluate, report
-from clipes.cli.seg import predict, train_seg
+from clipes.cli.seg import predict, relabel, train_seg
 from clipes.cli.signals import STOPPED, STOPPING, stopped_by_signals
 from clipes.cli.streams import robust_streams
 from clipes.cli.weights import weights_app
@@ -47,6 +47,7 @@ app.command("tag")(tag)
 app.command("masks")(draw_masks)
 app.command("train-seg")(train_seg)
 app.command("predict")(predict)
+app.command("relabel")(relabel)
 app.command("bench")(bench)
 app.command("export")(export)
 app.command("doctor")(doctor)

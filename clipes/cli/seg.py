@@ -7,7 +7,9 @@ from clipes.cli import seg_options as opts
 from clipes.cli.options import (
     DeviceOption,
     DinoOption,
+    RootOption,
     RunArgument,
+    ShardOption,
     WeightsOption,
     command_line,
     finish,
@@ -37,6 +39,7 @@ def train_seg(
     split: opts.SplitOption = None,
     masks: opts.MasksOption = None,
     confidence: opts.ConfidenceOption = None,
+    relabelled: opts.RelabelledOption = False,
     val: opts.ValOption = None,
     root: opts.RootOption = None,
     iterations: opts.IterationsOption = None,
@@ -75,7 +78,7 @@ def train_seg(
     source = open_run(run or run_folder)
     target = Run(out) if out else source
     request = TrainRequest(
-        Sources(source, target, root, split, masks, confidence, val, backbone_weights),
+        Sources(source, target, root, split, masks, confidence, relabelled, val, backbone_weights),
         preset.value,
         Changes(
             arch=arch and arch.value,
@@ -133,6 +136,44 @@ def predict(
     request = PredictRequest(checkpoint, images, out, *way, device, TowerRequest(weights, dino))
     outcome = predict_stage(request, this_part(None), listener())
     finish("masks", Run(out), outcome.summary, outcome.unusable)
+
+
+def relabel(
+    checkpoint: opts.FromOption,
+    run: RunArgument = None,
+    root: RootOption = None,
+    scales: opts.ScalesOption = None,
+    flip: opts.MirrorOption = None,
+    crf: opts.LabelCrfOption = True,
+    weights: WeightsOption = "auto",
+    dino: DinoOption = "auto",
+    device: DeviceOption = "auto",
+    shard: ShardOption = None,
+) -> None:
+    """A trained segmenter labels the run's images again: RUN/relabelled/pseudo and confidence.
+
+    Classes that an image does not have are left out. The masks of refine stay as they are;
+    'train-seg --relabelled' learns from the new ones, eval and report score both.
+
+    Example: clipes relabel runs/voc --from runs/voc/checkpoints/final.pt
+    """
+    from clipes.stages.relabel import RelabelRequest
+    from clipes.stages.relabel import relabel as relabel_stage
+    from clipes.stages.token_source import TowerRequest
+
+    folder = open_run(run)
+    request = RelabelRequest(
+        checkpoint,
+        root,
+        _scales(scales),
+        flip,
+        crf,
+        device,
+        TowerRequest(weights, dino),
+        command_line(),
+    )
+    outcome = relabel_stage(request, folder, this_part(shard), listener())
+    finish("masks", folder.relabelled, outcome.summary, outcome.unusable)
 
 
 def _scales(text: str | None) -> tuple[float, ...] | None:

@@ -89,6 +89,15 @@ SaveEveryOption = Annotated[int, typer.Option(min=1, help="Iterations between ch
 SeedOption = Annotated[int, typer.Option(min=0, help="Of weights, order and views.")]
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint that train-seg wrote.")]
+FromOption = Annotated[
+    Path, typer.Option("--from", help="The checkpoint that looks at the images.")
+]
+LabelCrfOption = Annotated[
+    bool, typer.Option("--crf/--no-crf", help="End with the dense CRF over the classes present.")
+]
+RelabelledOption = Annotated[
+    bool, typer.Option("--relabelled", help="Learn from the masks of 'clipes relabel'.")
+]
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Images, or folders of images.")]
 MasksOutOption = Annotated[Path, typer.Option("--out", help="Folder for the masks.")]
 ScalesOption = Annotated[

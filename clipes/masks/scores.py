@@ -19,6 +19,13 @@ CONFIDENT_MASKS = f"{MASKS} >= {CONFIDENCE_THRESHOLD}"
 """What those of their confident pixels are called."""
 
 
+RELABELLED = "relabelled"
+"""What the scores of a segmenter's masks of the run's own images are called."""
+
+CONFIDENT_RELABELLED = f"{RELABELLED} >= {CONFIDENCE_THRESHOLD}"
+"""What those of their confident pixels are called."""
+
+
 def maps_name(exponent: float) -> str:
     """Return what the scores of maps are called that are labelled with a background exponent.
 

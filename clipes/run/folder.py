@@ -8,6 +8,7 @@
              confidence/<id>.png  16-bit grey, round(65535 * p)
              looks/               what the classes look like, over many images
              labels.csv           zero-shot tags, if the labels are such; may be corrected
+             relabelled/          pseudo/ and confidence/ once more, as a trained segmenter says
 
 Every file is complete or absent. Maps, masks and confidence maps say what they were made from
 (``clipes.run.origin``); an image is done if its files are there and were made from what is there
@@ -40,13 +41,19 @@ from clipes.disk.files import (
 )
 from clipes.disk.images import MAX_PIXELS, read_confidence, read_mask, write_confidence, write_mask
 from clipes.errors import ArtifactError, RunConflictError
-from clipes.run.record import CamRecord, TrainRecord, parse_section
+from clipes.run.record import CamRecord, RelabelRecord, TrainRecord, parse_section
 from clipes.types import MAX_CLASSES, CamMaps, PseudoLabel
 
 SCHEMA = 1
 """Version of the run folder's layout."""
 
-FOLDERS = {"looks": "looks", "cam": "cams", "refine": "pseudo", "train-seg": "checkpoints"}
+FOLDERS = {
+    "looks": "looks",
+    "cam": "cams",
+    "refine": "pseudo",
+    "train-seg": "checkpoints",
+    "relabel": "relabelled/pseudo",
+}
 """The folder whose files say which images a stage has done."""
 
 _OTHER_FOLDER = "use the same settings, another folder (--out), or delete this one"
@@ -99,6 +106,11 @@ class Run:
         """
         folder = self.root / FOLDERS[stage]
         return claim(folder, f"clipes {stage}", shared=shared, on_wait=on_wait)
+
+    @property
+    def relabelled(self) -> Run:
+        """The folder of a segmenter's masks; its ``pseudo`` and ``confidence`` are as a run's."""
+        return Run(self.root / "relabelled")
 
     @property
     def looks_path(self) -> Path:
@@ -219,7 +231,7 @@ class Run:
         if mask.shape != confidence.shape:
             raise ArtifactError(
                 f"{self.pseudo_path(image_id)} is {mask.shape}, its confidence {confidence.shape}",
-                "delete both and run 'clipes refine' again",
+                "delete both and make them again",
             )
         return PseudoLabel(mask, confidence)
 
@@ -286,6 +298,18 @@ class Run:
         source = f"{self.manifest_path} does not say how the segmenter was trained"
         return parse_section(section, TrainRecord, source)
 
+    def relabel_record(self) -> RelabelRecord | None:
+        """Return what run.json says of ``relabel``; None if it did not run here.
+
+        Raises:
+            ArtifactError: There is no run.json, or what it says cannot be used.
+        """
+        section = self.manifest()["stages"].get("relabel")
+        if section is None:
+            return None
+        source = f"{self.manifest_path} does not say how the images were labelled again"
+        return parse_section(section, RelabelRecord, source)
+
     def check_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
         """Refuse settings other than those that a stage ran with here; arguments as for ``begin``.
 
@@ -308,6 +332,8 @@ class Run:
         settings: Mapping[str, Any],
         command: str,
         facts: Mapping[str, Any] | None = None,
+        *,
+        anew: bool = False,
     ) -> None:
         """Record that a stage runs with ``settings``, or check that it did so before.
 
@@ -316,6 +342,7 @@ class Run:
             settings: All that changes its output, as plain data.
             command: The command line.
             facts: What is worth recording but does not change the output.
+            anew: Whether other settings take the place of those before, rather than being refused.
 
         Raises:
             RunConflictError: The stage ran here with other settings.
@@ -323,7 +350,8 @@ class Run:
         """
 
         def record(stages: dict[str, Any]) -> None:
-            self.check_settings(stage, settings)
+            if not anew:
+                self.check_settings(stage, settings)
             stages[stage] = {
                 "command": command,
                 "settings": _plain(settings),
@@ -331,7 +359,7 @@ class Run:
                 "packages": _versions(),
             }
 
-        for folder in ("confidence", "predictions"):
+        for folder in ("confidence", "predictions", "relabelled/confidence"):
             remove_leftovers(self.root / folder)
         self._change(record)
 

@@ -223,6 +223,25 @@ class PredictionOrigin(_Origin):
 
 
 @dataclass(frozen=True)
+class RelabelOrigin(_Origin):
+    """What a segmenter's mask and confidence map of a run's image were made from.
+
+    Attributes:
+        image: sha256 of the picture's file.
+        bytes: Its size.
+        labels: 0-based classes that were allowed, ascending.
+        checkpoint: sha256 of the segmenter's file.
+        settings: Digest of the settings of ``relabel``.
+    """
+
+    image: str
+    bytes: int
+    labels: tuple[int, ...]
+    checkpoint: str
+    settings: str
+
+
+@dataclass(frozen=True)
 class TokensOrigin(_Origin):
     """What the kept tokens of an image were made from.
 

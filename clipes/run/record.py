@@ -150,7 +150,8 @@ class TrainSettings(_Plain):
         threshold: Confidence that pixels need to count; None: none.
         loss: Of ``Loss``.
         amp: Precision of the network, of ``Amp``.
-        masks: Folder of masks that are learnt instead of the run's.
+        masks: Folder of masks that are learnt instead of the run's; ``relabelled`` for the run's of
+            that name.
         confidence: Folder of their confidence maps.
         split: List of images that are learnt from, if not the run's.
         examples: Number of images.
@@ -197,6 +198,36 @@ class TrainRecord:
 
     settings: TrainSettings
     facts: TrainFacts = field(default_factory=TrainFacts)
+
+
+@dataclass(frozen=True)
+class RelabelSettings(_Plain):
+    """All that changes what a segmenter's masks of a run's images are but images and labels.
+
+    Attributes:
+        checkpoint: sha256 of the segmenter's file.
+        scales: Factors of the image's size that are averaged.
+        flip: Whether the mirror image is averaged in.
+        window: Longest side, in pixels, that is taken in at once.
+        crf: Settings of the dense CRF; None for none.
+    """
+
+    checkpoint: str
+    scales: tuple[float, ...]
+    flip: bool
+    window: int
+    crf: CrfParams | None
+
+
+@dataclass(frozen=True)
+class RelabelRecord:
+    """What run.json says of ``relabel``, as far as later commands ask.
+
+    Attributes:
+        settings: All that changes the masks.
+    """
+
+    settings: RelabelSettings
 
 
 def parse_section(section: Mapping[str, Any], kind: type[_T], source: str) -> _T:

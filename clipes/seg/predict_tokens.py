@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -42,8 +45,15 @@ class TokenPredictor:
         return value_count(len(self._model.spec.classes))
 
     @torch.inference_mode()
-    def __call__(self, image: UInt8Array) -> Float32Array:
-        """Return (1 + C, H, W) float32 that sum to 1, background first, of RGB (H, W, 3) uint8."""
+    def __call__(
+        self, image: UInt8Array, kept: Mapping[str, torch.Tensor] | None = None
+    ) -> Float32Array:
+        """Return (1 + C, H, W) float32 that sum to 1, background first.
+
+        Args:
+            image: (H, W, 3) RGB uint8.
+            kept: What the towers say of it as it is, where that is known; None to ask them.
+        """
         size = (image.shape[0], image.shape[1])
         total = torch.zeros(1, self.labels, *size, device=self._device)
         count = 0
@@ -52,21 +62,47 @@ class TokenPredictor:
             view = (
                 image if scaled == size else np.asarray(cv2.resize(image, scaled[::-1]), np.uint8)
             )
-            total += self._probs(view, size)
+            known = kept if view is image else None
+            total += self._probs(self._source.tokens(view) if known is None else known, size)
             count += 1
             if self._settings.flip:
-                total += self._probs(np.ascontiguousarray(view[:, ::-1]), size).flip(3)
+                mirrored = self._source.tokens(np.ascontiguousarray(view[:, ::-1]))
+                total += self._probs(mirrored, size).flip(3)
                 count += 1
         probs: Float32Array = total.div_(count)[0].cpu().numpy()
         return probs
 
-    def _probs(self, view: UInt8Array, size: tuple[int, int]) -> torch.Tensor:
-        """Return the probabilities (1, 1 + C, H, W) of a view at the image's size."""
-        grid, tokens = flat_tokens(self._source.tokens(view), self._model.spec)
+    def _probs(self, found: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """Return the probabilities (1, 1 + C, H, W) of a view's tokens at the image's size."""
+        grid, tokens = flat_tokens(found, self._model.spec)
         # As in training, where they come from files.
         rounded = [one.half().to(self._device) for one in tokens]
         (logits,) = self._model(torch.tensor([grid], device=self._device), *rounded)
         return resize(logits.float(), size).softmax(1)
+
+
+@dataclass(frozen=True)
+class KnownImage:
+    """A ``LabelPredictor`` for one image whose tokens are known; others it asks the towers about.
+
+    Attributes:
+        predictor: The decoder.
+        image: The image, as it will be asked about.
+        kept: Its tokens, (h, w, D) by name.
+    """
+
+    predictor: TokenPredictor
+    image: UInt8Array
+    kept: Mapping[str, torch.Tensor]
+
+    @property
+    def labels(self) -> int:
+        """Number of labels, background included."""
+        return self.predictor.labels
+
+    def __call__(self, image: UInt8Array) -> Float32Array:
+        """Return (1 + C, H, W) float32 that sum to 1, background first, of RGB (H, W, 3) uint8."""
+        return self.predictor(image, self.kept if image is self.image else None)
 
 
 def _check_towers(model: FrozenDecoder, source: TokenSource) -> None:

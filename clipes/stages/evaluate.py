@@ -15,12 +15,14 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets import Dataset
 from clipes.disk.images import read_mask
 from clipes.errors import ArtifactError, DatasetError, UsageError
-from clipes.listener import Listener
+from clipes.listener import Listener, ignore
 from clipes.masks.folder import find_masks, require_some
 from clipes.masks.pseudo import in_mask_order, label_pixels, upsample, with_background
 from clipes.masks.scores import (
     CONFIDENT_MASKS,
+    CONFIDENT_RELABELLED,
     MASKS,
+    RELABELLED,
     ConfusionMatrix,
     Scores,
     maps_name,
@@ -30,6 +32,7 @@ from clipes.masks.values import RULE, value_count, value_of
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import in_order, waiting
+from clipes.run.relabelled import Relabelled
 from clipes.run.reopen import left_out, orphans, reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.words.vocabulary import load_vocabulary
@@ -119,6 +122,7 @@ def evaluate_run(
     _say_stale(Freshness.of(run, data.classes), scored, listener)
     with listener.progress("eval") as progress:
         stages = _score_masks(run, data, truths, exponents, progress, say)
+        stages |= score_relabelled(run, gt, data, progress, say)
         stages |= score_segmenter(run, root, gt, data, progress, say)
     if not stages:
         raise ArtifactError(f"nothing to score in {run.root}", "run 'clipes cam' first")
@@ -149,7 +153,9 @@ def _score_masks(
     return stages
 
 
-def _say_stale(current: Freshness, samples: Sequence[Sample], listener: Listener) -> None:
+def _say_stale(
+    current: Freshness | Relabelled, samples: Sequence[Sample], listener: Listener
+) -> None:
     """Say of how many images the scores are those of output that is out of date."""
     stale = waiting(samples, lambda sample: not current.unusable(sample), listener)
     if stale:
@@ -191,6 +197,45 @@ def evaluate_folder(folder: Path, gt: Path | None, prompts: str, listener: Liste
     output = _Output(masks.__getitem__, lambda id_: {"masks": read_mask(masks[id_])})
     with listener.progress("eval") as progress:
         return Scored(classes, _score(output, truths, len(classes), progress)[0])
+
+
+def score_relabelled(
+    run: Run,
+    gt: Path | None,
+    data: Dataset,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> dict[str, Scores]:
+    """Score a segmenter's masks of the run's own images.
+
+    Args:
+        run: The run folder.
+        gt: Folder of ground-truth masks, if not the data set's.
+        data: The run's images, of which it was said already what cannot be scored.
+        progress: Called after each image.
+        say: Told what is missing or out of date.
+
+    Returns:
+        Two rows of scores; none if there are no such masks with ground truth.
+
+    Raises:
+        ClipesError: As for ``evaluate_run``.
+    """
+    files = run.relabelled
+    if not files.ids("pseudo"):
+        return {}
+    truths = _truths(data, gt, ignore)
+    some = _made(files, "pseudo", truths, lambda remark: say(f"{RELABELLED}/{remark}"))
+    if not some:
+        return {}
+    if run.relabel_record() is not None:  # else another program put them there
+        scored = [sample for sample in data.samples if sample.id in some]
+        _say_stale(Relabelled.of(run), scored, Listener(lambda it: say(f"{RELABELLED}: {it}")))
+    output = _Output(
+        files.pseudo_path,
+        lambda id_: _pseudo_masks(files.load_pseudo(id_), RELABELLED, CONFIDENT_RELABELLED),
+    )
+    return _score(output, some, len(data.classes), progress)[0]
 
 
 def score_segmenter(
@@ -273,8 +318,10 @@ def confident(pseudo: PseudoLabel, threshold: float = CONFIDENCE_THRESHOLD) -> U
     return kept.astype(np.uint8)
 
 
-def _pseudo_masks(pseudo: PseudoLabel) -> dict[str, UInt8Array]:
-    return {MASKS: pseudo.mask, CONFIDENT_MASKS: confident(pseudo)}
+def _pseudo_masks(
+    pseudo: PseudoLabel, name: str = MASKS, where_confident: str = CONFIDENT_MASKS
+) -> dict[str, UInt8Array]:
+    return {name: pseudo.mask, where_confident: confident(pseudo)}
 
 
 def _cam_masks(cams: CamMaps, exponents: Sequence[float]) -> dict[str, UInt8Array]:

@@ -25,7 +25,7 @@ from clipes.run.freshness import Freshness
 from clipes.run.loop import in_groups, in_order, part_of
 from clipes.run.record import CamRecord
 from clipes.run.reopen import orphans, preset_of, reopen, unmade
-from clipes.stages.evaluate import score_segmenter
+from clipes.stages.evaluate import score_relabelled, score_segmenter
 from clipes.types import Failure, Progress, Sample, evenly_spaced
 
 LARGE, THUMBNAILS = 200, 2000
@@ -209,10 +209,11 @@ def _draw_one(
 def _segmenter(
     run: Run, root: Path | None, data: Dataset, say: Callable[[str], None]
 ) -> dict[str, Scores]:
-    """Return the scores of a trained segmenter, if it made predictions."""
+    """Return the scores of a trained segmenter, if it labelled or predicted images."""
     try:
         # A small part of a report: its progress is not shown.
-        return score_segmenter(run, root, None, data, lambda *_: None, say)
+        again = score_relabelled(run, None, data, lambda *_: None, say)
+        return again | score_segmenter(run, root, None, data, lambda *_: None, say)
     except ClipesError as error:
         say(f"no scores of the segmenter: {error}")
         return {}

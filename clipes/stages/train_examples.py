@@ -13,12 +13,13 @@ from clipes.masks.folder import find_masks, require_some
 from clipes.masks.values import RULE, value_count
 from clipes.run.freshness import Freshness
 from clipes.run.origin import digest
+from clipes.run.relabelled import Relabelled
 from clipes.run.reopen import left_out, orphans
 from clipes.seg.data import Tally, TrainingPair, check_pairs
 from clipes.seg.loss import Guidance
 from clipes.seg.train import TrainingError
 from clipes.stages.train_request import Sources
-from clipes.types import Progress
+from clipes.types import Progress, Sample
 
 _LEAST_USED, _LEAST_OF_ALL = 0.05, 0.001
 """Shares of the labelled pixels, and of all; with less, the result is an untrained network's."""
@@ -45,21 +46,21 @@ def training_pairs(
     masks, maps = _folders(sources, guided=guided)
     given = None if sources.masks is None else find_masks(sources.masks, "--masks")
     _say_left_out(sources, data, say)
-    current = None if sources.masks else Freshness.of(run, data.classes)
+    unusable = _out_of_date(sources, data)
     pairs, stale, missing = [], [], []
     for sample in data.samples:
         mask = masks / f"{sample.id}.png" if given is None else given.get(sample.id)
         if mask is None or not mask.is_file():
             missing.append(sample.id)
             continue
-        if current is not None and (reason := current.unusable(sample)):
+        if reason := unusable(sample):
             stale.append(f"{sample.id}: {reason}")
             continue
         confidence = maps / f"{sample.id}.png" if maps else None
         if confidence is not None and not confidence.is_file():
             raise ArtifactError(
                 f"{sample.id} has a mask but no confidence map {confidence}",
-                "make both with 'clipes refine', or train with --no-cgl",
+                f"make both with '{_maker(sources)}', or train with --no-cgl",
             )
         pairs.append(TrainingPair(sample.id, sample.image, mask, confidence, sample.labels))
     if stale:
@@ -70,7 +71,7 @@ def training_pairs(
             require_some(masks, ids, f"an image of {run.root}", data.samples[0].id)
         raise ArtifactError(
             f"no image of {run.root} has a mask in {masks} that is up to date",
-            "run 'clipes refine' first, or name another folder with --masks",
+            f"run '{_maker(sources)}' first, or name another folder with --masks",
         )
     if missing:
         count = f"{len(missing)} of {len(data.samples)} images"
@@ -78,9 +79,27 @@ def training_pairs(
     return pairs
 
 
+def _out_of_date(sources: Sources, data: Dataset) -> Callable[[Sample], str]:
+    """Return what tells why the mask of an image is not to be learnt; masks named always are.
+
+    Raises:
+        ArtifactError: The run does not say what its masks were made with.
+    """
+    if sources.masks is not None:
+        return lambda sample: ""
+    if sources.relabelled:
+        return Relabelled.of(sources.run).unusable
+    return Freshness.of(sources.run, data.classes).unusable
+
+
+def _maker(sources: Sources) -> str:
+    """Return the command that makes the masks."""
+    return "clipes relabel" if sources.relabelled else "clipes refine"
+
+
 def _folders(sources: Sources, *, guided: bool) -> tuple[Path, Path | None]:
     """Return where masks and, if they are asked for, confidence maps are; errors as above."""
-    run, own, confidence = sources.run, sources.masks is None, sources.confidence
+    run, own, confidence = sources.own, sources.masks is None, sources.confidence
     masks = sources.masks or run.root / "pseudo"
     if not guided:
         return masks, None
@@ -101,7 +120,7 @@ def _say_left_out(sources: Sources, data: Dataset, say: Callable[[str], None]) -
         say(remark)
     # Another list, or other masks, are meant not to be all of the run's.
     own = sources.split is None and sources.masks is None
-    if own and (remark := orphans(sources.run, data, "pseudo")):
+    if own and (remark := orphans(sources.own, data, "pseudo")):
         say(remark)
 
 

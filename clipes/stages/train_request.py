@@ -35,6 +35,7 @@ class Sources:
         split: Name or path of the list of images to learn from, if not the run's.
         masks: Folder of masks ``<id>.png`` to learn instead of the run's.
         confidence: Folder of confidence maps that goes with ``masks``.
+        relabelled: Whether a segmenter's masks of the run, and their confidence, take their place.
         val: Name or path of the list of images to predict at the end; None looks for ``val``.
         backbone_weights: ``auto``, ``none`` or a file.
     """
@@ -45,8 +46,19 @@ class Sources:
     split: str | None = None
     masks: Path | None = None
     confidence: Path | None = None
+    relabelled: bool = False
     val: str | None = None
     backbone_weights: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse two sets of masks."""
+        if self.relabelled and self.masks is not None:
+            raise UsageError(f"two sets of masks, --relabelled and {self.masks}", "give one")
+
+    @property
+    def own(self) -> Run:
+        """The folder with ``pseudo/`` and ``confidence/`` that is learnt where none is named."""
+        return self.run.relabelled if self.relabelled else self.run
 
 
 @dataclass(frozen=True)

@@ -175,13 +175,14 @@ def _settings(
     request: TrainRequest, preset: AnySegmenterPreset, examples: int, val: str | None
 ) -> TrainSettings:
     sources, guidance, options = request.sources, request.guidance, request.options
+    relabelled = sources.own.root.name if sources.relabelled else None
     return TrainSettings(
         preset.to_dict(),
         seed=options.seed,
         threshold=guidance.threshold,
         loss=(Loss.soft if guidance.soft else Loss.ce).value,
         amp=options.amp,
-        masks=str(sources.masks.absolute()) if sources.masks else None,
+        masks=str(sources.masks.absolute()) if sources.masks else relabelled,
         confidence=str(sources.confidence.absolute()) if sources.confidence else None,
         split=sources.split,
         examples=examples,

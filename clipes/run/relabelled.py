@@ -1,0 +1,108 @@
+"""Which of a segmenter's masks of a run's images are what would be made now."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from clipes.disk.images import read_origin
+from clipes.errors import ArtifactError, ImageError
+from clipes.run.folder import Run
+from clipes.run.origin import Picture, RelabelOrigin, digest, mark_seen, same_picture
+from clipes.run.record import RelabelSettings
+from clipes.types import Sample
+
+_EDITED = "it may be a person's work: delete it to have it made again"
+
+
+class Relabelled:
+    """Compares what the files of ``relabelled/`` say that they were made from with what there is.
+
+    Args:
+        run: The run folder.
+        settings: What they are to be made with.
+    """
+
+    def __init__(self, run: Run, settings: RelabelSettings) -> None:
+        self.files = run.relabelled
+        self._checkpoint = settings.checkpoint
+        self._settings = digest(settings.to_dict())
+
+    @classmethod
+    def of(cls, run: Run) -> Relabelled:
+        """Return what compares with the settings that a run's record holds.
+
+        Raises:
+            ArtifactError: The record is missing or damaged, or has no such settings.
+        """
+        record = run.relabel_record()
+        if record is None:
+            raise ArtifactError(
+                f"no segmenter has labelled the images of {run.root} again",
+                "run 'clipes relabel --from CHECKPOINT' first",
+            )
+        return cls(run, record.settings)
+
+    def origin(self, sample: Sample, picture: Picture) -> RelabelOrigin:
+        """Return what a mask is made from that is made now, of ``picture``."""
+        labels = tuple(sorted(sample.labels))
+        return RelabelOrigin(picture.sha256, picture.size, labels, self._checkpoint, self._settings)
+
+    def is_done(self, sample: Sample) -> bool:
+        """Tell whether mask and confidence map are there and are those that would be made now."""
+        return self.files.has_pseudo(sample.id) and not self.stale(sample)
+
+    def is_edited(self, sample: Sample) -> bool:
+        """Tell whether something other than ``relabel`` wrote the mask of an image."""
+        mask = self.files.pseudo_path(sample.id)
+        return mask.exists() and _origin_of(mask) is None
+
+    def stale(self, sample: Sample) -> str:
+        """Return why the mask of an image is not the one that would be made now.
+
+        Empty if it is, or if there is none. A program that edits masks does not keep what they say
+        of themselves: then the confidence map says it.
+        """
+        mask = self.files.pseudo_path(sample.id)
+        if not mask.exists():
+            return ""
+        now = time.time_ns()
+        origin = _origin_of(mask) or _origin_of(self.files.confidence_path(sample.id))
+        if origin is None:
+            return "its mask does not say what it was made from"
+        if origin.checkpoint != self._checkpoint:
+            return "its mask was made by another segmenter"
+        if origin.settings != self._settings:
+            return "its mask was made with other settings"
+        if origin.labels != tuple(sorted(sample.labels)):
+            return "its mask was made for other labels"
+        written = mask.stat().st_mtime_ns
+        same, was_read = same_picture(sample.image, origin.image, origin.bytes, written)
+        if not same:
+            return "its mask was made from another picture of that name"
+        if was_read:
+            mark_seen(mask, now)
+        return ""
+
+    def unusable(self, sample: Sample) -> str:
+        """Return why the mask of an image is out of date, and the remedy; empty if it is not."""
+        if not (reason := self.stale(sample)):
+            return ""
+        return f"{reason}; {self._remedy(sample)}"
+
+    def refuse_edited(self, sample: Sample) -> None:
+        """Raise an error if an image's mask was edited and is out of date."""
+        if self.is_edited(sample) and (reason := self.stale(sample)):
+            raise ArtifactError(
+                f"{reason}, and was edited since: {self.files.pseudo_path(sample.id)}", _EDITED
+            )
+
+    def _remedy(self, sample: Sample) -> str:
+        return _EDITED if self.is_edited(sample) else "run 'clipes relabel' again"
+
+
+def _origin_of(path: Path) -> RelabelOrigin | None:
+    try:
+        return RelabelOrigin.parse(read_origin(path))
+    except ImageError:  # absent, or damaged: whoever reads it says so
+        return None

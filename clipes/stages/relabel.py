@@ -1,0 +1,200 @@
+"""Masks of a run's own images as a segmenter sees them that learnt from such: ``relabelled/``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from clipes.config import CrfParams
+from clipes.device import choose_device, share_processor
+from clipes.disk.files import sha256_of
+from clipes.errors import ArtifactError
+from clipes.listener import Listener
+from clipes.masks.pseudo import SHRUNK
+from clipes.processes import local_rank
+from clipes.run.folder import Run
+from clipes.run.loop import Outcome, Shard, Summary, for_each, waiting
+from clipes.run.origin import changing, read_picture
+from clipes.run.record import RelabelSettings
+from clipes.run.relabelled import Relabelled
+from clipes.run.reopen import reopen
+from clipes.run.tokens import CachedTokens
+from clipes.seg.checkpoint import Checkpoint, load_checkpoint
+from clipes.seg.kinds import predictor_for
+from clipes.seg.label import label_image
+from clipes.seg.predict_tokens import KnownImage, TokenPredictor
+from clipes.seg.recipes import LabelPredictor, TestSettings
+from clipes.stages.token_source import TowerRequest, tokens_of
+from clipes.types import Sample, UInt8Array
+
+STAGE = "relabel"
+
+
+@dataclass(frozen=True)
+class RelabelRequest:
+    """All that ``clipes relabel`` is told.
+
+    Attributes:
+        checkpoint: The segmenter's file.
+        root: Where the data set is, if not where run.json says.
+        scales: Factors of the image's size that are averaged; None as the checkpoint says.
+        flip: Whether the mirror image is averaged in; None likewise.
+        crf: Whether the dense CRF comes last.
+        device: ``auto``, or a torch device.
+        towers: Where the towers' weights come from, for segmenters that read tokens.
+        command: The command line, for the record.
+    """
+
+    checkpoint: Path
+    root: Path | None = None
+    scales: tuple[float, ...] | None = None
+    flip: bool | None = None
+    crf: bool = True
+    device: str = "auto"
+    towers: TowerRequest = field(default_factory=TowerRequest)
+    command: str = ""
+
+    def settings(self, own: TestSettings) -> RelabelSettings:
+        """Return what changes the masks, of a checkpoint whose ``own`` way to be asked is given."""
+        return RelabelSettings(
+            sha256_of(self.checkpoint),
+            own.scales if self.scales is None else self.scales,
+            own.flip if self.flip is None else self.flip,
+            own.window,
+            CrfParams() if self.crf else None,
+        )
+
+
+def relabel(request: RelabelRequest, run: Run, part: Shard, listener: Listener) -> Outcome:
+    """Write a mask and a confidence map of every image of a run, beside those that there are.
+
+    Classes that an image is not labelled with are left out. Files that were made of the same
+    picture, labels, checkpoint and settings stay, others are made again; what a person edited is
+    not written over. If there is nothing to do, nothing is written.
+
+    Args:
+        request: What is asked for.
+        run: The run folder.
+        part: The images that this process does.
+        listener: Who is told how it goes.
+
+    Raises:
+        ArtifactError: The checkpoint cannot be used, or knows other classes.
+        WeightsError: The towers that it goes with cannot be had.
+        ClipesError: Run folder or data set cannot be used.
+    """
+    data = reopen(run, request.root)
+    saved = load_checkpoint(request.checkpoint)
+    _check_classes(saved, data.classes, run)
+    settings = request.settings(saved.test)
+    current = Relabelled(run, settings)
+    mine = part.of(data.samples)
+    todo = waiting(mine, current.is_done, listener)
+    record = run.relabel_record()
+    if not todo and record is not None and record.settings == settings:
+        return Outcome(Summary(0, len(mine), ()), data.failures)
+    _say_again(todo, current, listener)
+    run.begin(STAGE, settings.to_dict(), request.command, anew=True)
+    with run.claim(STAGE, shared=part.count > 1):
+        labeller = _labeller(request, saved, settings, run, current, listener)
+        summary = labeller.label_all(todo, listener)
+    return Outcome(replace(summary, skipped=len(mine) - len(todo)), data.failures)
+
+
+def _check_classes(saved: Checkpoint, classes: tuple[str, ...], run: Run) -> None:
+    theirs = saved.spec.classes
+    if theirs == classes:
+        return
+    pairs = zip((*theirs, "none"), (*classes, "none"), strict=False)
+    index, (known, wanted) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ArtifactError(
+        f"{saved.path} has other classes than {run.root}: its class {index} is {known}, not "
+        f"{wanted}",
+        "take a segmenter that learnt the classes of this run, in their order",
+    )
+
+
+def _say_again(todo: Sequence[Sample], current: Relabelled, listener: Listener) -> None:
+    """Say how many masks there are that are made again, and why the first of them is."""
+    again = [
+        (sample.id, reason)
+        for sample in todo
+        if not current.is_edited(sample) and (reason := current.stale(sample))
+    ]
+    if again:
+        id_, reason = again[0]
+        listener.say(f"made again: {len(again)} masks, the first is {id_}: {reason}")
+
+
+@dataclass(frozen=True)
+class _Labeller:
+    """A segmenter at work on the images of a run.
+
+    Attributes:
+        predictor: The segmenter.
+        tokens: What its towers said before of the run's images; None if it reads none.
+        crf: Settings of the dense CRF; None for none.
+        current: Where the files go, and what they say of themselves.
+        workers: Images at once.
+    """
+
+    predictor: LabelPredictor
+    tokens: CachedTokens | None
+    crf: CrfParams | None
+    current: Relabelled
+    workers: int
+
+    def label_all(self, samples: Sequence[Sample], listener: Listener) -> Summary:
+        """Make and save the files of every sample.
+
+        Raises:
+            WriteError: A file cannot be written; the rest is not tried.
+        """
+        with listener.progress(STAGE) as progress:
+            return for_each(
+                self._label_one,
+                samples,
+                is_done=self.current.is_done,
+                workers=self.workers,
+                progress=progress,
+                report=listener.report,
+            )
+
+    def _label_one(self, sample: Sample) -> str | None:
+        self.current.refuse_edited(sample)
+        pixels, picture = read_picture(sample.image)
+        asked = self._knowing(sample, pixels)
+        pseudo, was_shrunk = label_image(pixels, asked, self.crf, sample.labels)
+        if not picture.is_still(sample.image):
+            raise changing(sample.image)
+        origin = self.current.origin(sample, picture).text()
+        self.current.files.save_pseudo(sample.id, pseudo, origin=origin)
+        return SHRUNK if was_shrunk else None
+
+    def _knowing(self, sample: Sample, pixels: UInt8Array) -> LabelPredictor:
+        """Return the segmenter, with the tokens of the image if they were kept."""
+        if self.tokens is None or not isinstance(self.predictor, TokenPredictor):
+            return self.predictor
+        kept = self.tokens.kept(sample.id, sample.image)
+        return self.predictor if kept is None else KnownImage(self.predictor, pixels, kept)
+
+
+def _labeller(
+    request: RelabelRequest,
+    saved: Checkpoint,
+    settings: RelabelSettings,
+    run: Run,
+    current: Relabelled,
+    listener: Listener,
+) -> _Labeller:
+    """Get a checkpoint ready to look at images; errors as for ``relabel``."""
+    device = choose_device(request.device, local_rank())
+    model = saved.build().to(device)
+    test = TestSettings(settings.scales, settings.flip, window=settings.window)
+    source = tokens_of(saved.spec, request.towers, request.device, listener)
+    predictor = predictor_for(model, test, source)
+    tokens = None
+    if source is not None:  # those of the run are read; a training makes them, and keeps to limits
+        tokens = CachedTokens(lambda: source, run.root / "tokens", limit=0)
+    return _Labeller(predictor, tokens, settings.crf, current, share_processor(device, None))
