@@ -210,13 +210,14 @@ def _segmenter(
     run: Run, root: Path | None, data: Dataset, say: Callable[[str], None]
 ) -> dict[str, Scores]:
     """Return the scores of a trained segmenter, if it labelled or predicted images."""
+    scores: dict[str, Scores] = {}
     try:
         # A small part of a report: its progress is not shown.
-        again = score_relabelled(run, None, data, lambda *_: None, say)
-        return again | score_segmenter(run, root, None, data, lambda *_: None, say)
+        scores |= score_relabelled(run, None, data, lambda *_: None, say)
+        scores |= score_segmenter(run, root, None, data, lambda *_: None, say)
     except ClipesError as error:
         say(f"no scores of the segmenter: {error}")
-        return {}
+    return scores
 
 
 def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, bool]) -> Head:

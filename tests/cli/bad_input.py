@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 from clipes.config import get_preset
 from clipes.disk.images import write_confidence, write_mask
 from clipes.run.folder import Run
-from clipes.seg.checkpoint import FORMAT
+from clipes.seg.checkpoint import FORMAT, TrainingState, save_checkpoint
+from clipes.seg.frozen import FrozenSpec, TokenInput
+from clipes.seg.recipes import TestSettings
 from clipes.types import CamMaps
 from tests.cli.small_data import CLASSES, cam, train
 
@@ -857,6 +859,19 @@ case("a checkpoint of a kind that a newer clipes has")(
 )
 case("a checkpoint whose model is not described")(
     checkpoint(lambda: torch_saved({"format": FORMAT, "model": {"arch": "deeplabv2"}}))
+)
+
+
+@case("a checkpoint of other classes, in `relabel`")
+def _(root: Path) -> Command:
+    maps(lambda _: None)(root)
+    model = FrozenSpec((TokenInput("clip.4", 8),), ("cat", "cow"), 8, 1, 1).build()
+    save_checkpoint(root / "final.pt", model, TrainingState(), TestSettings())
+    return ["relabel", "run", "--from", "final.pt"]
+
+
+case("`train-seg --relabelled` before any `relabel`")(
+    lambda root: [*masks(lambda _: None)(root), "--relabelled"]
 )
 
 

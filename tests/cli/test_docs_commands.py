@@ -27,6 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {
     "bench": "takes minutes; tests/integration/test_bench.py runs one round",
     "train-seg": "takes minutes; tests/cli/test_train_seg.py runs it in small",
+    "relabel": "needs what train-seg makes; tests/cli/test_relabel.py runs it",
     "predict": "needs what train-seg makes; tests/cli/test_train_seg.py runs it",
 }
 NEEDS_SHARED = "clipes prompts fit --data ../shared/"  # how the shipped vectors were made: minutes

@@ -29,7 +29,7 @@ from clipes.report.pictures import Figure, Pictures
 from clipes.report.review import ClassSigns, Signs
 from clipes.run.folder import Run
 from clipes.stages.report import ReportRequest, make_report
-from clipes.types import Failure
+from clipes.types import Failure, PseudoLabel
 from tests.heard import Heard
 from tests.report_support import CLASSES, make_run
 
@@ -273,9 +273,13 @@ def test_a_segmenter_is_scored_beside_the_masks(tmp_path: Path) -> None:
         write_mask(made.run.root / "predictions" / f"{id_}.png", truth)
     page, _ = report_of(made.run)
     assert "segmenter, train 100.0 % mIoU" in page.text
+    for id_, truth in made.truth.items():
+        shown = PseudoLabel(np.where(truth == 255, 0, truth), np.ones(truth.shape, np.float32))
+        made.run.relabelled.save_pseudo(id_, shown)
     write_mask(made.run.root / "predictions" / "a.png", np.zeros((1, 2), np.uint8))
     page, _ = report_of(made.run)
     assert "segmenter, train" not in page.text
+    assert "relabelled 100.0 % mIoU" in page.text
     assert "CRF >= 0.95" in page.text
 
 

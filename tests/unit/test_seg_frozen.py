@@ -26,6 +26,7 @@ from clipes.seg.frozen_recipe import FrozenRecipe
 from clipes.seg.kinds import predictor_for, recipe_for
 from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
+from clipes.seg.predict_tokens import KnownImage, TokenPredictor
 from clipes.seg.recipes import TestSettings
 from clipes.seg.train import Step, Trainer, TrainOptions
 from clipes.types import IGNORE, UInt8Array
@@ -332,6 +333,21 @@ def test_the_mirror_image_gets_the_mirrored_answer() -> None:
     assert probs.shape == (3, 50, 70)
     mirrored = predictor(np.ascontiguousarray(image[:, ::-1]))
     np.testing.assert_allclose(mirrored[:, :, ::-1], probs, atol=1e-5)
+
+
+def test_tokens_that_are_known_are_not_asked_for() -> None:
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    towers = Colours()
+    predictor = predictor_for(spec().build(), TestSettings(flip=True), towers)
+    assert isinstance(predictor, TokenPredictor)
+    kept = towers.tokens(image)
+    towers.seen = 0
+    known = KnownImage(predictor, image, kept)
+    np.testing.assert_array_equal(known(image), predictor(image))
+    assert towers.seen == 1 + 2, "the mirror image is another"
+    other = np.zeros((32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(known(other), predictor(other))
 
 
 def test_other_towers_are_refused() -> None:
