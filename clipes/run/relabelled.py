@@ -88,17 +88,9 @@ class Relabelled:
         """Return why the mask of an image is out of date, and the remedy; empty if it is not."""
         if not (reason := self.stale(sample)):
             return ""
-        return f"{reason}; {self._remedy(sample)}"
-
-    def refuse_edited(self, sample: Sample) -> None:
-        """Raise an error if an image's mask was edited and is out of date."""
-        if self.is_edited(sample) and (reason := self.stale(sample)):
-            raise ArtifactError(
-                f"{reason}, and was edited since: {self.files.pseudo_path(sample.id)}", _EDITED
-            )
-
-    def _remedy(self, sample: Sample) -> str:
-        return _EDITED if self.is_edited(sample) else "run 'clipes relabel' again"
+        if self.is_edited(sample):
+            return f"{reason}, and was edited since: {self.files.pseudo_path(sample.id)}; {_EDITED}"
+        return f"{reason}; run 'clipes relabel' again"
 
 
 def _origin_of(path: Path) -> RelabelOrigin | None:

@@ -30,6 +30,8 @@ from clipes.types import Sample, UInt8Array
 
 STAGE = "relabel"
 
+_AT_ONCE_ON_GPU = 4  # images: each may need room for a pass of the network
+
 
 @dataclass(frozen=True)
 class RelabelRequest:
@@ -162,7 +164,8 @@ class _Labeller:
             )
 
     def _label_one(self, sample: Sample) -> str | None:
-        self.current.refuse_edited(sample)
+        if self.current.is_edited(sample) and (reason := self.current.unusable(sample)):
+            raise ArtifactError(reason)
         pixels, picture = read_picture(sample.image)
         asked = self._knowing(sample, pixels)
         pseudo, was_shrunk = label_image(pixels, asked, self.crf, sample.labels)
@@ -197,4 +200,5 @@ def _labeller(
     tokens = None
     if source is not None:  # those of the run are read; a training makes them, and keeps to limits
         tokens = CachedTokens(lambda: source, run.root / "tokens", limit=0)
-    return _Labeller(predictor, tokens, settings.crf, current, share_processor(device, None))
+    workers = share_processor(device, None if device.type == "cpu" else _AT_ONCE_ON_GPU)
+    return _Labeller(predictor, tokens, settings.crf, current, workers)

@@ -173,7 +173,10 @@ def test_what_a_person_edited_is_not_written_over(
     assert (read_mask(path) == edited).all()
 
 
-def test_shards_make_the_same(run: Run) -> None:
+def test_shards_make_the_same(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    with run.claim("relabel"):
+        ends(1, *RELABEL)
+    assert "another 'clipes relabel' is working in run/relabelled/pseudo" in capfd.readouterr().err
     ends(0, *RELABEL)
     whole = contents(run.relabelled.root)
     shutil.rmtree(run.relabelled.root)
