@@ -105,6 +105,18 @@ class SegmenterPresetName(Choice):
     frozen = "frozen"
 
 
+class Normalise(Choice):
+    """Whose mean and deviation of colours are taken off an image before CLIP sees it.
+
+    Attributes:
+        clip: CLIP's own.
+        imagenet: ImageNet's, as WeCLIP was published.
+    """
+
+    clip = "clip"
+    imagenet = "imagenet"
+
+
 class Arch(Choice):
     """Heads of a segmenter."""
 
