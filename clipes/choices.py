@@ -96,6 +96,8 @@ class SegmenterPresetName(Choice):
         clip_es_coco: The paper's for COCO.
         small: For processors.
         frozen: A decoder on tokens of frozen towers.
+        weclip_voc: WeCLIP as published for VOC, which makes its labels itself.
+        weclip_coco: Likewise for COCO.
     """
 
     auto = "auto"
@@ -103,6 +105,8 @@ class SegmenterPresetName(Choice):
     clip_es_coco = "clip-es-coco"
     small = "small"
     frozen = "frozen"
+    weclip_voc = "weclip-voc"
+    weclip_coco = "weclip-coco"
 
 
 class Normalise(Choice):

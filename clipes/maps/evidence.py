@@ -22,6 +22,7 @@ from clipes.maps.affinity import Walk, blend, likeness, propagate, sinkhorn
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.patches import compare, patch_features
 from clipes.maps.vectors import WordVectors
+from clipes.towers.clip import Backbone
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Grid, LastBlock, Taps
 from clipes.types import Float32Array
@@ -114,17 +115,28 @@ def by_gradient(
     clip = towers.clip
     taps = Taps(attention=clip.last_blocks(params.affinity_blocks), last="gradient")
     encoded = clip.encode(pixels[CLIP], taps)
-
-    def sources(last: LastBlock, chosen: Sequence[int]) -> Float32Array:
-        make = partial(softmax_gradcam, clip, last, encoded.grid)
-        return vectors.fused(make(vectors.classes[list(chosen)], vectors.background), make, chosen)
-
     return [
-        Evidence(sources(last, chosen), attention)
+        Evidence(gradient_sources(clip, vectors, last, encoded.grid, chosen), attention)
         for last, chosen, attention in zip(
             encoded.gradients, labels, encoded.attention, strict=True
         )
     ]
+
+
+def gradient_sources(
+    clip: Backbone, vectors: WordVectors, last: LastBlock, grid: Grid, labels: Sequence[int]
+) -> Float32Array:
+    """Return the softmax-GradCAM of an image's classes: (K, h, w) in [0, 1].
+
+    Args:
+        clip: The tower.
+        vectors: The words.
+        last: Of the image, from ``clip``.
+        grid: Of the image.
+        labels: (K,) 0-based, in the order of the names.
+    """
+    make = partial(softmax_gradcam, clip, last, grid)
+    return vectors.fused(make(vectors.classes[list(labels)], vectors.background), make, labels)
 
 
 def by_patches(

@@ -65,8 +65,8 @@ def crop(example: Example, side: int, rng: np.random.Generator) -> Example:
     view = np.full((side, side, 3), np.rint(np.multiply(MEAN, 255)), np.uint8)
     labels = np.full((side, side), IGNORE, np.uint8)
     sure = np.zeros((side, side), np.float32)
-    rows, to_rows = _overlap(height, side, rng)
-    columns, to_columns = _overlap(width, side, rng)
+    rows, to_rows = overlap(height, side, rng)
+    columns, to_columns = overlap(width, side, rng)
     view[to_rows, to_columns] = image[rows, columns]
     labels[to_rows, to_columns] = mask[rows, columns]
     sure[to_rows, to_columns] = confidence[rows, columns]
@@ -91,7 +91,7 @@ def normalise(image: UInt8Array) -> Float32Array:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
 
 
-def _overlap(length: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
+def overlap(length: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
     """Return where the view lies in the example, and where the example lies in the view."""
     shared = min(length, side)
     start = int(rng.integers(length - shared + 1))

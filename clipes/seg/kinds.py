@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from clipes.config import AnySegmenterPreset, FrozenPreset
+from clipes.config import AnySegmenterPreset, FrozenPreset, SegmenterPreset
 from clipes.run.tokens import CachedTokens
 from clipes.seg.deeplab import DeepLabSpec
 from clipes.seg.deeplab_recipe import DeepLabRecipe
@@ -15,9 +15,15 @@ from clipes.seg.loss import Guidance
 from clipes.seg.predict import Predictor
 from clipes.seg.predict_tokens import TokenPredictor
 from clipes.seg.recipes import LabelPredictor, Model, Recipe, Spec, TestSettings
+from clipes.seg.weclip import WeClip, WeClipSpec
+from clipes.seg.weclip_labels import Teacher
+from clipes.seg.weclip_predict import WeClipPredictor
+from clipes.seg.weclip_recipe import WeClipRecipe
 from clipes.towers.tokens import TokenSource
 
-SPECS: Mapping[str, type[Spec]] = {spec.kind: spec for spec in (DeepLabSpec, FrozenSpec)}
+_SPECS: tuple[type[Spec], ...] = (DeepLabSpec, FrozenSpec, WeClipSpec)
+
+SPECS: Mapping[str, type[Spec]] = {spec.kind: spec for spec in _SPECS}
 """What checkpoints say of a model, by the name that they have for its kind."""
 
 OLDEST = DeepLabSpec.kind
@@ -29,6 +35,7 @@ def recipe_for(
     classes: tuple[str, ...],
     guidance: Guidance,
     tokens: CachedTokens | None = None,
+    open_teacher: Callable[[], Teacher] | None = None,
 ) -> Recipe[Any, Any]:
     """Return the recipe of a preset.
 
@@ -37,12 +44,17 @@ def recipe_for(
         classes: Class names in mask order.
         guidance: How confidence counts.
         tokens: Those of ``preset.tokens``, for presets that have it.
+        open_teacher: Loads CLIP and the words, for presets whose labels they make.
     """
-    if not isinstance(preset, FrozenPreset):
+    if isinstance(preset, SegmenterPreset):
         return DeepLabRecipe(preset, classes, guidance)
-    if tokens is None:
-        raise ValueError(f"preset {preset.name} reads tokens")
-    return FrozenRecipe(preset, classes, guidance, tokens)
+    if isinstance(preset, FrozenPreset):
+        if tokens is None:
+            raise ValueError(f"preset {preset.name} reads tokens")
+        return FrozenRecipe(preset, classes, guidance, tokens)
+    if open_teacher is None:
+        raise ValueError(f"preset {preset.name} makes its labels")
+    return WeClipRecipe(preset, classes, open_teacher)
 
 
 def predictor_for(
@@ -58,8 +70,10 @@ def predictor_for(
     Raises:
         ArtifactError: The model was trained on other towers.
     """
-    if not isinstance(model, FrozenDecoder):
+    if not isinstance(model, FrozenDecoder | WeClip):
         return Predictor(model, settings)
     if source is None:
         raise ValueError(f"{model.spec.name} reads tokens")
+    if isinstance(model, WeClip):
+        return WeClipPredictor(model, settings, source)
     return TokenPredictor(model, settings, source)

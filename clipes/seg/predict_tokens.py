@@ -12,7 +12,7 @@ import torch
 from clipes.errors import ArtifactError
 from clipes.masks.values import value_count
 from clipes.seg.frozen import FrozenDecoder, flat_tokens
-from clipes.seg.recipes import TestSettings
+from clipes.seg.recipes import Spec, TestSettings
 from clipes.seg.resize import resize
 from clipes.towers.tokens import TokenSource
 from clipes.types import Float32Array, UInt8Array
@@ -33,7 +33,7 @@ class TokenPredictor:
     """
 
     def __init__(self, model: FrozenDecoder, settings: TestSettings, source: TokenSource) -> None:
-        _check_towers(model, source)
+        check_towers(model.spec, source)
         self._model = model.eval()
         self._settings = settings
         self._source = source
@@ -105,8 +105,13 @@ class KnownImage:
         return self.predictor(image, self.kept if image is self.image else None)
 
 
-def _check_towers(model: FrozenDecoder, source: TokenSource) -> None:
-    for name, sha256 in model.spec.digests.items():
+def check_towers(spec: Spec, source: TokenSource) -> None:
+    """Refuse towers other than those that a model was trained on.
+
+    Raises:
+        ArtifactError: One has other weights.
+    """
+    for name, sha256 in spec.towers().items():
         found = source.digests.get(name, "")
         if found != sha256:
             raise ArtifactError(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from clipes.choices import Normalise
+from clipes.config import CamParams
 from clipes.listener import Listener
+from clipes.seg.augment import MEAN, STD
 from clipes.seg.frozen import FrozenSpec
 from clipes.seg.recipes import Spec
-from clipes.stages.setup import load_dino, open_weights
+from clipes.seg.weclip import WeClipSpec
+from clipes.stages.setup import OpenedWeights, load_dino, open_weights
 from clipes.towers.side_by_side import CLIP, DINO, Towers
 from clipes.towers.tokens import TokenSource, TowerTokens
 from clipes.weights import DEFAULT_MODEL
@@ -25,6 +29,33 @@ class TowerRequest:
 
     weights: str = "auto"
     dino: str = "auto"
+
+
+def open_clip(
+    normalise: str, request: TowerRequest, device: str, listener: Listener
+) -> OpenedWeights:
+    """Read CLIP's weights, to be run on colours that are normalised as asked.
+
+    Args:
+        normalise: Of ``clipes.choices.Normalise``.
+        request: Where the weights come from.
+        device: ``auto`` or a torch device.
+        listener: Told what is used.
+
+    Raises:
+        WeightsError: Weights cannot be had, or are of no such tower.
+    """
+    opened = open_weights(
+        request.weights,
+        DEFAULT_MODEL,
+        device=device,
+        say=listener.say,
+        progress=listener.progress,
+    )
+    if normalise == Normalise.clip:
+        return opened
+    recipe = replace(opened.weights.recipe, mean=MEAN, std=STD)
+    return replace(opened, weights=replace(opened.weights, recipe=recipe))
 
 
 def open_tokens(
@@ -46,7 +77,7 @@ def open_tokens(
     Raises:
         WeightsError: Weights cannot be had, or are of no such tower.
     """
-    opened = open_weights(request.weights, DEFAULT_MODEL, device, listener)
+    opened = open_clip(Normalise.clip, request, device, listener)
     digests = {CLIP: opened.weights.sha256}
     towers = Towers(opened.backbone(fp16_positions=False))
     if any(name.split(".")[0] == DINO for name in names):
@@ -67,6 +98,11 @@ def tokens_of(
         device: Likewise.
         listener: Likewise.
     """
+    if isinstance(spec, WeClipSpec):
+        opened = open_clip(spec.normalise, request, device, listener)
+        towers = Towers(opened.backbone(fp16_positions=True))
+        digests = {CLIP: opened.weights.sha256}
+        return TowerTokens(towers, spec.inputs, digests, CamParams.max_patches, raw=True)
     if not isinstance(spec, FrozenSpec):
         return None
     names = [one.name for one in spec.inputs]

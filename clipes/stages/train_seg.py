@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from clipes.choices import Loss
-from clipes.config import AnySegmenterPreset, FrozenPreset
+from clipes.config import AnySegmenterPreset, FrozenPreset, WeClipPreset
 from clipes.datasets import Dataset
 from clipes.disk.files import list_files, sha256_of, write_json
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
@@ -31,8 +31,10 @@ from clipes.seg.log import TensorBoard
 from clipes.seg.parallel import Processes, join_processes
 from clipes.seg.recipes import Examples, Model, Recipe
 from clipes.seg.train import Step, Trainer, part_size
+from clipes.seg.weclip_labels import Teacher
 from clipes.stages.predict import is_done, predict_samples
-from clipes.stages.token_source import open_tokens
+from clipes.stages.teacher import open_teacher
+from clipes.stages.token_source import open_tokens, tokens_of
 from clipes.stages.train_examples import check_examples, pairs_digest, training_pairs
 from clipes.stages.train_request import Sources, TrainRequest
 
@@ -134,7 +136,8 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
     _check_target(sources)
     data = reopen(sources.run, sources.root, sources.split)
     tokens = _tokens(request, preset, processes, listener)
-    recipe = recipe_for(preset, data.classes, guidance, tokens)
+    teacher = _teacher(request, preset, processes, listener)
+    recipe = recipe_for(preset, data.classes, guidance, tokens, teacher)
     part_size(recipe, processes.count)
     pairs = training_pairs(sources, data, guided=guidance.asked, say=listener.say)
     val_name, val = _validation(sources, data, listener.say)
@@ -169,6 +172,19 @@ def _tokens(
         open_tokens, preset.tokens, preset.max_patches, request.towers, device, listener
     )
     return CachedTokens(open_source, folder, request.token_space // processes.count)
+
+
+def _teacher(
+    request: TrainRequest,
+    preset: AnySegmenterPreset,
+    processes: Processes,
+    listener: TrainingListener,
+) -> Callable[[], Teacher] | None:
+    """Return what loads CLIP and the run's words, for presets whose labels they make."""
+    if not isinstance(preset, WeClipPreset):
+        return None
+    run, device = request.sources.run, str(processes.device)
+    return partial(open_teacher, run, preset, request.towers, device, listener)
 
 
 def _settings(
@@ -284,10 +300,14 @@ def _unpredicted(job: _Job) -> bool:
 
 def _predict(job: _Job, model: Model) -> Summary:
     """Predict this process' share of the validation images; return how all shares went."""
-    recipe, processes = job.recipe, job.processes
+    recipe, processes, request = job.recipe, job.processes, job.request
+    if job.tokens is None:
+        source = tokens_of(model.spec, request.towers, str(processes.device), job.listener)
+    else:
+        source = job.tokens.source
     mine = predict_samples(
         Shard(processes.rank, processes.count).of(job.val.samples),
-        predictor_for(model, recipe.test, None if job.tokens is None else job.tokens.source),
+        predictor_for(model, recipe.test, source),
         job.out.root / "predictions",
         crf=recipe.test.crf,
         made_with=_made_with(job),

@@ -42,13 +42,15 @@ class TowerTokens:
     """Tokens by name of towers side by side; see ``TokenSource``.
 
     ``clip.N`` are CLIP's after block N, but of the last block but one they are what the last block
-    attends with (after its ``ln_1``). Those of other towers are their final ones.
+    attends with (after its ``ln_1``), unless they are wanted raw. Those of other towers are their
+    final ones.
 
     Args:
         towers: The towers.
         names: The tokens that are wanted.
         digests: sha256 of the towers' weights, by the name of the tower.
         max_patches: Larger images are shrunk to at most this many patches.
+        raw: Take the tokens of the last block but one as it leaves them, too.
 
     Raises:
         UsageError: A tower has no such tokens.
@@ -60,6 +62,8 @@ class TowerTokens:
         names: Sequence[str],
         digests: Mapping[str, str],
         max_patches: int,
+        *,
+        raw: bool = False,
     ) -> None:
         self._towers = towers
         self._names = tuple(names)
@@ -72,10 +76,10 @@ class TowerTokens:
                 f"a CLIP of {last + 1} blocks has no tokens {wrong[0]}",
                 "give the weights of a ViT-B",
             )
-        self._after = {name: block for name, block in blocks.items() if block < last}
+        self._after = {name: block for name, block in blocks.items() if raw or block < last}
         self._taps = Taps(
             tokens=tuple(sorted(set(self._after.values()))),
-            last="inputs" if last in blocks.values() else "",
+            last="inputs" if last in blocks.values() and not raw else "",
         )
 
     @property

@@ -1,0 +1,68 @@
+"""WeCLIP, asked about whole images: scores of all scales averaged before they are enlarged."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipes.masks.values import value_count
+from clipes.seg.predict_tokens import check_towers
+from clipes.seg.recipes import TestSettings
+from clipes.seg.resize import resize
+from clipes.seg.weclip import WeClip
+from clipes.towers.tokens import TokenSource
+from clipes.types import Float32Array, UInt8Array
+
+
+class WeClipPredictor:
+    """Turns images into probabilities of labels; see ``LabelPredictor``.
+
+    An image's longer side is brought to ``spec.side`` first, so there is no window. Unlike the
+    published code, it covers whole patches by being stretched, not by losing its last rows.
+
+    Args:
+        model: The decoder; put into evaluation mode.
+        settings: Scales, mirroring.
+        source: The tower, its tokens raw.
+
+    Raises:
+        ArtifactError: The decoder was trained on another tower.
+    """
+
+    def __init__(self, model: WeClip, settings: TestSettings, source: TokenSource) -> None:
+        check_towers(model.spec, source)
+        self._model = model.eval()
+        self._settings = settings
+        self._source = source
+        self._device = next(model.parameters()).device
+
+    @property
+    def labels(self) -> int:
+        """Number of labels, background included."""
+        return value_count(len(self._model.spec.classes))
+
+    @torch.inference_mode()
+    def __call__(self, image: UInt8Array) -> Float32Array:
+        """Return (1 + C, H, W) float32 that sum to 1, background first, of RGB (H, W, 3) uint8."""
+        size = (image.shape[0], image.shape[1])
+        whole = self._model.spec.side / max(size)
+        answers: list[Tensor] = []
+        for scale in self._settings.scales:
+            height, width = (max(1, round(length * whole * scale)) for length in size)
+            view = np.asarray(cv2.resize(image, (width, height)), np.uint8)
+            answers.append(self._logits(view))
+            if self._settings.flip:
+                answers.append(self._logits(np.ascontiguousarray(view[:, ::-1])).flip(3))
+        grid = (answers[0].shape[2], answers[0].shape[3])
+        mean = torch.stack([resize(one, grid) for one in answers]).mean(0)
+        probs: Float32Array = resize(mean, size).softmax(1)[0].cpu().numpy()
+        return probs
+
+    def _logits(self, view: UInt8Array) -> Tensor:
+        """Return (1, 1 + C, h, w) of a view."""
+        found = self._source.tokens(view)
+        tokens = torch.stack([found[name] for name in self._model.spec.inputs])
+        logits: Tensor = self._model(tokens[None].to(self._device))[0]
+        return logits.float()

@@ -1,0 +1,265 @@
+"""How WeCLIP is trained: AdamW on random views, whose labels are made as it goes.
+
+Masks and confidence of the run are not read, only its words and the labels of its images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from clipes.config import WeClipPreset
+from clipes.disk.images import read_image, voc_palette
+from clipes.errors import ArtifactError, ClipesError, UsageError
+from clipes.seg.augment import overlap
+from clipes.seg.data import TrainingPair
+from clipes.seg.draws import Passes
+from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, TestSettings
+from clipes.seg.resize import resize
+from clipes.seg.weclip import WeClip, WeClipSpec
+from clipes.seg.weclip_labels import Seen, Teacher, make_labels
+from clipes.seg.weclip_loss import weclip_loss
+from clipes.types import UInt8Array
+
+Colours: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and deviation of the channels, RGB in [0, 1]."""
+
+_FIRST_RATE = 1e-6  # share of the rate that the first update gets
+
+_SHOWN = 2  # views of a batch in a picture
+
+
+@dataclass(frozen=True)
+class SeenViews(Part):
+    """Views on their way through the decoder.
+
+    Attributes:
+        views: (B, 3, H, W) float32, normalised.
+        seen: What CLIP says of each.
+        refined: Whether what was learnt refines the labels.
+    """
+
+    views: Tensor
+    seen: Sequence[Seen]
+    refined: bool
+
+
+@dataclass(frozen=True)
+class WeClipRecipe(Recipe[WeClip, SeenViews]):
+    """WeCLIP's recipe.
+
+    Attributes:
+        preset: Views, rates, how labels are made.
+        classes: Class names in mask order.
+        open_teacher: Loads CLIP and the words, once they are needed.
+    """
+
+    preset: WeClipPreset
+    classes: tuple[str, ...]
+    open_teacher: Callable[[], Teacher]
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """CLIP and the words."""
+        return self.open_teacher()
+
+    @property
+    def spec(self) -> WeClipSpec:
+        """What the model is built from."""
+        teacher = self.teacher
+        return WeClipSpec(
+            self.classes,
+            teacher.layers,
+            teacher.channels,
+            side=self.preset.side,
+            normalise=self.preset.normalise,
+            digests=dict(teacher.digests),
+        )
+
+    @property
+    def schedule(self) -> Schedule:
+        """How much is learnt."""
+        return Schedule(self.preset.iterations, self.preset.batch, self.preset.accumulate)
+
+    @property
+    def test(self) -> TestSettings:
+        """How the model is to be asked."""
+        return TestSettings(self.preset.test_scales, self.preset.flip, self.preset.crf)
+
+    def check_part(self, images: int) -> None:
+        """Any number will do; the loss is balanced within it."""
+
+    def initialise(self, model: WeClip, source: str, say: Callable[[str], None]) -> WeClipRecipe:
+        """Start from random weights; a decoder has no others."""
+        if source not in ("auto", "none"):
+            raise UsageError(
+                f"--backbone-weights {source} means nothing to preset {self.preset.name}",
+                "leave it out: CLIP stays as it is",
+            )
+        count = sum(parameter.numel() for parameter in model.parameters())
+        say(
+            f"decoder: {count / 1e6:.1f} million weights on {model.spec.layers} blocks of CLIP; "
+            "labels are made as it learns, the run's masks and confidence are not read"
+        )
+        return self
+
+    def state(self) -> Mapping[str, Any]:
+        """Return nothing: the preset says all."""
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> WeClipRecipe:
+        """Return the recipe as it is."""
+        return self
+
+    def network(self, model: WeClip) -> nn.Module:
+        """Return the model in training mode."""
+        return model.train()
+
+    def optimizer(self, model: WeClip) -> AdamW:
+        """Return AdamW with its usual moments; everything decays."""
+        group = {"params": list(model.parameters()), "factor": 1.0}
+        return AdamW([group], lr=self.preset.lr, weight_decay=self.preset.weight_decay)
+
+    def rate(self, iteration: int) -> float:
+        """Return the learning rate: a linear rise, then a fall as if it had begun at once."""
+        preset = self.preset
+        if iteration < preset.warmup:
+            return preset.lr * (1 - (1 - iteration / preset.warmup) * (1 - _FIRST_RATE))
+        return preset.lr * (1 - iteration / preset.iterations)
+
+    def examples(self, pairs: Sequence[TrainingPair], seed: int) -> ViewExamples:
+        """Return random views of the images that show a class."""
+        return ViewExamples(pairs, len(self.classes), self.preset, self._colours, seed)
+
+    def part(self, batch: Batch) -> SeenViews:
+        """Return views with all that CLIP says of them."""
+        views, present, iterations = batch
+        tokens, seen = self.teacher.look(views, present, self.preset)
+        pixels = torch.tensor(views[:, 0].numel(), device=views.device)
+        return SeenViews(
+            (tokens,),
+            torch.tensor([float(len(views))], device=views.device),
+            pixels,
+            pixels,
+            views,
+            seen,
+            bool(iterations[0] >= self.preset.refine_from),
+        )
+
+    def losses(self, outputs: Sequence[Tensor], part: SeenViews) -> list[Tensor]:
+        """Return the loss as one term, summed over views.
+
+        Background and foreground are balanced within a part, for how much there is of each is only
+        known once the decoder has answered.
+        """
+        logits, affinity = outputs
+        return [weclip_loss(logits, affinity, self._labels(affinity, part)) * len(logits)]
+
+    def picture(self, outputs: Sequence[Tensor], part: SeenViews) -> UInt8Array:
+        """Return rows of view, labels and answer, side by side: (n H, 3 W, 3) uint8."""
+        palette, (logits, affinity) = voc_palette(), outputs
+        mean, std = (torch.tensor(one)[:, None, None] for one in self._colours)
+        views = (part.views.cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
+        labels = self._labels(affinity, part)
+        answers = resize(logits.float(), (labels.shape[1], labels.shape[2])).argmax(1)
+        rows = [
+            np.concatenate([view, palette[wanted], palette[answer]], axis=1)
+            for view, wanted, answer in zip(
+                views.permute(0, 2, 3, 1).numpy(),
+                labels.cpu().numpy(),
+                answers.cpu().numpy(),
+                strict=True,
+            )
+        ]
+        return np.concatenate(rows[:_SHOWN])
+
+    @property
+    def _colours(self) -> Colours:
+        return self.teacher.mean, self.teacher.std
+
+    def _labels(self, affinity: Tensor, part: SeenViews) -> Tensor:
+        learnt = affinity.detach() if part.refined else None
+        return make_labels(part.seen, part.views, learnt, self.preset)
+
+
+class ViewExamples(Examples):
+    """Random views, pass after pass over the images that show a class.
+
+    An example is its view (3, H, W) float32, normalised, the classes of its whole image (C,) bool,
+    and the () int64 number of updates before it is learnt from.
+
+    Args:
+        pairs: The images; their masks are not read.
+        classes: C.
+        preset: Augmentation.
+        colours: What is taken off.
+        seed: Chooses the sequence.
+
+    Raises:
+        ArtifactError: No image shows a class.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[TrainingPair],
+        classes: int,
+        preset: WeClipPreset,
+        colours: Colours,
+        seed: int,
+    ) -> None:
+        self._pairs = [pair for pair in pairs if pair.labels]
+        if not self._pairs:
+            raise ArtifactError(
+                "no image to learn from shows a class",
+                "WeCLIP makes its masks of image-level labels: give some",
+            )
+        self._classes = classes
+        self._preset = preset
+        self._colours = colours
+        self._draws = Passes(len(self._pairs), seed)
+
+    def __getitem__(self, position: int) -> Batch | ClipesError:
+        """Return a view, or the error of an image that cannot be read."""
+        index, rng = self._draws.at(position)
+        pair = self._pairs[index]
+        try:
+            image = read_image(pair.image)
+        except ClipesError as error:
+            return error
+        mean, std = (torch.tensor(one)[:, None, None] for one in self._colours)
+        view = torch.from_numpy(random_view(image, self._preset, rng)).permute(2, 0, 1)
+        present = torch.zeros(self._classes, dtype=torch.bool)
+        present[list(pair.labels)] = True
+        number = torch.tensor(position // self._preset.batch)
+        return (view.float() / 255 - mean) / std, present, number
+
+
+def random_view(image: UInt8Array, preset: WeClipPreset, rng: np.random.Generator) -> UInt8Array:
+    """Scale, mirror, pad with black and crop an image at random.
+
+    Args:
+        image: (H, W, 3) RGB uint8.
+        preset: Says how much.
+        rng: Source of chance.
+
+    Returns:
+        (S, S, 3) uint8, ``preset.crop`` pixels square.
+    """
+    factor, side = rng.uniform(*preset.scale), preset.crop
+    height, width = (max(1, round(length * factor)) for length in image.shape[:2])
+    scaled = np.asarray(cv2.resize(image, (width, height)), np.uint8)
+    if rng.random() < 0.5:
+        scaled = scaled[:, ::-1]
+    rows, to_rows = overlap(height, side, rng)
+    columns, to_columns = overlap(width, side, rng)
+    view = np.zeros((side, side, 3), np.uint8)
+    view[to_rows, to_columns] = scaled[rows, columns]
+    return view

@@ -1,0 +1,67 @@
+"""train-seg --preset weclip-voc and predict as a user runs them, on a small random CLIP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipes.cli import main
+from clipes.disk.images import read_mask
+from clipes.run.folder import Run
+from clipes.seg.checkpoint import load_checkpoint
+from clipes.seg.weclip import WeClipSpec
+from tests.cli.small_data import CLASSES, cam, write_clip, write_photos
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLIP = ["--weights", "clip.safetensors"]
+WECLIP = ["train-seg", "run", "--preset", "weclip-voc", *CLIP, "--iterations", "2"]
+WECLIP += ["--batch", "2", "--crop", "48", "--no-flip", "--test-scales", "0.25"]
+
+
+def ends(code: int, *arguments: object) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == code
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run folder with words and masks, where CLIP's file is."""
+    monkeypatch.chdir(tmp_path)
+    write_clip(Path("clip.safetensors"), Path("text.npz"))
+    write_photos(Path("photos"), 3)
+    ends(0, *cam("run"), "--preset", "fast")
+    ends(0, "refine", "run")
+    return Run(tmp_path / "run")
+
+
+def test_train_go_on_and_predict(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    ends(0, *WECLIP)
+    told = capfd.readouterr().err
+    assert "labels are made as it learns" in told
+    assert "3 made, 0 there before, 0 failed" in told
+    saved = load_checkpoint(run.root / "checkpoints" / "final.pt")
+    assert isinstance(saved.spec, WeClipSpec)
+    assert (saved.spec.classes, saved.spec.layers, saved.spec.channels) == (CLASSES, 3, 64)
+    settings = json.loads(run.manifest_path.read_text())["stages"]["train-seg"]["settings"]
+    assert settings["preset"]["normalise"] == "imagenet"
+
+    ends(0, *WECLIP)
+    assert "0 made, 3 there before" in capfd.readouterr().err
+    ends(0, "predict", "run/checkpoints/final.pt", "photos/images", *CLIP, "--out", "out")
+    assert read_mask(Path("out") / "p000.png").shape == (48, 64)
+
+
+def test_words_that_changed_are_refused(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    arrays = dict(np.load("text.npz"))
+    np.savez("text.npz", **{**arrays, "features": arrays["features"][::-1]})
+    capfd.readouterr()
+    ends(1, *WECLIP)
+    told = capfd.readouterr().err
+    assert f"the words that {run.root.name} was made with are not to be had again" in told
+    assert not (run.root / "checkpoints").exists()
