@@ -45,13 +45,7 @@ def open_clip(
     Raises:
         WeightsError: Weights cannot be had, or are of no such tower.
     """
-    opened = open_weights(
-        request.weights,
-        DEFAULT_MODEL,
-        device=device,
-        say=listener.say,
-        progress=listener.progress,
-    )
+    opened = open_weights(request.weights, DEFAULT_MODEL, device, listener)
     if normalise == Normalise.clip:
         return opened
     recipe = replace(opened.weights.recipe, mean=MEAN, std=STD)
