@@ -40,14 +40,14 @@ class TrainingPair:
     Attributes:
         id: Of the image.
         image: The photo.
-        mask: Its labels.
+        mask: Its labels; None for recipes that read no masks.
         confidence: How sure they are; None: everywhere 1.
         labels: Classes of the image, 0-based, where they matter to what is drawn.
     """
 
     id: str
     image: Path
-    mask: Path
+    mask: Path | None
     confidence: Path | None
     labels: tuple[int, ...] = ()
 
@@ -72,6 +72,8 @@ class TrainingPair:
         return mask, self._read_confidence(mask.shape)
 
     def _read_mask(self, labels: int) -> UInt8Array:
+        if self.mask is None:
+            raise ValueError(f"{self.id} has no mask to read")
         mask = read_mask(self.mask)
         remedy = "give the masks of this run's classes"
         require_classes(mask, labels - 1, str(self.mask), remedy)

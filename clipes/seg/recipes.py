@@ -163,7 +163,13 @@ P = TypeVar("P", bound=Part)
 
 
 class Recipe(ABC, Generic[M, P]):
-    """How a kind of model is trained. Recipes are values: what changes is in model and trainer."""
+    """How a kind of model is trained. Recipes are values: what changes is in model and trainer.
+
+    Attributes:
+        reads_masks: Whether it learns from masks; else it makes its labels itself.
+    """
+
+    reads_masks: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -1,6 +1,6 @@
 """How WeCLIP is trained: AdamW on random views, whose labels are made as it goes.
 
-Masks and confidence of the run are not read, only its words and the labels of its images.
+A run's words and the labels of its images are all that is needed: it may have no masks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.optim import AdamW
 
 from clipes.config import WeClipPreset
 from clipes.disk.images import read_image, voc_palette
-from clipes.errors import ArtifactError, ClipesError, UsageError
+from clipes.errors import ClipesError, UsageError
 from clipes.seg.augment import overlap
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Passes
@@ -61,6 +61,8 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
         classes: Class names in mask order.
         open_teacher: Loads CLIP and the words, once they are needed.
     """
+
+    reads_masks = False
 
     preset: WeClipPreset
     classes: tuple[str, ...]
@@ -107,7 +109,7 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
         count = sum(parameter.numel() for parameter in model.parameters())
         say(
             f"decoder: {count / 1e6:.1f} million weights on {model.spec.layers} blocks of CLIP; "
-            "labels are made as it learns, the run's masks and confidence are not read"
+            "labels are made as it learns"
         )
         return self
 
@@ -136,7 +138,7 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
         return preset.lr * (1 - iteration / preset.iterations)
 
     def examples(self, pairs: Sequence[TrainingPair], seed: int) -> ViewExamples:
-        """Return random views of the images that show a class."""
+        """Return random views of images that show a class."""
         return ViewExamples(pairs, len(self.classes), self.preset, self._colours, seed)
 
     def part(self, batch: Batch) -> SeenViews:
@@ -191,20 +193,17 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
 
 
 class ViewExamples(Examples):
-    """Random views, pass after pass over the images that show a class.
+    """Random views, pass after pass over the images.
 
     An example is its view (3, H, W) float32, normalised, the classes of its whole image (C,) bool,
     and the () int64 number of updates before it is learnt from.
 
     Args:
-        pairs: The images; their masks are not read.
+        pairs: The images; each shows a class, and masks are not read.
         classes: C.
         preset: Augmentation.
         colours: What is taken off.
         seed: Chooses the sequence.
-
-    Raises:
-        ArtifactError: No image shows a class.
     """
 
     def __init__(
@@ -215,16 +214,11 @@ class ViewExamples(Examples):
         colours: Colours,
         seed: int,
     ) -> None:
-        self._pairs = [pair for pair in pairs if pair.labels]
-        if not self._pairs:
-            raise ArtifactError(
-                "no image to learn from shows a class",
-                "WeCLIP makes its masks of image-level labels: give some",
-            )
+        self._pairs = pairs
         self._classes = classes
         self._preset = preset
         self._colours = colours
-        self._draws = Passes(len(self._pairs), seed)
+        self._draws = Passes(len(pairs), seed)
 
     def __getitem__(self, position: int) -> Batch | ClipesError:
         """Return a view, or the error of an image that cannot be read."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipes.datasets import Dataset
 from clipes.disk.files import sha256_of
-from clipes.errors import ArtifactError
+from clipes.errors import ArtifactError, UsageError
 from clipes.listener import Listener
 from clipes.masks.folder import find_masks, require_some
 from clipes.masks.values import RULE, value_count
@@ -79,6 +79,40 @@ def training_pairs(
     return pairs
 
 
+def labelled_pairs(
+    sources: Sources, data: Dataset, *, say: Callable[[str], None]
+) -> list[TrainingPair]:
+    """Return the images that show a class, for recipes that make their labels themselves.
+
+    Args:
+        sources: No masks may be named.
+        data: The images.
+        say: Told how many images have no class.
+
+    Raises:
+        ArtifactError: No image shows a class.
+        UsageError: Masks or confidence maps were named.
+    """
+    if sources.masks is not None or sources.confidence is not None or sources.relabelled:
+        raise UsageError(
+            "--masks, --confidence and --relabelled mean nothing to a preset that makes its labels "
+            "itself",
+            "leave them out, or choose another --preset",
+        )
+    if remark := left_out(data):
+        say(remark)
+    pairs = [
+        TrainingPair(sample.id, sample.image, None, None, sample.labels)
+        for sample in data.samples
+        if sample.labels
+    ]
+    if not pairs:
+        raise ArtifactError(
+            f"no image of {sources.run.root} shows a class", "name a list of images that do"
+        )
+    return pairs
+
+
 def _out_of_date(sources: Sources, data: Dataset) -> Callable[[Sample], str]:
     """Return what tells why the mask of an image is not to be learnt; masks named always are.
 
@@ -132,7 +166,7 @@ def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:
     """
     found = []
     for index, pair in enumerate(pairs):
-        files = [pair.image, pair.mask, *([pair.confidence] if pair.confidence else [])]
+        files = [path for path in (pair.image, pair.mask, pair.confidence) if path is not None]
         try:
             found.append([pair.id, *(sha256_of(file) for file in files)])
         except OSError as error:

@@ -35,7 +35,12 @@ from clipes.seg.weclip_labels import Teacher
 from clipes.stages.predict import is_done, predict_samples
 from clipes.stages.teacher import open_teacher
 from clipes.stages.token_source import open_tokens, tokens_of
-from clipes.stages.train_examples import check_examples, pairs_digest, training_pairs
+from clipes.stages.train_examples import (
+    check_examples,
+    labelled_pairs,
+    pairs_digest,
+    training_pairs,
+)
 from clipes.stages.train_request import Sources, TrainRequest
 
 STAGE = "train-seg"
@@ -139,7 +144,10 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
     teacher = _teacher(request, preset, processes, listener)
     recipe = recipe_for(preset, data.classes, guidance, tokens, teacher)
     part_size(recipe, processes.count)
-    pairs = training_pairs(sources, data, guided=guidance.asked, say=listener.say)
+    if recipe.reads_masks:
+        pairs = training_pairs(sources, data, guided=guidance.asked, say=listener.say)
+    else:
+        pairs = labelled_pairs(sources, data, say=listener.say)
     val_name, val = _validation(sources, data, listener.say)
     settings = _settings(request, preset, len(pairs), val_name)
     with listener.progress("look") as progress:
@@ -213,7 +221,7 @@ def _train_and_predict(job: _Job) -> Summary:
     fresh = not request.resume or not (saved or finished)
     if not fresh:
         _check_same_training(job)
-    if fresh or not finished:
+    if recipe.reads_masks and (fresh or not finished):
         check_examples(job.pairs, job.classes, request.guidance, listener)
     if not fresh and finished and not _unpredicted(job):
         listener.say(f"trained before: {job.final}")

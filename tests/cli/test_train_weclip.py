@@ -30,12 +30,11 @@ def ends(code: int, *arguments: object) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run folder with words and masks, where CLIP's file is."""
+    """A run folder with words but without masks, where CLIP's file is."""
     monkeypatch.chdir(tmp_path)
     write_clip(Path("clip.safetensors"), Path("text.npz"))
     write_photos(Path("photos"), 3)
     ends(0, *cam("run"), "--preset", "fast")
-    ends(0, "refine", "run")
     return Run(tmp_path / "run")
 
 
@@ -65,3 +64,9 @@ def test_words_that_changed_are_refused(run: Run, capfd: pytest.CaptureFixture[s
     told = capfd.readouterr().err
     assert f"the words that {run.root.name} was made with are not to be had again" in told
     assert not (run.root / "checkpoints").exists()
+
+
+def test_masks_mean_nothing(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    ends(2, *WECLIP, "--masks", "photos/masks")
+    assert "--masks and --confidence mean nothing" in capfd.readouterr().err

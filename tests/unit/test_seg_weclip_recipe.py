@@ -25,7 +25,7 @@ from clipes.seg.parallel import Processes
 from clipes.seg.recipes import TestSettings
 from clipes.seg.train import Step, Trainer, TrainOptions
 from clipes.seg.weclip_labels import Teacher, make_labels
-from clipes.seg.weclip_recipe import ViewExamples, WeClipRecipe, random_view
+from clipes.seg.weclip_recipe import WeClipRecipe, random_view
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.tokens import TowerTokens
 from clipes.words.features import TextFeatures, unit_rows
@@ -53,14 +53,14 @@ def teacher() -> Teacher:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> list[TrainingPair]:
-    """Images whose masks are not there: they are not read."""
+    """Images without masks."""
     rng = np.random.default_rng(1)
     found = []
-    for index, labels in enumerate([(0,), (2, 1), (), (1,)]):
+    for index, labels in enumerate([(0,), (2, 1), (1,)]):
         small = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
         path = tmp_path / f"p{index}.png"
         Image.fromarray(small).resize((72, 60)).save(path)
-        found.append(TrainingPair(f"p{index}", path, tmp_path / "no.png", None, labels))
+        found.append(TrainingPair(f"p{index}", path, None, None, labels))
     return found
 
 
@@ -112,7 +112,7 @@ def test_small_images_are_padded_with_black_and_large_ones_cut() -> None:
         assert (random_view(image, replace(PRESET, scale=(3.0, 3.0)), rng) == 200).all()
 
 
-def test_examples_name_their_update_and_leave_out_images_without_class(
+def test_examples_name_their_classes_and_update(
     teacher: Teacher, pairs: list[TrainingPair]
 ) -> None:
     examples = recipe_of(teacher).examples(pairs, seed=0)
@@ -121,8 +121,6 @@ def test_examples_name_their_update_and_leave_out_images_without_class(
     assert present == {(0,), (1, 2), (1,)}
     assert [int(one[2]) for one in drawn] == [0, 0, 1, 1, 2, 2]
     assert torch.equal(drawn[4][0], examples[4][0])
-    with pytest.raises(ArtifactError, match="shows a class"):
-        ViewExamples(pairs[2:3], 3, PRESET, (HALF, HALF), 0)
 
 
 def test_tokens_are_those_of_each_block_as_it_leaves_them(teacher: Teacher) -> None:
@@ -235,6 +233,6 @@ def test_a_backbones_weights_mean_nothing(teacher: Teacher) -> None:
     recipe = recipe_of(teacher)
     told: list[str] = []
     recipe.initialise(recipe.spec.build(), "auto", told.append)
-    assert "masks and confidence are not read" in told[0]
+    assert "labels are made as it learns" in told[0]
     with pytest.raises(UsageError, match="CLIP stays as it is"):
         recipe.initialise(recipe.spec.build(), "file.pt", told.append)
