@@ -19,7 +19,6 @@ from PIL import Image
 from clipes import __version__
 from clipes.cli import main
 from clipes.weights.cache import Recipe, Weights, path_of, save
-from tests.dino_support import cache_dino
 
 Doctor = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -31,7 +30,6 @@ def doctor(
     """Run it with --json; its exit code and what it says, checks by name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
-    cache_dino()
 
     def run(*arguments: object) -> tuple[int, dict[str, Any]]:
         with pytest.raises(SystemExit) as stop:

@@ -69,4 +69,4 @@ def test_words_that_changed_are_refused(run: Run, capfd: pytest.CaptureFixture[s
 def test_masks_mean_nothing(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
     ends(2, *WECLIP, "--masks", "photos/masks")
-    assert "--masks and --confidence mean nothing" in capfd.readouterr().err
+    assert "--masks, --confidence and --relabelled mean nothing" in capfd.readouterr().err
