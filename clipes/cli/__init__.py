@@ -23,7 +23,7 @@ from clipes.cli.masks import cam, demo, refine
 from clipes.cli.prompts import prompts_app
 from clipes.cli.scores import evaluate, report
 from clipes.cli.seg import predict, relabel, train_seg
-from clipes.cli.signals import STOPPED, STOPPING, stopped_by_signals
+from clipes.cli.signals import STOPPED, STOPPING, end_at_once, stopped_by_signals
 from clipes.cli.streams import robust_streams
 from clipes.cli.weights import weights_app
 from clipes.errors import ClipesError, UsageError
@@ -68,7 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exits with 0 all done, 1 something failed, 2 usage, 130 interrupted, 143 terminated.
     """
     with robust_streams():
-        _run(arguments)
+        try:
+            _run(arguments)
+        finally:
+            if arguments is None:  # the process ends with it
+                end_at_once()
 
 
 def _run(arguments: Sequence[str] | None) -> None:

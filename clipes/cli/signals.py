@@ -47,5 +47,15 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def end_at_once() -> None:
+    """Let Ctrl-C end the process without a word from now on: its work is done.
+
+    Python still joins threads, and would show where it was when it was interrupted.
+    """
+    heeded = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    if heeded and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _pass_over(_: object) -> None:
     """Say nothing of errors in destructors."""
