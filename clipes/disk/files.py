@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import tokenize
 import zipfile
 import zlib
@@ -124,6 +125,16 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is no finite number")
     return number
+
+
+def room_on_disk(folder: Path, limit: int) -> int:
+    """Return how many bytes may be kept in a folder for later: others want the disk, too.
+
+    Args:
+        folder: Where they go.
+        limit: Most bytes; a quarter of the free disk, if that is less.
+    """
+    return min(limit, shutil.disk_usage(folder).free // 4)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compress: bool) -> None:

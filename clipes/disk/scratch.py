@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-_Place: TypeAlias = tuple[int, str, tuple[int, ...]]
+from clipes.disk.files import room_on_disk
 
-_SHARE = 4  # of the free disk, at most a quarter
+_Place: TypeAlias = tuple[int, str, tuple[int, ...]]
 
 
 class Scratch:
@@ -31,7 +30,7 @@ class Scratch:
     def __init__(self, folder: Path | None, limit: int) -> None:
         # Without a buffer: what a full disk did not take would be written again with each `seek`.
         self._file: Any = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115
-        self._room = min(limit, shutil.disk_usage(folder or tempfile.gettempdir()).free // _SHARE)
+        self._room = room_on_disk(folder or Path(tempfile.gettempdir()), limit)
         self._kept: dict[Hashable, dict[str, _Place]] = {}
         self._end = 0
         self._lock = Lock()

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,8 @@ from clipes.disk.images import MAX_PIXELS, read_confidence, read_mask, write_con
 from clipes.errors import ArtifactError, RunConflictError
 from clipes.run.record import CamRecord, RelabelRecord, TrainRecord, parse_section
 from clipes.types import MAX_CLASSES, CamMaps, PseudoLabel
+
+_T = TypeVar("_T")
 
 SCHEMA = 1
 """Version of the run folder's layout."""
@@ -292,11 +294,7 @@ class Run:
         Raises:
             ArtifactError: There is no run.json, or what it says cannot be used.
         """
-        section = self.manifest()["stages"].get("train-seg")
-        if section is None:
-            return None
-        source = f"{self.manifest_path} does not say how the segmenter was trained"
-        return parse_section(section, TrainRecord, source)
+        return self._record("train-seg", TrainRecord, "how the segmenter was trained")
 
     def relabel_record(self) -> RelabelRecord | None:
         """Return what run.json says of ``relabel``; None if it did not run here.
@@ -304,11 +302,13 @@ class Run:
         Raises:
             ArtifactError: There is no run.json, or what it says cannot be used.
         """
-        section = self.manifest()["stages"].get("relabel")
+        return self._record("relabel", RelabelRecord, "how the images were labelled again")
+
+    def _record(self, stage: str, kind: type[_T], lacks: str) -> _T | None:
+        section = self.manifest()["stages"].get(stage)
         if section is None:
             return None
-        source = f"{self.manifest_path} does not say how the images were labelled again"
-        return parse_section(section, RelabelRecord, source)
+        return parse_section(section, kind, f"{self.manifest_path} does not say {lacks}")
 
     def check_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
         """Refuse settings other than those that a stage ran with here; arguments as for ``begin``.

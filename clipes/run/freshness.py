@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 from clipes.disk.files import read_arrays
-from clipes.disk.images import read_origin
-from clipes.errors import ArtifactError, ImageError
+from clipes.errors import ArtifactError
 from clipes.run.folder import Run
 from clipes.run.origin import (
     MapsOrigin,
@@ -19,8 +16,6 @@ from clipes.run.origin import (
     Picture,
     digest,
     maps_settings,
-    mark_seen,
-    same_picture,
 )
 from clipes.types import Sample
 
@@ -109,12 +104,8 @@ class Freshness:
             return "its maps were made with other settings, weights or words"
         if self._looks not in (None, origin.looks):
             return "what the classes look like was learnt anew since its maps were made"
-        now = time.time_ns()
-        same, was_read = same_picture(sample.image, origin.image, origin.bytes, written)
-        if not same:
+        if not origin.is_still(sample.image, path, written):
             return "its maps were made from another picture of that name"
-        if was_read:
-            mark_seen(path, now)
         return ""
 
     def has_maps(self, sample: Sample) -> bool:
@@ -180,9 +171,9 @@ class Freshness:
         """
         if not self._run.pseudo_path(image_id).exists():
             return None
-        if (mask := _mask_origin_of(self._run.pseudo_path(image_id))) is not None:
+        if (mask := MaskOrigin.of_file(self._run.pseudo_path(image_id))) is not None:
             return mask, False
-        confidence = _mask_origin_of(self._run.confidence_path(image_id))
+        confidence = MaskOrigin.of_file(self._run.confidence_path(image_id))
         return confidence, confidence is not None
 
     def _older_mask(self, image_id: str) -> bool:
@@ -207,13 +198,6 @@ class Freshness:
     def _names(self, labels: Sequence[int]) -> str:
         known = range(len(self._classes))
         return " and ".join(self._classes[k] if k in known else f"class {k}" for k in labels)
-
-
-def _mask_origin_of(path: Path) -> MaskOrigin | None:
-    try:
-        return MaskOrigin.parse(read_origin(path))
-    except ImageError:  # absent, or damaged: whoever reads it says so
-        return None
 
 
 def looks_digest(run: Run) -> str | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clipes.disk.files import sha256_of
-from clipes.disk.images import read_image
+from clipes.disk.images import read_image, read_origin
 from clipes.disk.records import parse_record
 from clipes.errors import ArtifactError, ImageError
 from clipes.types import UInt8Array
 
 _T = TypeVar("_T")
+_O = TypeVar("_O", bound="_Origin")
 
 _COARSE = 2_000_000_000  # ns; some file systems know times to two seconds only
 
@@ -169,21 +171,52 @@ class _Origin:
         except (ValueError, RecursionError, ArtifactError):
             return None
 
+    @classmethod
+    def of_file(cls: type[_O], path: Path) -> _O | None:
+        """Return what a PNG says; None if it says no such thing, is absent, or damaged."""
+        try:
+            return cls.parse(read_origin(path))
+        except ImageError:  # whoever reads it says what is wrong
+            return None
+
 
 @dataclass(frozen=True)
-class MapsOrigin(_Origin):
-    """What the maps of an image were made from.
+class _OfPicture(_Origin):
+    """The origin of what was made from a picture.
 
     Attributes:
         image: sha256 of the picture's file.
         bytes: Its size.
+    """
+
+    image: str
+    bytes: int
+
+    def is_still(self, path: Path, made: Path, written: int) -> bool:
+        """Tell whether the picture is what it was, and note on what was made that it was looked at.
+
+        Args:
+            path: The picture.
+            made: What was made from it.
+            written: When that was, as for ``same_picture``.
+        """
+        now = time.time_ns()
+        same, was_read = same_picture(path, self.image, self.bytes, written)
+        if same and was_read:
+            mark_seen(made, now)
+        return same
+
+
+@dataclass(frozen=True)
+class MapsOrigin(_OfPicture):
+    """What the maps of an image were made from.
+
+    Attributes:
         labels: 0-based classes, ascending.
         settings: Digest of the settings, the tower and the class vectors: ``maps_settings``.
         looks: Digest of what the classes look like; empty where each image stands on its own.
     """
 
-    image: str
-    bytes: int
     labels: tuple[int, ...]
     settings: str
     looks: str
@@ -208,51 +241,39 @@ class MaskOrigin(_Origin):
 
 
 @dataclass(frozen=True)
-class PredictionOrigin(_Origin):
+class PredictionOrigin(_OfPicture):
     """What a segmenter's mask of an image was made from.
 
     Attributes:
-        image: sha256 of the picture's file.
-        bytes: Its size.
         model: Digest of the segmenter and of how it was asked.
     """
 
-    image: str
-    bytes: int
     model: str
 
 
 @dataclass(frozen=True)
-class RelabelOrigin(_Origin):
+class RelabelOrigin(_OfPicture):
     """What a segmenter's mask and confidence map of a run's image were made from.
 
     Attributes:
-        image: sha256 of the picture's file.
-        bytes: Its size.
         labels: 0-based classes that were allowed, ascending.
         checkpoint: sha256 of the segmenter's file.
         settings: Digest of the settings of ``relabel``.
     """
 
-    image: str
-    bytes: int
     labels: tuple[int, ...]
     checkpoint: str
     settings: str
 
 
 @dataclass(frozen=True)
-class TokensOrigin(_Origin):
+class TokensOrigin(_OfPicture):
     """What the kept tokens of an image were made from.
 
     Attributes:
-        image: sha256 of the picture's file.
-        bytes: Its size.
         towers: ``TokenSource.fingerprint``.
     """
 
-    image: str
-    bytes: int
     towers: str
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
-from clipes.disk.images import read_origin
-from clipes.errors import ArtifactError, ImageError
+from clipes.errors import ArtifactError
 from clipes.run.folder import Run
-from clipes.run.origin import Picture, RelabelOrigin, digest, mark_seen, same_picture
+from clipes.run.origin import Picture, RelabelOrigin, digest
 from clipes.run.record import RelabelSettings
 from clipes.types import Sample
 
@@ -55,7 +51,7 @@ class Relabelled:
     def is_edited(self, sample: Sample) -> bool:
         """Tell whether something other than ``relabel`` wrote the mask of an image."""
         mask = self.files.pseudo_path(sample.id)
-        return mask.exists() and _origin_of(mask) is None
+        return mask.exists() and RelabelOrigin.of_file(mask) is None
 
     def stale(self, sample: Sample) -> str:
         """Return why the mask of an image is not the one that would be made now.
@@ -66,8 +62,9 @@ class Relabelled:
         mask = self.files.pseudo_path(sample.id)
         if not mask.exists():
             return ""
-        now = time.time_ns()
-        origin = _origin_of(mask) or _origin_of(self.files.confidence_path(sample.id))
+        origin = RelabelOrigin.of_file(mask) or RelabelOrigin.of_file(
+            self.files.confidence_path(sample.id)
+        )
         if origin is None:
             return "its mask does not say what it was made from"
         if origin.checkpoint != self._checkpoint:
@@ -77,11 +74,8 @@ class Relabelled:
         if origin.labels != tuple(sorted(sample.labels)):
             return "its mask was made for other labels"
         written = mask.stat().st_mtime_ns
-        same, was_read = same_picture(sample.image, origin.image, origin.bytes, written)
-        if not same:
+        if not origin.is_still(sample.image, mask, written):
             return "its mask was made from another picture of that name"
-        if was_read:
-            mark_seen(mask, now)
         return ""
 
     def unusable(self, sample: Sample) -> str:
@@ -91,10 +85,3 @@ class Relabelled:
         if self.is_edited(sample):
             return f"{reason}, and was edited since: {self.files.pseudo_path(sample.id)}; {_EDITED}"
         return f"{reason}; run 'clipes relabel' again"
-
-
-def _origin_of(path: Path) -> RelabelOrigin | None:
-    try:
-        return RelabelOrigin.parse(read_origin(path))
-    except ImageError:  # absent, or damaged: whoever reads it says so
-        return None

@@ -6,7 +6,6 @@ again. Files of other towers, of another picture, and damaged ones count as abse
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from clipes.disk.files import atomic_write, check_id, list_files
+from clipes.disk.files import atomic_write, check_id, list_files, room_on_disk
 from clipes.errors import WriteError
 from clipes.run.origin import Picture, TokensOrigin, read_picture, same_picture
 from clipes.towers.tokens import TokenSource
 
-_SHARE = 4  # of the free disk, at most a quarter
 _SUFFIX = ".safetensors"
 
 
@@ -41,7 +39,7 @@ class CachedTokens:
         self._folder = folder
         taken = sum(path.stat().st_size for path in list_files(folder, _SUFFIX))
         here = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-        self._room = min(limit - taken, shutil.disk_usage(here).free // _SHARE)
+        self._room = room_on_disk(here, limit - taken)
 
     @cached_property
     def source(self) -> TokenSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clipes.disk import scratch as module
 from clipes.disk.scratch import Scratch
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs files without a name, limits")
@@ -74,7 +74,7 @@ def test_it_keeps_as_much_as_it_may(scratch):
 
 def test_it_takes_a_quarter_of_the_free_disk_at_most(scratch, monkeypatch):
     disk = SimpleNamespace(free=4000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
     kept = scratch(1 << 20)
     assert not kept.keep("a", {"x": np.ones(1001, np.uint8)})
     assert kept.keep("a", {"x": np.ones(1000, np.uint8)})
