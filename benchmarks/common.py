@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -112,6 +113,11 @@ def make_masks(run: Run) -> None:
     """Make masks of a run's maps as ``clipes refine`` does; stop if an image fails."""
     outcome = refine(RefineRequest(command=_COMMAND), run, RefineResources(), listener())
     finish("masks", run, outcome.summary, outcome.unusable)
+
+
+def clipes(*arguments: object) -> None:
+    """Run a command of the product, in a process as a training has it; stop if it fails."""
+    subprocess.run([sys.executable, "-m", "clipes", *map(str, arguments)], check=True)
 
 
 def sample(name: str) -> Path | None:

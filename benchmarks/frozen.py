@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import make_maps, make_masks, sample, write_text_features
+from common import clipes, make_maps, make_masks, sample, write_text_features
 
 from clipes.datasets import VOC_CLASSES
 from clipes.disk.images import read_mask
@@ -71,11 +70,6 @@ def train(run: Path, data: Path, out: Path, val: Sequence[str], options: Sequenc
     clipes("predict", checkpoint, *images, "--out", out / "crf", "--crf")
     scores = [miou(out / name, data, val) for name in ("predictions", "crf")]
     return f"{minutes:.1f} | {scores[0]:.2f} | {scores[1]:.2f}"
-
-
-def clipes(*arguments: object) -> None:
-    """Run a command of the product, in a process as a training has it; stop if it fails."""
-    subprocess.run([sys.executable, "-m", "clipes", *map(str, arguments)], check=True)
 
 
 def main() -> None:

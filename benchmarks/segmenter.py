@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from common import SHARED
+from common import SHARED, clipes
 
 from clipes.cli.console import print_scores
 from clipes.cli.options import listener
@@ -55,11 +53,6 @@ def train(run: Path, out: Path, learns: list[str], recipe: list[str]) -> dict[st
     write_json(out / "segmenter.json", scores_to_json(scored))
     (scores,) = scores_to_json(scored)["stages"].values()
     return {"seconds": round(seconds), **scores}
-
-
-def clipes(*arguments: object) -> None:
-    """Run a command of the product, in a process as a training has it; stop if it fails."""
-    subprocess.run([sys.executable, "-m", "clipes", *map(str, arguments)], check=True)
 
 
 def main() -> None:

