@@ -20,6 +20,12 @@ DEFAULT_TEMPLATE = "a clean origami {}."
 CONFIDENCE_THRESHOLD = 0.95
 """mu of the confidence-guided loss (section 3.4): pixels below it are not trained on."""
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""ImageNet's mean colour, RGB in [0, 1], as torchvision's weights and DINOv2's expect it off."""
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""ImageNet's standard deviation of colours, likewise."""
+
 BOX_THRESHOLDS = {"coco": 0.7}
 """lambda of the data sets for which it is not the preset's (section 4.1)."""
 

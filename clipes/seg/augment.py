@@ -5,14 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from clipes.config import SegmenterPreset
+from clipes.config import IMAGENET_MEAN, IMAGENET_STD, SegmenterPreset
 from clipes.types import IGNORE, Float32Array, UInt8Array
-
-MEAN = (0.485, 0.456, 0.406)
-"""ImageNet's mean colour, RGB in [0, 1], as torchvision's weights expect it taken off."""
-
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's standard deviation of colours, likewise."""
 
 _GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 
@@ -62,7 +56,7 @@ def crop(example: Example, side: int, rng: np.random.Generator) -> Example:
     """Cut a random square of ``side`` pixels; smaller examples are padded at a random place."""
     image, mask, confidence = example
     height, width = mask.shape
-    view = np.full((side, side, 3), np.rint(np.multiply(MEAN, 255)), np.uint8)
+    view = np.full((side, side, 3), np.rint(np.multiply(IMAGENET_MEAN, 255)), np.uint8)
     labels = np.full((side, side), IGNORE, np.uint8)
     sure = np.zeros((side, side), np.float32)
     rows, to_rows = overlap(height, side, rng)
@@ -86,7 +80,7 @@ def recolour(image: UInt8Array, strength: float, rng: np.random.Generator) -> UI
 
 def normalise(image: UInt8Array) -> Float32Array:
     """Return an image (H, W, 3) RGB uint8 as the (3, H, W) float32 that a backbone reads."""
-    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     pixels = (image.astype(np.float32) / 255 - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
 

@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.optim import SGD
 
 from clipes.choices import Arch
-from clipes.config import SegmenterPreset
+from clipes.config import IMAGENET_MEAN, IMAGENET_STD, SegmenterPreset
 from clipes.disk.images import voc_palette
 from clipes.errors import UsageError
 from clipes.masks.values import value_count
-from clipes.seg.augment import MEAN, STD
 from clipes.seg.data import TrainingPair, TrainingSet
 from clipes.seg.deeplab import DeepLab, DeepLabSpec, MultiScale, branch_sizes, freeze_norms
 from clipes.seg.loss import Guidance, branch_targets, weighted_loss
-from clipes.seg.recipes import Batch, Part, Recipe, Schedule, TestSettings
+from clipes.seg.recipes import Batch, Part, Recipe
 from clipes.seg.resize import shrink
 from clipes.seg.weights import load_backbone
 from clipes.types import IGNORE, UInt8Array
@@ -61,16 +60,6 @@ class DeepLabRecipe(Recipe[DeepLab, Views]):
         """What the model is built from."""
         preset = self.preset
         return DeepLabSpec(preset.arch, preset.backbone, preset.output_stride, self.classes)
-
-    @property
-    def schedule(self) -> Schedule:
-        """How much is learnt."""
-        return Schedule(self.preset.iterations, self.preset.batch, self.preset.accumulate)
-
-    @property
-    def test(self) -> TestSettings:
-        """How the model is to be asked."""
-        return TestSettings(self.preset.test_scales, self.preset.flip, self.preset.crf)
 
     def check_part(self, images: int) -> None:
         """Refuse single images where a batch is normalised together."""
@@ -157,8 +146,8 @@ class DeepLabRecipe(Recipe[DeepLab, Views]):
         labels = part.labels[:_SHOWN].cpu().numpy()
         size = (images.shape[2], images.shape[3])
         answers = shrink(outputs[0][:_SHOWN].argmax(1), size).cpu().numpy()
-        colours = images.cpu() * torch.tensor(STD)[:, None, None]
-        colours = (colours + torch.tensor(MEAN)[:, None, None]).clamp(0, 1) * 255
+        colours = images.cpu() * torch.tensor(IMAGENET_STD)[:, None, None]
+        colours = (colours + torch.tensor(IMAGENET_MEAN)[:, None, None]).clamp(0, 1) * 255
         views = colours.round().byte().permute(0, 2, 3, 1).numpy()
         rows = [
             np.concatenate([view, palette[wanted], palette[answer]], axis=1)

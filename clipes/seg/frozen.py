@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +79,6 @@ class FrozenSpec(Spec):
     def towers(self) -> Mapping[str, str]:
         """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
         return self.digests
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain data."""
-        return {**asdict(self), "classes": list(self.classes)}
 
 
 class FrozenDecoder(Model):

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 from clipes.config import FrozenPreset
 from clipes.disk.images import voc_palette
-from clipes.errors import ClipesError, UsageError
+from clipes.errors import ClipesError
 from clipes.masks.values import value_count
 from clipes.run.tokens import CachedTokens
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Draws, EvenClasses, Passes
 from clipes.seg.frozen import FrozenDecoder, FrozenSpec, TokenInput, flat_tokens
 from clipes.seg.loss import Guidance, weighted_loss
-from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, TestSettings
+from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights
 from clipes.seg.resize import resize, shrink
 from clipes.types import IGNORE, UInt8Array
 
@@ -80,38 +80,14 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
         preset = self.preset
         return Schedule(preset.iterations, preset.batch, preset.accumulate, preset.average)
 
-    @property
-    def test(self) -> TestSettings:
-        """How the model is to be asked."""
-        return TestSettings(self.preset.test_scales, self.preset.flip, self.preset.crf)
-
-    def check_part(self, images: int) -> None:
-        """Any number will do: nothing is normalised over a batch."""
-
     def initialise(
         self, model: FrozenDecoder, source: str, say: Callable[[str], None]
     ) -> FrozenRecipe:
         """Start from random weights; a decoder has no others."""
-        if source not in ("auto", "none"):
-            raise UsageError(
-                f"--backbone-weights {source} means nothing to preset {self.preset.name}",
-                "leave it out: the towers stay as they are",
-            )
+        refuse_weights(source, self.preset.name, "the towers stay as they are")
         count = sum(parameter.numel() for parameter in model.parameters())
         say(f"decoder: {count / 1e6:.1f} million weights on {', '.join(self.preset.tokens)}")
         return self
-
-    def state(self) -> Mapping[str, Any]:
-        """Return nothing: the preset says all."""
-        return {}
-
-    def resume(self, state: Mapping[str, Any]) -> FrozenRecipe:
-        """Return the recipe as it is."""
-        return self
-
-    def network(self, model: FrozenDecoder) -> nn.Module:
-        """Return the model in training mode."""
-        return model.train()
 
     def optimizer(self, model: FrozenDecoder) -> AdamW:
         """Return AdamW; only matrices decay."""

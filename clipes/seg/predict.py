@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from clipes.masks.values import value_count
 from clipes.seg.augment import normalise
-from clipes.seg.recipes import Model, TestSettings
+from clipes.seg.recipes import Model, ModelPredictor
 from clipes.seg.resize import resize
 from clipes.types import Float32Array, UInt8Array
 
@@ -20,7 +19,7 @@ BYTES_PER_LABEL = 12
 _OVERLAP = 4  # neighbouring windows share 1/4 of their side
 
 
-class Predictor:
+class Predictor(ModelPredictor[Model]):
     """Turns images into probabilities of labels.
 
     Takes about ``BYTES_PER_LABEL`` for each pixel and label of the image, at scales above 1 more by
@@ -32,16 +31,6 @@ class Predictor:
         settings: Scales, mirroring, window.
     """
 
-    def __init__(self, model: Model, settings: TestSettings) -> None:
-        self._model = model.eval()
-        self._settings = settings
-        self._device = next(model.parameters()).device
-
-    @property
-    def labels(self) -> int:
-        """Number of labels, background included."""
-        return value_count(len(self._model.spec.classes))
-
     @torch.inference_mode()
     def __call__(self, image: UInt8Array) -> Float32Array:
         """Return (1 + C, H, W) float32 that sum to 1, background first.
@@ -51,9 +40,7 @@ class Predictor:
         """
         size = (image.shape[0], image.shape[1])
         pixels = torch.from_numpy(normalise(image))[None].to(self._device)
-        total = torch.zeros(
-            1, value_count(len(self._model.spec.classes)), *size, device=self._device
-        )
+        total = torch.zeros(1, self.labels, *size, device=self._device)
         count = 0
         for scale in self._settings.scales:
             scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
@@ -72,8 +59,7 @@ class Predictor:
         side = self._settings.window
         if height <= side and width <= side:
             return self._network(view)
-        labels = value_count(len(self._model.spec.classes))
-        total = view.new_zeros(1, labels, height, width)
+        total = view.new_zeros(1, self.labels, height, width)
         weight = view.new_zeros(1, 1, height, width)
         for rows in windows(height, side):
             for columns in windows(width, side):

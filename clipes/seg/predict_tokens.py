@@ -10,15 +10,14 @@ import numpy as np
 import torch
 
 from clipes.errors import ArtifactError
-from clipes.masks.values import value_count
 from clipes.seg.frozen import FrozenDecoder, flat_tokens
-from clipes.seg.recipes import Spec, TestSettings
+from clipes.seg.recipes import ModelPredictor, Spec, TestSettings
 from clipes.seg.resize import resize
 from clipes.towers.tokens import TokenSource
 from clipes.types import Float32Array, UInt8Array
 
 
-class TokenPredictor:
+class TokenPredictor(ModelPredictor[FrozenDecoder]):
     """Turns images into probabilities of labels; see ``LabelPredictor``.
 
     The towers shrink large images, so there is no window.
@@ -34,15 +33,8 @@ class TokenPredictor:
 
     def __init__(self, model: FrozenDecoder, settings: TestSettings, source: TokenSource) -> None:
         check_towers(model.spec, source)
-        self._model = model.eval()
-        self._settings = settings
+        super().__init__(model, settings)
         self._source = source
-        self._device = next(model.parameters()).device
-
-    @property
-    def labels(self) -> int:
-        """Number of labels, background included."""
-        return value_count(len(self._model.spec.classes))
 
     @torch.inference_mode()
     def __call__(

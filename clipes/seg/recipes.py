@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, default_collate
 
-from clipes.errors import ClipesError
+from clipes.config import AnySegmenterPreset
+from clipes.errors import ClipesError, UsageError
+from clipes.masks.values import value_count
 from clipes.types import Float32Array, UInt8Array
 
 if TYPE_CHECKING:
@@ -84,9 +86,9 @@ class Spec(ABC):
         """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
         return {}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self: Any) -> dict[str, Any]:
         """Return the fields as plain data."""
-        return {**vars(self), "classes": list(self.classes)}
+        return {**asdict(self), "classes": list(self.classes)}
 
 
 class Model(nn.Module):
@@ -162,14 +164,53 @@ M = TypeVar("M", bound=Model)
 P = TypeVar("P", bound=Part)
 
 
+class ModelPredictor(Generic[M]):
+    """What the predictors of all kinds begin with; see ``LabelPredictor``.
+
+    Args:
+        model: Put into evaluation mode.
+        settings: How an image is asked.
+    """
+
+    def __init__(self, model: M, settings: TestSettings) -> None:
+        self._model = model.eval()
+        self._settings = settings
+        self._device = next(model.parameters()).device
+
+    @property
+    def labels(self) -> int:
+        """Number of labels, background included."""
+        return value_count(len(self._model.spec.classes))
+
+
+def refuse_weights(source: str, preset: str, stays: str) -> None:
+    """Refuse weights to start from where a decoder on frozen towers has none but random ones.
+
+    Args:
+        source: As for ``Recipe.initialise``.
+        preset: Name of the preset, for the message.
+        stays: What is not trained, for the message.
+
+    Raises:
+        UsageError: There are to be others.
+    """
+    if source not in ("auto", "none"):
+        raise UsageError(
+            f"--backbone-weights {source} means nothing to preset {preset}",
+            f"leave it out: {stays}",
+        )
+
+
 class Recipe(ABC, Generic[M, P]):
     """How a kind of model is trained. Recipes are values: what changes is in model and trainer.
 
     Attributes:
         reads_masks: Whether it learns from masks; else it makes its labels itself.
+        preset: Its numbers.
     """
 
     reads_masks: ClassVar[bool] = True
+    preset: AnySegmenterPreset
 
     @property
     @abstractmethod
@@ -177,18 +218,17 @@ class Recipe(ABC, Generic[M, P]):
         """What the model is built from."""
 
     @property
-    @abstractmethod
     def schedule(self) -> Schedule:
         """How much is learnt."""
+        return Schedule(self.preset.iterations, self.preset.batch, self.preset.accumulate)
 
     @property
-    @abstractmethod
     def test(self) -> TestSettings:
         """How the model is to be asked."""
+        return TestSettings(self.preset.test_scales, self.preset.flip, self.preset.crf)
 
-    @abstractmethod
     def check_part(self, images: int) -> None:
-        """Refuse to put ``images`` through at a time.
+        """Refuse to put ``images`` through at a time; here any number will do.
 
         Raises:
             UsageError: The model cannot learn from so few.
@@ -210,17 +250,17 @@ class Recipe(ABC, Generic[M, P]):
             WeightsError: The file cannot be used for this model.
         """
 
-    @abstractmethod
     def state(self) -> Mapping[str, Any]:
-        """Return what ``initialise`` decided, as plain data, for checkpoints."""
+        """Return what ``initialise`` decided, as plain data, for checkpoints; here nothing."""
+        return {}
 
-    @abstractmethod
     def resume(self, state: Mapping[str, Any]) -> Recipe[M, P]:
         """Return the recipe whose ``state`` a checkpoint holds."""
+        return self
 
-    @abstractmethod
     def network(self, model: M) -> nn.Module:
         """Return what is trained: the model in training mode, or a wrapper, called with a part."""
+        return model.train()
 
     @abstractmethod
     def optimizer(self, model: M) -> Optimizer:

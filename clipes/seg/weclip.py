@@ -7,8 +7,8 @@ refines the labels that the decoder learns; see ``clipes.seg.weclip_recipe``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from open_clip.transformer import QuickGELU
@@ -83,10 +83,6 @@ class WeClipSpec(Spec):
     def towers(self) -> Mapping[str, str]:
         """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
         return self.digests
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain data."""
-        return {**asdict(self), "classes": list(self.classes)}
 
 
 class WeClip(Model):

@@ -7,16 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipes.masks.values import value_count
 from clipes.seg.predict_tokens import check_towers
-from clipes.seg.recipes import TestSettings
+from clipes.seg.recipes import ModelPredictor, TestSettings
 from clipes.seg.resize import resize
 from clipes.seg.weclip import WeClip
 from clipes.towers.tokens import TokenSource
 from clipes.types import Float32Array, UInt8Array
 
 
-class WeClipPredictor:
+class WeClipPredictor(ModelPredictor[WeClip]):
     """Turns images into probabilities of labels; see ``LabelPredictor``.
 
     An image's longer side is brought to ``spec.side`` first, so there is no window. Unlike the
@@ -33,15 +32,8 @@ class WeClipPredictor:
 
     def __init__(self, model: WeClip, settings: TestSettings, source: TokenSource) -> None:
         check_towers(model.spec, source)
-        self._model = model.eval()
-        self._settings = settings
+        super().__init__(model, settings)
         self._source = source
-        self._device = next(model.parameters()).device
-
-    @property
-    def labels(self) -> int:
-        """Number of labels, background included."""
-        return value_count(len(self._model.spec.classes))
 
     @torch.inference_mode()
     def __call__(self, image: UInt8Array) -> Float32Array:

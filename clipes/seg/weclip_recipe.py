@@ -5,24 +5,24 @@ A run's words and the labels of its images are all that is needed: it may have n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 from clipes.config import WeClipPreset
 from clipes.disk.images import read_image, voc_palette
-from clipes.errors import ClipesError, UsageError
+from clipes.errors import ClipesError
 from clipes.seg.augment import overlap
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Passes
-from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, TestSettings
+from clipes.seg.recipes import Batch, Examples, Part, Recipe, refuse_weights
 from clipes.seg.resize import resize
 from clipes.seg.weclip import WeClip, WeClipSpec
 from clipes.seg.weclip_labels import Seen, Teacher, make_labels
@@ -86,44 +86,15 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
             digests=dict(teacher.digests),
         )
 
-    @property
-    def schedule(self) -> Schedule:
-        """How much is learnt."""
-        return Schedule(self.preset.iterations, self.preset.batch, self.preset.accumulate)
-
-    @property
-    def test(self) -> TestSettings:
-        """How the model is to be asked."""
-        return TestSettings(self.preset.test_scales, self.preset.flip, self.preset.crf)
-
-    def check_part(self, images: int) -> None:
-        """Any number will do; the loss is balanced within it."""
-
     def initialise(self, model: WeClip, source: str, say: Callable[[str], None]) -> WeClipRecipe:
         """Start from random weights; a decoder has no others."""
-        if source not in ("auto", "none"):
-            raise UsageError(
-                f"--backbone-weights {source} means nothing to preset {self.preset.name}",
-                "leave it out: CLIP stays as it is",
-            )
+        refuse_weights(source, self.preset.name, "CLIP stays as it is")
         count = sum(parameter.numel() for parameter in model.parameters())
         say(
             f"decoder: {count / 1e6:.1f} million weights on {model.spec.layers} blocks of CLIP; "
             "labels are made as it learns"
         )
         return self
-
-    def state(self) -> Mapping[str, Any]:
-        """Return nothing: the preset says all."""
-        return {}
-
-    def resume(self, state: Mapping[str, Any]) -> WeClipRecipe:
-        """Return the recipe as it is."""
-        return self
-
-    def network(self, model: WeClip) -> nn.Module:
-        """Return the model in training mode."""
-        return model.train()
 
     def optimizer(self, model: WeClip) -> AdamW:
         """Return AdamW with its usual moments; everything decays."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from clipes.choices import Normalise
-from clipes.config import CamParams
+from clipes.config import IMAGENET_MEAN, IMAGENET_STD, CamParams
 from clipes.listener import Listener
-from clipes.seg.augment import MEAN, STD
 from clipes.seg.frozen import FrozenSpec
 from clipes.seg.recipes import Spec
 from clipes.seg.weclip import WeClipSpec
@@ -48,7 +47,7 @@ def open_clip(
     opened = open_weights(request.weights, DEFAULT_MODEL, device, listener)
     if normalise == Normalise.clip:
         return opened
-    recipe = replace(opened.weights.recipe, mean=MEAN, std=STD)
+    recipe = replace(opened.weights.recipe, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return replace(opened, weights=replace(opened.weights, recipe=recipe))
 
 

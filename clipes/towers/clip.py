@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from open_clip.transformer import (
@@ -17,7 +16,6 @@ from open_clip.transformer import (
     ResidualAttentionBlock,
     VisionTransformer,
 )
-from PIL import Image
 from torch import Tensor, nn
 
 from clipes.choices import Precision
@@ -26,6 +24,7 @@ from clipes.kernels.activation import activate, activate_with_slope, fold_quick_
 from clipes.kernels.attention import make_attention, split_heads
 from clipes.kernels.choose import Kernels, choose_kernels, processor_features
 from clipes.kernels.linear import make_linear
+from clipes.towers.pixels import Pixels
 from clipes.towers.taps import Encoded, Grid, LastBlock, LastInput, Normalised, Taps
 from clipes.types import UInt8Array, shrunk_size
 
@@ -72,8 +71,7 @@ class Backbone:
         self.logit_scale = logit_scale
         self.patch = int(visual.patch_size[0])
         self.fp16_positions = fp16_positions
-        self._mean = torch.tensor(mean).view(3, 1, 1)
-        self._std = torch.tensor(std).view(3, 1, 1)
+        self._pixels = Pixels(self.patch, mean, std)
         self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
         self._heads = self.blocks[0].attn.num_heads
         choose = partial(
@@ -108,12 +106,7 @@ class Backbone:
 
     def prepare(self, image: UInt8Array, max_patches: int) -> Tensor:
         """Resize an RGB image (H0, W0, 3) to whole patches and normalise it: (3, H, W) float32."""
-        h, w = self.grid(image.shape[:2], max_patches)
-        resized = Image.fromarray(image).resize(
-            (w * self.patch, h * self.patch), Image.Resampling.BICUBIC
-        )
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-        return (pixels - self._mean) / self._std
+        return self._pixels.prepare(image, self.grid(image.shape[:2], max_patches))
 
     @property
     def depth(self) -> int:
@@ -135,7 +128,7 @@ class Backbone:
         Raises:
             ValueError: A block is asked for that the tower does not have.
         """
-        grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        grid = self._pixels.grid(images)
         asked = (*taps.tokens, *taps.attention, *([self.depth] if taps.last else []))
         furthest = max(asked, default=0)
         if not set(asked) <= set(range(1, self.depth + 1)):
@@ -188,13 +181,9 @@ class Backbone:
 
     def _embed(self, images: Tensor, grid: Grid) -> Tensor:
         """Return the (B, T, D) input of the first block."""
-        visual, (h, w), side = self.visual, grid, self.patch
-        kernel = visual.conv1.weight
-        pixels = images.unflatten(3, (w, side)).unflatten(2, (h, side)).permute(0, 2, 4, 1, 3, 5)
-        # As a product, because PyTorch lets convolutions on GPUs round to TF32.
-        patches = self.exact(
-            pixels.reshape(len(images), h * w, -1).to(kernel.dtype), kernel.flatten(1), None
-        )
+        visual, kernel = self.visual, self.visual.conv1.weight
+        cut = self._pixels.cut(images).to(kernel.dtype)
+        patches = self.exact(cut, kernel.flatten(1), None)
         cls = visual.class_embedding.expand(len(patches), 1, -1)
         tokens: Tensor = visual.ln_pre(torch.cat([cls, patches], 1) + self._position(grid))
         return tokens

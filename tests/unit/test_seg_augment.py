@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipes.config import SegmenterPreset
-from clipes.seg.augment import MEAN, STD, Example, augment, crop, normalise, recolour, scale
+from clipes.config import IMAGENET_MEAN, IMAGENET_STD, SegmenterPreset
+from clipes.seg.augment import Example, augment, crop, normalise, recolour, scale
 from clipes.types import IGNORE
 
 PRESET = SegmenterPreset("test", crop=96, scale=(0.5, 2.0), colour=0.0)
@@ -34,7 +34,7 @@ def test_the_three_stay_aligned(seed: int) -> None:
     # A pixel's confidence is exactly its label's; its colour too, but where two blocks blend.
     assert np.array_equal(confidence[inside], SURE[mask[inside]])
     assert (confidence[~inside] == 0).all()
-    assert (image[~inside] == np.rint(np.multiply(MEAN, 255))).all()
+    assert (image[~inside] == np.rint(np.multiply(IMAGENET_MEAN, 255))).all()
     distance = np.abs(image[inside].astype(int)[:, None] - CODES[None].astype(int)).sum(-1)
     assert (distance.argmin(1) == mask[inside]).mean() > 0.97
 
@@ -97,4 +97,6 @@ def test_colours_change_within_bounds_and_nothing_else_does() -> None:
 def test_normalised_as_torchvision_does_it() -> None:
     image = example()[0]
     pixel = normalise(image)[:, 3, 4]
-    assert pixel == pytest.approx((image[3, 4] / 255 - np.array(MEAN)) / np.array(STD), rel=1e-5)
+    assert pixel == pytest.approx(
+        (image[3, 4] / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD), rel=1e-5
+    )
