@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipes.api import FolderResult, PseudoLabeler, Segmenter, load, load_segmenter
+    from clipes.api import PseudoLabeler, Segmenter, load, load_segmenter
     from clipes.config import get_preset
     from clipes.datasets import open_dataset
     from clipes.disk.images import read_image, read_mask, write_confidence, write_mask
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clipes.masks.pseudo import pseudo_label
     from clipes.masks.scores import ConfusionMatrix
     from clipes.run.folder import Run
+    from clipes.stages.run import FolderResult
     from clipes.types import CamMaps, PseudoLabel
 
 __all__ = [
@@ -58,7 +59,7 @@ _MODULES = {
     "CamMaps": "clipes.types",
     "ClipesError": "clipes.errors",
     "ConfusionMatrix": "clipes.masks.scores",
-    "FolderResult": "clipes.api",
+    "FolderResult": "clipes.stages.run",
     "PseudoLabel": "clipes.types",
     "PseudoLabeler": "clipes.api",
     "Run": "clipes.run.folder",

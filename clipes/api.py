@@ -6,7 +6,7 @@ import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,18 +26,18 @@ from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import pseudo_label
 from clipes.run.folder import Run
-from clipes.run.loop import Summary
+from clipes.run.loop import Outcome
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.kinds import predictor_for
 from clipes.seg.label import label_image
 from clipes.seg.recipes import LabelPredictor
 from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources
 from clipes.stages.learn_looks import load_looks
-from clipes.stages.refine import RefineRequest, RefineResources, refine
+from clipes.stages.run import FolderResult, RunRequest, make_run_of
 from clipes.stages.setup import Clip, load_clip, load_others
 from clipes.stages.token_source import TowerRequest, tokens_of
 from clipes.stages.with_clip import maps_with
-from clipes.types import CamMaps, Failure, Progress, PseudoLabel, UInt8Array
+from clipes.types import CamMaps, Progress, PseudoLabel, UInt8Array
 from clipes.words.vocabulary import Vocabulary, load_vocabulary
 
 Picture: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
@@ -51,23 +51,6 @@ _log = logging.getLogger("clipes")
 
 Follow: TypeAlias = Callable[[str, int, int], None]
 """Called as ``follow(stage, done, total)`` while a folder is worked on."""
-
-
-@dataclass(frozen=True)
-class FolderResult:
-    """What was made of a folder of images.
-
-    Attributes:
-        run: The run folder: ``cams/``, ``pseudo/``, ``confidence/``; ``run.load_pseudo(id)`` reads.
-        maps: How the maps went.
-        masks: How the masks went.
-        failures: Images that could not be used or worked on, each with the reason.
-    """
-
-    run: Run
-    maps: Summary
-    masks: Summary
-    failures: tuple[Failure, ...]
 
 
 class PseudoLabeler:
@@ -174,12 +157,15 @@ class PseudoLabeler:
         split: str | None = None,
         workers: int | None = None,
         follow: Follow | None = None,
+        train: bool = False,
+        resume: bool = True,
+        predict_on: str | Path | None = None,
     ) -> FolderResult:
-        """Make maps, masks and confidence maps of all images of a data set.
+        """Make maps, masks, confidence maps and the report of all images of a data set.
 
-        It is what ``clipes cam`` and ``clipes refine`` do, in the same run folder: what is there
-        and was made from what there is now stays, so a call that was stopped is simply repeated.
-        With preset ``default`` what the classes look like is learnt from these images.
+        It is what ``clipes run`` does, in the same run folder: what is there and was made from what
+        there is now stays, so a call that was stopped is simply repeated. With preset ``default``
+        what the classes look like is learnt from these images.
 
         Args:
             images: Folder of the data set.
@@ -189,30 +175,35 @@ class PseudoLabeler:
             split: List of images; None for all, of ``voc`` and ``coco`` those of ``train``.
             workers: Images at once; None for as many as suit the machine.
             follow: Told how far each step is.
+            train: Whether a segmenter is trained on the masks, as ``clipes train-seg`` does.
+            resume: Whether a training that was stopped goes on; else it starts over.
+            predict_on: Folder of images without labels that the segmenter makes masks of.
 
         Raises:
             DatasetError: The data set or its labels cannot be used.
             RunConflictError: ``out`` was made with other settings.
+            TrainingError: There is next to nothing to learn from.
+            UsageError: ``predict_on`` is given, but nothing is trained.
             WriteError: ``out`` cannot be written.
         """
         chosen = None if labels is None else Path(labels)
         source = DataRequest(dataset, root=Path(images), split=split, labels=chosen)
+        maps = CamRequest(source, self._asked, self._preset, command="clipes.PseudoLabeler.run")
+        others = None if predict_on is None else Path(predict_on)
+        request = RunRequest(maps, workers, train, resume=resume, predict_on=others)
         data = open_dataset(
             dataset, root=source.root, split=split, labels=chosen, classes=self.classes
         )
-        run = Run(Path(out))
-        failures: list[Failure] = list(data.failures)
-        listener = Listener(_log.info, failures.append, partial(_followed, follow))
-        device = self._clip.towers.device
+        run, device = Run(Path(out)), self._clip.towers.device
         how = Resources(workers=share_processor(device, workers), batch=batch_size(device, None))
-        request = CamRequest(source, self._asked, self._preset, command="clipes.PseudoLabeler.run")
-        maps = maps_with(self._complete, request, self._vocabulary, data, run, how, listener)
-        masks = refine(
-            RefineRequest(command=request.command), run, RefineResources(workers=workers), listener
-        )
-        # An image without maps cannot have a mask: the first reason is the one that helps.
-        first = {failure.id: failure for failure in reversed(failures)}
-        return FolderResult(run, maps, masks.summary, tuple(reversed(first.values())))
+
+        def make_maps(listener: Listener) -> Outcome:
+            clip, words = self._complete, self._vocabulary
+            summary = maps_with(clip, maps, words, data, run, how, listener)
+            return Outcome(summary, data.failures)
+
+        listener = Listener(_log.info, progress=partial(_followed, follow))
+        return make_run_of(request, data, make_maps, run, listener, numbered=False)
 
 
 class Segmenter:

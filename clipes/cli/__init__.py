@@ -19,8 +19,9 @@ from clipes.cli.data import check, tag
 from clipes.cli.data import masks as draw_masks
 from clipes.cli.doctor import doctor
 from clipes.cli.export import export
-from clipes.cli.masks import cam, demo, refine
+from clipes.cli.masks import cam, refine
 from clipes.cli.prompts import prompts_app
+from clipes.cli.run import demo, run
 from clipes.cli.scores import evaluate, report
 from clipes.cli.seg import predict, relabel, train_seg
 from clipes.cli.signals import STOPPED, STOPPING, end_at_once, stopped_by_signals
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(weights_app, name="weights")
 app.add_typer(prompts_app, name="prompts")
+app.command("run")(run)
 app.command("cam")(cam)
 app.command("refine")(refine)
 app.command("eval")(evaluate)

@@ -69,9 +69,12 @@ class _LineProgress:
     def __init__(self, what: str) -> None:
         self._what = what
         self._start = self._printed = time.monotonic()
+        self._first: int | None = None
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        if self._first is None:  # what was done before this began took no time
+            self._first, self._start = done, now
         if not done or done >= total or now - self._printed < _SECONDS_BETWEEN_LINES:
             return
         self._printed = now

@@ -1,15 +1,13 @@
-"""``clipes cam``, ``refine`` and ``demo``: from images and labels to masks."""
+"""``clipes cam`` and ``refine``: from images and labels to masks."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from clipes.choices import (
     CrfBackend,
-    DatasetKind,
     Fusion,
     Precision,
     PresetName,
@@ -17,6 +15,8 @@ from clipes.choices import (
 )
 from clipes.cli.options import (
     RUNS,
+    CamLabelsOption,
+    CamWorkersOption,
     DatasetOption,
     DeviceOption,
     DifficultOption,
@@ -24,6 +24,7 @@ from clipes.cli.options import (
     FusionOption,
     ModelOption,
     OutOption,
+    PresetOption,
     PromptsOption,
     RootOption,
     RunArgument,
@@ -40,7 +41,6 @@ from clipes.cli.options import (
     tag_settings,
     this_part,
 )
-from clipes.cli.scores import evaluate, report
 from clipes.config import BOX_THRESHOLDS, CamParams
 
 _LAMBDAS = "; ".join(
@@ -48,22 +48,9 @@ _LAMBDAS = "; ".join(
 )
 
 
-_CamLabels = Annotated[
-    Path | None,
-    typer.Option(
-        help="CSV, JSON (COCO's too), txt, npz or npy with each image's labels, instead of "
-        "annotations; auto guesses them, see 'clipes tag'."
-    ),
-]
 _Lambda = Annotated[
     float | None,
     typer.Option(min=0, max=1, help=f"lambda of the affinity's boxes. (default: {_LAMBDAS})"),
-]
-_Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Images, or batches, at once. (default: one per core, for a GPU up to 16)"
-    ),
 ]
 _Batch = Annotated[
     int | None, typer.Option(min=1, help="Images given to CLIP together. (default: 1; GPU: 32)")
@@ -85,10 +72,10 @@ def cam(
     dataset: DatasetOption,
     root: RootOption = None,
     split: SplitOption = None,
-    labels: _CamLabels = None,
+    labels: CamLabelsOption = None,
     difficult: DifficultOption = True,
     tag_threshold: TagThresholdOption = None,
-    preset: Annotated[PresetName, typer.Option(help="Settings.")] = PresetName.default,
+    preset: PresetOption = PresetName.default,
     weights: WeightsOption = "auto",
     model: ModelOption = "ViT-B-16",
     text_features: TextFeaturesOption = None,
@@ -99,7 +86,7 @@ def cam(
     out: OutOption = None,
     shard: ShardOption = None,
     device: DeviceOption = "auto",
-    workers: _Workers = None,
+    workers: CamWorkersOption = None,
     batch: _Batch = None,
     precision: _Precision = Precision.fp32,
     dino: DinoOption = "auto",
@@ -165,18 +152,3 @@ def refine(
     how = RefineResources(this_part(shard), workers, backend.value)
     outcome = refine_stage(request, folder, how, listener())
     finish("masks", folder, outcome.summary, outcome.unusable)
-
-
-def demo(
-    weights: WeightsOption = "auto",
-    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/examples)")] = None,
-) -> None:
-    """Run every stage on the bundled examples, print mIoU and write a report to look at.
-
-    Example: clipes demo
-    """
-    cam(DatasetKind.examples, weights=weights, out=out)
-    folder = out or RUNS / "examples"
-    refine(folder)
-    evaluate(folder)
-    report(folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipes.choices import DatasetKind, Fusion
+from clipes.choices import DatasetKind, Fusion, PresetName
 from clipes.config import TagParams
 
 if TYPE_CHECKING:
@@ -45,6 +45,20 @@ LabelsOption = Annotated[
     typer.Option(
         help="CSV, JSON (COCO's too), txt, npz or npy with each image's labels, instead of "
         "annotations."
+    ),
+]
+CamLabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV, JSON (COCO's too), txt, npz or npy with each image's labels, instead of "
+        "annotations; auto guesses them, see 'clipes tag'."
+    ),
+]
+PresetOption = Annotated[PresetName, typer.Option(help="Settings.")]
+CamWorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Images, or batches, at once. (default: one per core, for a GPU up to 16)"
     ),
 ]
 DifficultOption = Annotated[
@@ -164,8 +178,8 @@ def finish(what: str, run: Run, summary: Summary, unusable: Sequence[Failure]) -
 
     for failure in unusable:
         say_failure(failure)
-    for remark, count in summary.remarks.items():
-        say(f"{count} of {summary.done} images {remark}")
+    for remark in summary.told():
+        say(remark)
     conclude(what, run.root, summary, "made", len(unusable))
 
 
@@ -173,8 +187,7 @@ def conclude(what: str, folder: Path, summary: Summary, verb: str, unusable: int
     """As ``finish``, for output that is no run, and where it was said what failed."""
     from clipes.cli.console import say
 
-    failed = len(summary.failures) + unusable
-    say(f"{what}: {summary.done} {verb}, {summary.skipped} there before, {failed} failed")
+    say(f"{what}: {summary.counts(verb, unusable)}")
     typer.echo(folder)
-    if failed:
+    if summary.failures or unusable:
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from clipes.cli.options import (
     listener,
     open_run,
 )
-from clipes.errors import UsageError, WriteError
+from clipes.errors import UsageError
 
 if TYPE_CHECKING:
     from clipes.stages.evaluate import Scored
@@ -52,19 +52,22 @@ def evaluate(
     from clipes.cli.console import print_scores, say
     from clipes.disk.files import write_json
     from clipes.run.folder import Run
-    from clipes.stages.evaluate import evaluate_folder, evaluate_run, scores_to_json
+    from clipes.stages.evaluate import (
+        evaluate_folder,
+        evaluate_run,
+        keep_scores,
+        scores_to_json,
+    )
 
     powers = _numbers(exponents)
     if target is not None and not Run(target).exists():
         folder = target
         scored = evaluate_folder(target, gt, prompts or "voc", listener())
     else:
-        folder = open_run(target).root
-        scored = evaluate_run(Run(folder), root, gt, powers, listener())
-        try:
-            write_json(folder / "scores.json", scores_to_json(scored))
-        except WriteError as error:  # a finished run may be read-only
-            say(f"the scores are not kept: {error}")
+        run = open_run(target)
+        folder = run.root
+        scored = evaluate_run(run, root, gt, powers, listener())
+        keep_scores(scored, run, say)
     if json_file is not None:
         write_json(json_file, scores_to_json(scored))
     print_scores(scored, per_class=per_class)

@@ -286,7 +286,8 @@ class Run:
     def commands(self) -> list[str]:
         """Return the command lines that run.json knows, in the order of their first use."""
         sections = self.manifest()["stages"].values()
-        return [str(section["command"]) for section in sections if "command" in section]
+        # ``clipes run`` stands at each of its stages.
+        return list(dict.fromkeys(str(it["command"]) for it in sections if "command" in it))
 
     def train_record(self) -> TrainRecord | None:
         """Return what run.json says of ``train-seg``; None if it did not run here.

@@ -60,6 +60,20 @@ class Summary:
     failures: tuple[Failure, ...]
     remarks: Mapping[str, int] = field(default_factory=dict)
 
+    def told(self) -> list[str]:
+        """Return the remarks, a line each."""
+        return [f"{count} of {self.done} images {remark}" for remark, count in self.remarks.items()]
+
+    def counts(self, verb: str = "made", unusable: int = 0) -> str:
+        """Return how many images there are of each kind.
+
+        Args:
+            verb: What was done to those processed now.
+            unusable: How many failed before they could be worked on.
+        """
+        failed = len(self.failures) + unusable
+        return f"{self.done} {verb}, {self.skipped} there before, {failed} failed"
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -143,6 +143,18 @@ def cam(request: CamRequest, run: Run, resources: Resources, listener: Listener)
         ClipesError: Data set, weights, words or run folder cannot be used.
     """
     vocabulary, data = request.data.open()
+    return cam_of(request, vocabulary, data, run, resources, listener)
+
+
+def cam_of(
+    request: CamRequest,
+    vocabulary: Vocabulary,
+    data: Dataset,
+    run: Run,
+    resources: Resources,
+    listener: Listener,
+) -> Outcome:
+    """As ``cam``, with the words and the images that ``request.data.open`` returned."""
     for remark in data.remarks:
         listener.say(remark)
     labelled, part = _labelled(request, data, run), resources.part

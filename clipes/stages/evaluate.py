@@ -13,8 +13,9 @@ import numpy as np
 
 from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets import Dataset
+from clipes.disk.files import write_json
 from clipes.disk.images import read_mask
-from clipes.errors import ArtifactError, DatasetError, UsageError
+from clipes.errors import ArtifactError, DatasetError, UsageError, WriteError
 from clipes.listener import Listener, ignore
 from clipes.masks.folder import find_masks, require_some
 from clipes.masks.pseudo import in_mask_order, label_pixels, upsample, with_background
@@ -82,6 +83,14 @@ def scores_to_json(scored: Scored) -> dict[str, Any]:
             for stage, scores in scored.stages.items()
         },
     }
+
+
+def keep_scores(scored: Scored, run: Run, say: Callable[[str], None]) -> None:
+    """Write ``scores.json``, or say why not: a finished run may be read-only."""
+    try:
+        write_json(run.root / "scores.json", scores_to_json(scored))
+    except WriteError as error:
+        say(f"the scores are not kept: {error}")
 
 
 def evaluate_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from clipes.choices import RefineBackend
@@ -11,13 +11,14 @@ from clipes.config import CrfParams
 from clipes.datasets.base import IMAGE_SUFFIXES, image_id
 from clipes.datasets.pictures import Pictures, find_pictures
 from clipes.device import choose_device
+from clipes.disk.files import sha256_of
 from clipes.disk.images import read_origin, write_mask
 from clipes.errors import DatasetError, ImageError
 from clipes.listener import Listener
 from clipes.masks.pseudo import SHRUNK
 from clipes.processes import local_rank
 from clipes.run.loop import Outcome, Shard, Summary, for_each
-from clipes.run.origin import PredictionOrigin, read_picture, same_picture
+from clipes.run.origin import PredictionOrigin, digest, read_picture, same_picture
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.kinds import predictor_for
 from clipes.seg.label import label_image
@@ -40,6 +41,7 @@ class PredictRequest:
         window: Longest side, in pixels, that is taken in at once.
         device: ``auto``, or a torch device.
         towers: Where the towers' weights come from, for segmenters that read tokens.
+        keep: Whether masks stay that this segmenter, asked like this, made of the same pictures.
     """
 
     checkpoint: Path
@@ -51,6 +53,7 @@ class PredictRequest:
     window: int = TestSettings.window
     device: str = "auto"
     towers: TowerRequest = field(default_factory=TowerRequest)
+    keep: bool = False
 
     def settings(self, own: TestSettings) -> TestSettings:
         """Return how images are asked, of a checkpoint whose ``own`` way is given."""
@@ -118,7 +121,7 @@ def _pairs(path: Path, pictures: Pictures) -> list[tuple[str, Path]]:
 
 
 def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome:
-    """Write the mask ``<id>.png`` of every image that is asked for, anew.
+    """Write the mask ``<id>.png`` of every image that is asked for, anew unless told to keep some.
 
     Args:
         request: What is asked for.
@@ -138,8 +141,15 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     model = saved.build().to(choose_device(request.device, local_rank()))
     source = tokens_of(saved.spec, request.towers, request.device, listener)
     predictor = predictor_for(model, test, source)
-    mine = part.of(found.samples)
-    summary = predict_samples(mine, predictor, request.out, crf=test.crf, listener=listener)
+    made_with = digest([sha256_of(request.checkpoint), asdict(test)]) if request.keep else None
+    summary = predict_samples(
+        part.of(found.samples),
+        predictor,
+        request.out,
+        crf=test.crf,
+        listener=listener,
+        made_with=made_with,
+    )
     return Outcome(summary, found.failures)
 
 
