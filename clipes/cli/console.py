@@ -75,10 +75,11 @@ class _LineProgress:
         now = time.monotonic()
         if self._first is None:  # what was done before this began took no time
             self._first, self._start = done, now
-        if not done or done >= total or now - self._printed < _SECONDS_BETWEEN_LINES:
+        made = done - self._first
+        if not made or done >= total or now - self._printed < _SECONDS_BETWEEN_LINES:
             return
         self._printed = now
-        left = (now - self._start) / done * (total - done)
+        left = (now - self._start) / made * (total - done)
         sys.stderr.write(f"{self._what}: {100 * done // total} %, about {left:.0f} s left\n")
 
 

@@ -254,9 +254,12 @@ def test_a_folder_is_done_as_the_command_line_does_it_and_only_once(
     result = labeler.run(folder, tmp_path / "run", workers=1, follow=lambda *how: told.append(how))
     assert (result.maps.done, result.masks.done) == (3, 3)
     assert {failure.id for failure in result.failures} == {"3"}
-    assert {stage for stage, _, _ in told} == {"look", "looks", "cam", "refine"}
-    assert told[-1] == ("refine", 4, 4)  # the broken one is tried, too
+    assert {stage for stage, _, _ in told} == {"look", "looks", "cam", "refine", "report"}
+    assert [how for how in told if how[0] == "refine"][-1][1:] == (4, 4)  # the broken one, too
     assert "3.png" in result.failures[0].reason
+    assert result.report == tmp_path / "run" / "report" / "index.html"
+    assert result.report.is_file()
+    assert (result.scored, result.segmenter, result.predicted) == (None, None, None)
 
     again = labeler.run(folder, tmp_path / "run", workers=1)
     assert (again.maps.done, again.maps.skipped) == (0, 3)

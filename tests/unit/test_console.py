@@ -27,6 +27,19 @@ def test_progress_in_a_log_is_a_line_now_and_then(
     assert lines[0] == "cam: 20 %, about 80 s left"
 
 
+def test_what_was_done_before_takes_no_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training goes on after iteration 50."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.progress_bar("train") as progress:
+        progress(50, 100)
+        now = 30.0
+        progress(60, 100)
+    assert capsys.readouterr().err == "train: 60 %, about 120 s left\n"
+
+
 def test_scores_are_data_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_scores(Scored(("cat", "dog"), {"CRF": SCORES}), per_class=True)
     captured = capsys.readouterr()

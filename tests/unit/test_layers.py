@@ -88,6 +88,7 @@ def test_only_the_console_knows_terminals(path: Path) -> None:
         ("clipes.stages.cam", "torch"),
         ("clipes.stages.refine", "torch"),
         ("clipes.stages.evaluate", "torch"),
+        ("clipes.stages.run", "torch"),
     ],
 )
 def test_importing_is_light(module: str, unwanted: str) -> None:
