@@ -2,7 +2,7 @@
 
     python examples/own_photos.py my-photos runs/mine
 
-It is what ``clipes cam --dataset folder`` and ``clipes refine`` do, and continues where it stopped.
+It is what ``clipes run --dataset folder`` does, and continues where it stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def main(photos: str, out: str, weights: str = "auto") -> None:
     for id_ in result.run.ids("pseudo"):
         pseudo = result.run.load_pseudo(id_)
         print(f"{id_}: sure of {(pseudo.confidence >= 0.95).mean():.0%} of it")
+    print(f"look at them in {result.report}")
 
 
 def show(stage: str, done: int, total: int) -> None:

@@ -72,6 +72,7 @@ def test_the_stages_one_after_the_other(script: Scripts, tiny_weights: Path) -> 
     (own / "labels.csv").write_text("image,labels\na.png,cat;sofa\nb.png,cat\n")
     told = script("own_photos.py", own, "runs/own", tiny_weights)
     assert "1 masks made, 0 there before\na: sure of" in told
+    assert told.endswith("look at them in runs/own/report/index.html\n")
     assert "skipping b: own/b.png is damaged or no JPEG" in told
     assert Run(Path("runs/own")).ids("pseudo") == ["a"]
     assert script.ran == {path.name for path in SCRIPTS.glob("*.py")}
