@@ -180,7 +180,7 @@ class PseudoLabeler:
             predict_on: Folder of images without labels that the segmenter makes masks of.
 
         Raises:
-            DatasetError: The data set or its labels cannot be used.
+            DatasetError: The data set, its labels, or all of its images cannot be used.
             RunConflictError: ``out`` was made with other settings.
             TrainingError: There is next to nothing to learn from.
             UsageError: ``predict_on`` is given, but nothing is trained.

@@ -60,7 +60,7 @@ ValOption = Annotated[
 RootOption = Annotated[
     Path | None, typer.Option(help="Folder of the data set. (default: as in cam)")
 ]
-IterationsOption = Annotated[int | None, typer.Option(min=1, help="Updates.")]
+IterationsOption = Annotated[int | None, typer.Option(min=1, help="Updates of the training.")]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Images per update, in all.")]
 AccumulateOption = Annotated[
     int | None, typer.Option(min=1, help="Parts an update's images are put through in.")

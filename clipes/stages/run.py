@@ -23,7 +23,7 @@ from clipes.stages import cam, refine
 from clipes.stages.cam import CamRequest, Resources, cam_of
 from clipes.stages.evaluate import Scored, evaluate_run, keep_scores
 from clipes.stages.refine import RefineRequest, RefineResources
-from clipes.stages.report import ReportRequest, make_report
+from clipes.stages.report import PAGE, ReportRequest, make_report
 from clipes.types import Failure, Progress
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def make_run(request: RunRequest, run: Run, listener: Listener) -> FolderResult:
 
     Raises:
         RunConflictError: The run was made with other settings.
+        DatasetError: No image can be used.
         ClipesError: Data set, weights, words or run folder cannot be used, or a stage failed.
     """
     vocabulary, data = request.cam.data.open()
@@ -148,25 +149,22 @@ def make_run_of(
     root = request.cam.data.root
     maps = row.ended(_CAM, make_maps(row.listener(_CAM)))
     if not maps.done + maps.skipped:
-        raise DatasetError(
-            f"no image of {data.root} has maps: all {len(row.failures)} failed",
-            "see the lines above",
-        )
+        raise _nothing(data, [*row.failures.values()])
     crf = RefineRequest(root, command=request.cam.command)
     crf_resources = RefineResources(workers=request.workers)
     masks = row.ended(_REFINE, refine.refine(crf, run, crf_resources, row.listener(_REFINE)))
-    made = FolderResult(run, maps, masks, (), run.root)
+    made = FolderResult(run, maps, masks, (), run.root / "report" / PAGE)
     error: ClipesError | None = None
     try:
         made = _score(request, _train(request, made, row), row)
     except ClipesError as stopped:
         error = stopped
     look = ReportRequest(root, workers=request.workers)
-    page, _ = make_report(look, run, row.listener(_REPORT))
-    row.say(_REPORT, str(page))
+    make_report(look, run, row.listener(_REPORT))
+    row.say(_REPORT, str(made.report))
     if error is not None:
         raise error
-    return replace(made, report=page, failures=tuple(row.failures.values()))
+    return replace(made, failures=tuple(row.failures.values()))
 
 
 class _Row:
@@ -219,6 +217,15 @@ class _Row:
         if failure.id not in self.failures:
             self.failures[failure.id] = failure
             self._listener.report(failure)
+
+
+def _nothing(data: Dataset, failures: Sequence[Failure]) -> DatasetError:
+    """Return what ends a run of which no image has maps."""
+    why = "none has a label"
+    if failures:
+        first = failures[0]
+        why = f"all {len(failures)} failed, the first is {first.id}: {first.reason}"
+    return DatasetError(f"no image of {data.root} has maps: {why}")
 
 
 def _has_truth(data: Dataset) -> bool:

@@ -117,7 +117,7 @@ def test_it_ends_where_nothing_can_follow(start: Starter, run: Run, photos: Path
         path.write_bytes(b"no picture")
     nothing = start(*FAST)
     assert nothing.returncode == 1
-    assert "no image of photos has maps: all 4 failed" in one_line(nothing)
+    assert "no image of photos has maps: all 4 failed, the first is p000: " in one_line(nothing)
     assert nothing.stdout == ""
 
     shutil.rmtree(photos)

@@ -110,7 +110,7 @@ def test_an_image_is_reported_once_with_the_first_reason(tmp_path: Path) -> None
 def test_without_a_single_map_nothing_follows(tmp_path: Path) -> None:
     made, heard = make_run(tmp_path, IDS, refined=False), Heard()
     lost = tuple(Failure(id_, "cannot be read") for id_ in IDS)
-    with pytest.raises(DatasetError, match="has maps: all 3 failed"):
+    with pytest.raises(DatasetError, match="all 3 failed, the first is a: cannot be read"):
         follow(made, heard, Outcome(Summary(0, 0, lost), ()))
     assert not made.run.ids("pseudo")
 
