@@ -98,6 +98,9 @@ class SegmenterPresetName(Choice):
         frozen: A decoder on tokens of frozen towers.
         weclip_voc: WeCLIP as published for VOC, which makes its labels itself.
         weclip_coco: Likewise for COCO.
+        weakclip_voc: WeakCLIP as published for VOC.
+        weakclip_coco: Likewise for COCO.
+        weakclip_small: WeakCLIP for processors, on tokens that are kept.
     """
 
     auto = "auto"
@@ -107,6 +110,9 @@ class SegmenterPresetName(Choice):
     frozen = "frozen"
     weclip_voc = "weclip-voc"
     weclip_coco = "weclip-coco"
+    weakclip_voc = "weakclip-voc"
+    weakclip_coco = "weakclip-coco"
+    weakclip_small = "weakclip-small"
 
 
 class Normalise(Choice):
@@ -119,6 +125,13 @@ class Normalise(Choice):
 
     clip = "clip"
     imagenet = "imagenet"
+
+
+class Norm(Choice):
+    """What normalises channels: over a batch, or in groups over each image of its own."""
+
+    batch = "batch"
+    group = "group"
 
 
 class Arch(Choice):

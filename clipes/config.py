@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
-from clipes.choices import DatasetKind, Normalise, SegmenterPresetName
+from clipes.choices import DatasetKind, Norm, Normalise, SegmenterPresetName
 from clipes.errors import UsageError
 
 DEFAULT_TEMPLATE = "a clean origami {}."
@@ -415,10 +415,79 @@ class WeClipPreset:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class WeakClipPreset:
+    """How WeakCLIP (Zhu et al., IJCV 2025) is built, trained and asked; the defaults are VOC's.
+
+    Attributes:
+        name: Name on the command line.
+        blocks: Blocks of CLIP that are decoded, at strides that end with 32: all four from stride
+            4, three from stride 8, which is as fine as the loss is.
+        chained: Whether layers of the co-attention follow each other, as in the paper. The code
+            calls them side by side, and takes the last one's output.
+        train_adapter: Whether the pyramid adapter learns, as in the paper. The code's learning rate
+            for it is next to nothing.
+        norm: Of ``clipes.choices.Norm``: in adapter and head.
+        contexts: Learnt vectors before each name, where there is a text tower; 0 for constants and
+            a learnt linear map, as where there is none.
+        normalise: Of ``clipes.choices.Normalise``: colours that count as mean and deviation.
+        crop: Side of the square training views, in pixels, and of the windows in prediction. 0 for
+            whole images, whose tokens are computed once and kept.
+        scale: Range of the random factor on the shorter side, which is ``crop`` before; for views.
+        max_patches: Larger whole images are shrunk to at most this many patches.
+        even_classes: As in ``FrozenPreset``; for whole images.
+        boundary_crf: The CRF that the boundary loss learns from, on pixels of stride 8.
+        boundary_present: Whether it knows which classes an image has.
+        boundary_every: Of so many images one has a boundary loss, which counts so many times.
+        batch: Images per update, over all processes and accumulated parts.
+        accumulate: Parts an update's images are put through one after the other.
+        iterations: Updates.
+        lr: Learning rate of AdamW, at its highest.
+        last_lr: At its end, half a cosine later.
+        warmup: Updates over which the rate rises, while it already falls.
+        weight_decay: Of everything.
+        average: Share that the mean of earlier weights keeps at an update; the mean is the result.
+        test_scales: Scales whose probabilities are averaged in prediction; with a ``crop``, of a
+            shorter side that is as long.
+        flip: Whether prediction also averages over the mirrored image.
+        crf: Whether prediction ends with the dense CRF.
+    """
+
+    name: str
+    blocks: tuple[int, ...] = (4, 6, 8, 12)
+    chained: bool = True
+    train_adapter: bool = True
+    norm: str = Norm.batch.value
+    contexts: int = 8
+    normalise: str = Normalise.imagenet.value
+    crop: int = 512
+    scale: tuple[float, float] = (0.5, 2.0)
+    max_patches: int = 1600
+    even_classes: bool = False
+    boundary_crf: CrfParams = CrfParams(10, 3.0, 3.0, 80.0, 13.0, 10.0)
+    boundary_present: bool = False
+    boundary_every: int = 1
+    batch: int = 16
+    accumulate: int = 1
+    iterations: int = 20_000
+    lr: float = 1e-4
+    last_lr: float = 1e-6
+    warmup: int = 1500
+    weight_decay: float = 3e-5
+    average: float = 0.0
+    test_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    flip: bool = True
+    crf: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data, for run.json."""
+        return asdict(self)
+
+
 TOKEN_SPACE = 20 * 10**9
 """Bytes of kept tokens: about 3,000 images of VOC with the tokens of preset ``frozen``."""
 
-AnySegmenterPreset: TypeAlias = SegmenterPreset | FrozenPreset | WeClipPreset
+AnySegmenterPreset: TypeAlias = SegmenterPreset | FrozenPreset | WeClipPreset | WeakClipPreset
 
 SEGMENTER_PRESETS: dict[str, AnySegmenterPreset] = {
     preset.name: preset
@@ -431,6 +500,26 @@ SEGMENTER_PRESETS: dict[str, AnySegmenterPreset] = {
             box_threshold=BOX_THRESHOLDS["coco"],
             refine_blocks=10,
             refine_from=40_000,
+        ),
+        WeakClipPreset("weakclip-voc"),
+        WeakClipPreset("weakclip-coco", batch=24, iterations=40_000),
+        WeakClipPreset(
+            "weakclip-small",
+            blocks=(6, 8, 12),
+            norm=Norm.group.value,
+            normalise=Normalise.clip.value,
+            crop=0,
+            even_classes=True,
+            boundary_present=True,
+            batch=8,
+            iterations=800,
+            lr=3e-4,
+            last_lr=0.0,
+            warmup=30,
+            weight_decay=0.01,
+            average=0.99,
+            test_scales=(1.0,),
+            flip=False,
         ),
         # CLIP-ES section 4.1 on kazuto1011/deeplab-pytorch's configs/voc12.yaml and coco.yaml; the
         # rate is for ImageNet weights, CLIP-ES takes 2.5e-5 for COCO's.

@@ -180,11 +180,13 @@ class TrainFacts(_Plain):
         processes: How many trained together.
         device: Where.
         learnt_from: Digest of the files of the examples; empty in runs of an older clipes.
+        note: What is worth knowing beside the settings, such as where words come from.
     """
 
     processes: int = 1
     device: str = ""
     learnt_from: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

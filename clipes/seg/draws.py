@@ -76,3 +76,16 @@ class EvenClasses:
         order = np.random.default_rng([self._seed, again, 1 + chosen, _CLASS])
         index = members[int(order.permutation(len(members))[step])]
         return index, np.random.default_rng([self._seed, turn, 1 + place, _VIEW])
+
+
+def choose_draws(labels: Sequence[Sequence[int]], seed: int, *, even: bool) -> Draws:
+    """Return how examples come: classes evenly, or examples in turn, as without any class.
+
+    Args:
+        labels: The classes of each example.
+        seed: Chooses orders and chances.
+        even: Whether classes shall come evenly.
+    """
+    if even and any(labels):
+        return EvenClasses(labels, seed)
+    return Passes(len(labels), seed)

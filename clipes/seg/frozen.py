@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,18 @@ class TokenInput:
 
     name: str
     width: int
+
+
+class TokenSpec(Protocol):
+    """A model that reads tokens by name."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in mask order, without the background."""
+
+    @property
+    def inputs(self) -> tuple[TokenInput, ...]:
+        """The tokens that it reads, in order; of patches the first."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +179,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def flat_tokens(
-    tokens: Mapping[str, Tensor], spec: FrozenSpec
+    tokens: Mapping[str, Tensor], spec: TokenSpec
 ) -> tuple[tuple[int, int], list[Tensor]]:
     """Return the grid of an image's tokens, (h, w, D) by name, and (h * w, D) for each input."""
     chosen = [tokens[one.name] for one in spec.inputs]

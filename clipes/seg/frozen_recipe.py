@@ -18,8 +18,8 @@ from clipes.errors import ClipesError
 from clipes.masks.values import value_count
 from clipes.run.tokens import CachedTokens
 from clipes.seg.data import TrainingPair
-from clipes.seg.draws import Draws, EvenClasses, Passes
-from clipes.seg.frozen import FrozenDecoder, FrozenSpec, TokenInput, flat_tokens
+from clipes.seg.draws import Draws, choose_draws
+from clipes.seg.frozen import FrozenDecoder, FrozenSpec, TokenInput, TokenSpec, flat_tokens
 from clipes.seg.loss import Guidance, weighted_loss
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights
 from clipes.seg.resize import resize, shrink
@@ -116,10 +116,7 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
 
     def examples(self, pairs: Sequence[TrainingPair], seed: int) -> TokenExamples:
         """Return whole images, mirrored or not."""
-        labelled = self.preset.even_classes and any(pair.labels for pair in pairs)
-        draws: Draws = Passes(len(pairs), seed)
-        if labelled:
-            draws = EvenClasses([pair.labels for pair in pairs], seed)
+        draws = choose_draws([pair.labels for pair in pairs], seed, even=self.preset.even_classes)
         return TokenExamples(pairs, self.spec, self.tokens, draws)
 
     def part(self, batch: Batch) -> Grids:
@@ -127,14 +124,8 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
         grids, labels, confidence, *tokens = batch
         cut, weights = self.guidance.weigh(labels, confidence)
         weights = weights.masked_fill(cut == IGNORE, 0)
-        sizes = [_label_size((int(h), int(w))) for h, w in grids.tolist()]
-        counts = [height * width for height, width in sizes]
-        targets = [
-            (some.view(1, *size), counted.view(1, *size))
-            for some, counted, size in zip(
-                cut.split(counts), weights.split(counts), sizes, strict=True
-            )
-        ]
+        sizes = [label_size((int(h), int(w))) for h, w in grids.tolist()]
+        targets = list(zip(cut_up(cut, sizes), cut_up(weights, sizes), strict=True))
         return Grids(
             (grids, *tokens),
             weights.sum()[None],
@@ -158,20 +149,18 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
         for logits, (labels, _) in list(zip(outputs, part.targets, strict=True))[:_SHOWN]:
             answer = _enlarged(logits).argmax(1)[0].cpu().numpy()
             rows.append(np.concatenate([palette[labels[0].cpu().numpy()], palette[answer]], axis=1))
-        widest = max(row.shape[1] for row in rows)
-        padded = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows]
-        return np.concatenate(padded)
+        return below_each_other(rows)
 
 
 class TokenExamples(Examples):
     """Whole images as tokens, every second one mirrored on the grid.
 
-    An example is its grid (2,), labels and confidence (16 h w,) and, for each input, (h w, D)
-    float16.
+    An example is its grid (2,), labels and confidence (16 h w,), what else a kind needs of it, and,
+    for each input, (h w, D) float16.
 
     Args:
         pairs: The images and their masks.
-        spec: Says which tokens are read.
+        spec: Says which tokens are read, and how many labels there are.
         tokens: Where they come from.
         draws: Says which image comes when.
     """
@@ -181,7 +170,7 @@ class TokenExamples(Examples):
     def __init__(
         self,
         pairs: Sequence[TrainingPair],
-        spec: FrozenSpec,
+        spec: TokenSpec,
         tokens: CachedTokens,
         draws: Draws,
     ) -> None:
@@ -197,15 +186,37 @@ class TokenExamples(Examples):
         try:
             mask, confidence = pair.read_labels(value_count(len(self._spec.classes)))
             tokens = self._tokens.read(pair.id, pair.image)
+            mirrored = rng.random() < 0.5
+            if mirrored:
+                tokens = {name: one.flip(1) for name, one in tokens.items()}
+                mask, confidence = mask[:, ::-1].copy(), confidence[:, ::-1].copy()
+            grid, flat = flat_tokens(tokens, self._spec)
+            more = self.beside(position, pair, mask, grid, mirrored=mirrored)
         except ClipesError as error:
             return error
         maps = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(confidence)
-        if rng.random() < 0.5:
-            tokens = {name: one.flip(1) for name, one in tokens.items()}
-            maps = maps[0].flip(1), maps[1].flip(1)
-        grid, flat = flat_tokens(tokens, self._spec)
-        small = [shrink(one[None], _label_size(grid)).flatten() for one in maps]
-        return (torch.tensor(grid), *small, *flat)
+        small = [shrink(one[None], label_size(grid)).flatten() for one in maps]
+        return (torch.tensor(grid), *small, *more, *flat)
+
+    def beside(
+        self,
+        position: int,
+        pair: TrainingPair,
+        mask: UInt8Array,
+        grid: tuple[int, int],
+        *,
+        mirrored: bool,
+    ) -> tuple[Tensor, ...]:
+        """Return what else is needed of an example, each tensor to be laid behind others'.
+
+        Args:
+            position: Of the example.
+            pair: Its files.
+            mask: (H, W), mirrored if the example is.
+            grid: Of its tokens.
+            mirrored: Whether it is.
+        """
+        return ()
 
     def collate(self, examples: Sequence[Batch]) -> Batch:
         """Return images one behind the other, their grids as (B, 2)."""
@@ -213,10 +224,24 @@ class TokenExamples(Examples):
         return (torch.stack(grids), *(torch.cat(column) for column in rest))
 
 
-def _label_size(grid: tuple[int, int]) -> tuple[int, int]:
+def label_size(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return (H, W) of the labels of a grid."""
     return LABELS_PER_TOKEN * grid[0], LABELS_PER_TOKEN * grid[1]
+
+
+def cut_up(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Return (1, H, W) of each size, of maps that lie one behind the other."""
+    counts = [height * width for height, width in sizes]
+    return [one.view(1, *size) for one, size in zip(maps.split(counts), sizes, strict=True)]
+
+
+def below_each_other(rows: Sequence[UInt8Array]) -> UInt8Array:
+    """Return pictures (h, w, 3) as one, padded with black."""
+    widest = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows]
+    return np.concatenate(padded)
 
 
 def _enlarged(logits: Tensor) -> Tensor:
     """Return (1, L, h, w) logits at the size of the labels."""
-    return resize(logits, _label_size((logits.shape[2], logits.shape[3])))
+    return resize(logits, label_size((logits.shape[2], logits.shape[3])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clipes.config import AnySegmenterPreset, FrozenPreset, SegmenterPreset
+from clipes.config import AnySegmenterPreset, FrozenPreset, SegmenterPreset, WeakClipPreset
 from clipes.run.tokens import CachedTokens
 from clipes.seg.deeplab import DeepLabSpec
 from clipes.seg.deeplab_recipe import DeepLabRecipe
@@ -15,13 +15,16 @@ from clipes.seg.loss import Guidance
 from clipes.seg.predict import Predictor
 from clipes.seg.predict_tokens import TokenPredictor
 from clipes.seg.recipes import LabelPredictor, Model, Recipe, Spec, TestSettings
+from clipes.seg.weakclip import WeakClip, WeakClipSpec
+from clipes.seg.weakclip_predict import WindowPredictor
+from clipes.seg.weakclip_recipe import SpeakingTowers, WeakClipRecipe
 from clipes.seg.weclip import WeClip, WeClipSpec
 from clipes.seg.weclip_labels import Teacher
 from clipes.seg.weclip_predict import WeClipPredictor
 from clipes.seg.weclip_recipe import WeClipRecipe
 from clipes.towers.tokens import TokenSource
 
-_SPECS: tuple[type[Spec], ...] = (DeepLabSpec, FrozenSpec, WeClipSpec)
+_SPECS: tuple[type[Spec], ...] = (DeepLabSpec, FrozenSpec, WeakClipSpec, WeClipSpec)
 
 SPECS: Mapping[str, type[Spec]] = {spec.kind: spec for spec in _SPECS}
 """What checkpoints say of a model, by the name that they have for its kind."""
@@ -36,6 +39,7 @@ def recipe_for(
     guidance: Guidance,
     tokens: CachedTokens | None = None,
     open_teacher: Callable[[], Teacher] | None = None,
+    open_towers: Callable[[], SpeakingTowers] | None = None,
 ) -> Recipe[Any, Any]:
     """Return the recipe of a preset.
 
@@ -43,8 +47,9 @@ def recipe_for(
         preset: Model, rates, views.
         classes: Class names in mask order.
         guidance: How confidence counts.
-        tokens: Those of ``preset.tokens``, for presets that have it.
+        tokens: Those that the preset reads, where they are kept.
         open_teacher: Loads CLIP and the words, for presets whose labels they make.
+        open_towers: Loads CLIP and the words, for presets that match both.
     """
     if isinstance(preset, SegmenterPreset):
         return DeepLabRecipe(preset, classes, guidance)
@@ -52,6 +57,10 @@ def recipe_for(
         if tokens is None:
             raise ValueError(f"preset {preset.name} reads tokens")
         return FrozenRecipe(preset, classes, guidance, tokens)
+    if isinstance(preset, WeakClipPreset):
+        if open_towers is None:
+            raise ValueError(f"preset {preset.name} reads words")
+        return WeakClipRecipe(preset, classes, guidance, open_towers, tokens)
     if open_teacher is None:
         raise ValueError(f"preset {preset.name} makes its labels")
     return WeClipRecipe(preset, classes, open_teacher)
@@ -70,10 +79,12 @@ def predictor_for(
     Raises:
         ArtifactError: The model was trained on other towers.
     """
-    if not isinstance(model, FrozenDecoder | WeClip):
+    if not isinstance(model, FrozenDecoder | WeakClip | WeClip):
         return Predictor(model, settings)
     if source is None:
         raise ValueError(f"{model.spec.name} reads tokens")
     if isinstance(model, WeClip):
         return WeClipPredictor(model, settings, source)
+    if isinstance(model, WeakClip) and model.spec.side:
+        return WindowPredictor(model, settings, source)
     return TokenPredictor(model, settings, source)

@@ -13,11 +13,12 @@ from clipes.errors import ArtifactError
 from clipes.seg.frozen import FrozenDecoder, flat_tokens
 from clipes.seg.recipes import ModelPredictor, Spec, TestSettings
 from clipes.seg.resize import resize
+from clipes.seg.weakclip import WeakClip
 from clipes.towers.tokens import TokenSource
 from clipes.types import Float32Array, UInt8Array
 
 
-class TokenPredictor(ModelPredictor[FrozenDecoder]):
+class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
     """Turns images into probabilities of labels; see ``LabelPredictor``.
 
     The towers shrink large images, so there is no window.
@@ -31,7 +32,9 @@ class TokenPredictor(ModelPredictor[FrozenDecoder]):
         ArtifactError: The decoder was trained on other towers.
     """
 
-    def __init__(self, model: FrozenDecoder, settings: TestSettings, source: TokenSource) -> None:
+    def __init__(
+        self, model: FrozenDecoder | WeakClip, settings: TestSettings, source: TokenSource
+    ) -> None:
         check_towers(model.spec, source)
         super().__init__(model, settings)
         self._source = source
@@ -69,7 +72,7 @@ class TokenPredictor(ModelPredictor[FrozenDecoder]):
         grid, tokens = flat_tokens(found, self._model.spec)
         # As in training, where they come from files.
         rounded = [one.half().to(self._device) for one in tokens]
-        (logits,) = self._model(torch.tensor([grid], device=self._device), *rounded)
+        logits = self._model(torch.tensor([grid], device=self._device), *rounded)[0]
         return resize(logits.float(), size).softmax(1)
 
 

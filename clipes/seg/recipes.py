@@ -218,6 +218,11 @@ class Recipe(ABC, Generic[M, P]):
         """What the model is built from."""
 
     @property
+    def note(self) -> str:
+        """What is worth knowing beside preset and options; here nothing."""
+        return ""
+
+    @property
     def schedule(self) -> Schedule:
         """How much is learnt."""
         return Schedule(self.preset.iterations, self.preset.batch, self.preset.accumulate)

@@ -1,24 +1,30 @@
-"""Frozen CLIP and the words of a run, for a segmenter whose labels are made as it learns."""
+"""Frozen CLIP and the words of a run, for segmenters that are trained with both."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from clipes.choices import DatasetKind, Fusion
-from clipes.config import WeClipPreset
+from clipes.config import WeakClipPreset, WeClipPreset
 from clipes.errors import ArtifactError
 from clipes.listener import Listener
 from clipes.maps.vectors import WordVectors
 from clipes.run.folder import Run
 from clipes.run.record import CamRecord, TextUsed
+from clipes.seg.weakclip import BACKGROUND
+from clipes.seg.weakclip_recipe import SpeakingTowers
 from clipes.seg.weclip_labels import Teacher
 from clipes.stages.setup import OpenedWeights
-from clipes.stages.token_source import TowerRequest, open_clip
-from clipes.towers.load import has_text
+from clipes.stages.token_source import TowerRequest, matched_tokens, open_clip
+from clipes.towers.clip_text import ContextEncoder
+from clipes.towers.load import has_text, load_text
 from clipes.towers.side_by_side import CLIP
 from clipes.weights import cache_dir
 from clipes.words.encode import fingerprint, text_features
-from clipes.words.features import TextFeatures
+from clipes.words.features import TextFeatures, fuse_vectors
 from clipes.words.vocabulary import Vocabulary, load_vocabulary
 
 
@@ -45,6 +51,56 @@ def open_teacher(
     vectors = WordVectors(text, opened.device, clip.visual.proj.dtype)
     digests = {CLIP: opened.weights.sha256}
     return Teacher(clip, vectors, recipe.mean, recipe.std, digests)
+
+
+def open_speaking(
+    run: Run,
+    classes: tuple[str, ...],
+    preset: WeakClipPreset,
+    request: TowerRequest,
+    device: str,
+    listener: Listener,
+) -> SpeakingTowers:
+    """Load CLIP with its text tower, or with the vectors of a run's words if it has none.
+
+    Args:
+        run: The run whose words are meant.
+        classes: Class names in mask order.
+        preset: Says what is read of CLIP, and in what colours.
+        request: Where the weights come from.
+        device: ``auto`` or a torch device.
+        listener: Told what is used.
+
+    Raises:
+        ArtifactError: The words cannot be told from what run.json says, or none is background.
+        WeightsError: The weights cannot be had.
+        VocabularyError: The vectors of a class cannot be had.
+    """
+    opened = open_clip(preset.normalise, request, device, listener)
+    source = matched_tokens(opened, preset.blocks, preset.max_patches)
+    recipe = opened.weights.recipe
+    colours = (recipe.mean, recipe.std)
+    if preset.contexts and has_text(opened.state):
+        tower = load_text(opened.state, quick_gelu=recipe.quick_gelu).to(opened.device)
+        note = f"words: {preset.contexts} learnt vectors before each name"
+        return SpeakingTowers(source, ContextEncoder(tower, (BACKGROUND, *classes)), colours, note)
+    text = _words(run, opened, listener)
+    note = "words: the run's vectors through a learnt map, for want of a text tower"
+    if has_text(opened.state):
+        note = "words: the run's vectors through a learnt map"
+    return SpeakingTowers(source, _with_background(text, run), colours, note)
+
+
+def _with_background(text: TextFeatures, run: Run) -> torch.Tensor:
+    """Return (1 + C, E) vectors of length 1; the first is the mean of the background words'."""
+    if not text.background_words:
+        raise ArtifactError(
+            f"the words of {run.root} have none for the background",
+            "give 'clipes cam' such words (--prompts, --text-features), or weights with a text "
+            "tower",
+        )
+    background = fuse_vectors(text.background_vectors)
+    return torch.from_numpy(np.concatenate([background[None], text.class_vectors]))
 
 
 def _words(run: Run, opened: OpenedWeights, listener: Listener) -> TextFeatures:

@@ -10,6 +10,7 @@ from clipes.config import IMAGENET_MEAN, IMAGENET_STD, CamParams
 from clipes.listener import Listener
 from clipes.seg.frozen import FrozenSpec
 from clipes.seg.recipes import Spec
+from clipes.seg.weakclip import WeakClipSpec, token_names
 from clipes.seg.weclip import WeClipSpec
 from clipes.stages.setup import OpenedWeights, load_dino, open_weights
 from clipes.towers.side_by_side import CLIP, DINO, Towers
@@ -80,6 +81,18 @@ def open_tokens(
     return TowerTokens(towers, names, digests, max_patches)
 
 
+def matched_tokens(opened: OpenedWeights, blocks: tuple[int, ...], max_patches: int) -> TowerTokens:
+    """Return the tokens that WeakCLIP reads of CLIP.
+
+    Args:
+        opened: CLIP's weights.
+        blocks: That are decoded.
+        max_patches: Larger images are shrunk to at most this many patches.
+    """
+    towers = Towers(opened.backbone(fp16_positions=False))
+    return TowerTokens(towers, token_names(blocks), {CLIP: opened.weights.sha256}, max_patches)
+
+
 def tokens_of(
     spec: Spec, request: TowerRequest, device: str, listener: Listener
 ) -> TokenSource | None:
@@ -96,6 +109,9 @@ def tokens_of(
         towers = Towers(opened.backbone(fp16_positions=True))
         digests = {CLIP: opened.weights.sha256}
         return TowerTokens(towers, spec.inputs, digests, CamParams.max_patches, raw=True)
+    if isinstance(spec, WeakClipSpec):
+        opened = open_clip(spec.normalise, request, device, listener)
+        return matched_tokens(opened, spec.blocks, spec.max_patches)
     if not isinstance(spec, FrozenSpec):
         return None
     names = [one.name for one in spec.inputs]

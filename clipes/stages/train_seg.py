@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clipes.choices import Loss
-from clipes.config import AnySegmenterPreset, FrozenPreset, WeClipPreset
+from clipes.config import AnySegmenterPreset, FrozenPreset, WeakClipPreset, WeClipPreset
 from clipes.datasets import Dataset
 from clipes.disk.files import list_files, sha256_of, write_json
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
@@ -31,9 +31,10 @@ from clipes.seg.log import TensorBoard
 from clipes.seg.parallel import Processes, join_processes
 from clipes.seg.recipes import Examples, Model, Recipe
 from clipes.seg.train import Step, Trainer, part_size
+from clipes.seg.weakclip_recipe import SpeakingTowers
 from clipes.seg.weclip_labels import Teacher
 from clipes.stages.predict import is_done, predict_samples
-from clipes.stages.teacher import open_teacher
+from clipes.stages.teacher import open_speaking, open_teacher
 from clipes.stages.token_source import open_tokens, tokens_of
 from clipes.stages.train_examples import (
     check_examples,
@@ -42,6 +43,7 @@ from clipes.stages.train_examples import (
     training_pairs,
 )
 from clipes.stages.train_request import Sources, TrainRequest
+from clipes.towers.tokens import TokenSource
 
 STAGE = "train-seg"
 
@@ -136,13 +138,15 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
     """Find what is learnt from and what is predicted; errors as for ``train_segmenter``."""
     sources, guidance = request.sources, request.guidance
     preset = request.recipe_preset(gpu=processes.device.type == "cuda")
-    rounded = isinstance(preset, FrozenPreset)  # linear layers alone: half the time
+    # On processors that have it: half of a linear layer's time, a third of a convolution's.
+    rounded = isinstance(preset, FrozenPreset | WeakClipPreset)
     request = replace(request, options=request.options.on(processes.device, rounded=rounded))
     _check_target(sources)
     data = reopen(sources.run, sources.root, sources.split)
-    tokens = _tokens(request, preset, processes, listener)
     teacher = _teacher(request, preset, processes, listener)
-    recipe = recipe_for(preset, data.classes, guidance, tokens, teacher)
+    towers = _towers(request, preset, data.classes, processes, listener)
+    tokens = _tokens(request, preset, towers, processes, listener)
+    recipe = recipe_for(preset, data.classes, guidance, tokens, teacher, towers)
     part_size(recipe, processes.count)
     if recipe.reads_masks:
         pairs = training_pairs(sources, data, guided=guidance.asked, say=listener.say)
@@ -169,17 +173,40 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
 def _tokens(
     request: TrainRequest,
     preset: AnySegmenterPreset,
+    towers: Callable[[], SpeakingTowers] | None,
     processes: Processes,
     listener: TrainingListener,
 ) -> CachedTokens | None:
-    """Return where tokens come from; towers are loaded when the first is asked for."""
-    if not isinstance(preset, FrozenPreset):
-        return None
+    """Return where the tokens of whole images come from, for presets that learn from these.
+
+    Towers are loaded when the first is asked for.
+    """
     device, folder = str(processes.device), request.sources.run.root / "tokens"
-    open_source = partial(
-        open_tokens, preset.tokens, preset.max_patches, request.towers, device, listener
-    )
+    open_source: Callable[[], TokenSource]
+    if isinstance(preset, FrozenPreset):
+        open_source = partial(
+            open_tokens, preset.tokens, preset.max_patches, request.towers, device, listener
+        )
+    elif isinstance(preset, WeakClipPreset) and not preset.crop and towers is not None:
+        speaking = towers
+        open_source = lambda: speaking().source  # noqa: E731
+    else:
+        return None
     return CachedTokens(open_source, folder, request.token_space // processes.count)
+
+
+def _towers(
+    request: TrainRequest,
+    preset: AnySegmenterPreset,
+    classes: tuple[str, ...],
+    processes: Processes,
+    listener: TrainingListener,
+) -> Callable[[], SpeakingTowers] | None:
+    """Return what loads CLIP and the run's words once, for presets that match both."""
+    if not isinstance(preset, WeakClipPreset):
+        return None
+    run, device = request.sources.run, str(processes.device)
+    return cache(partial(open_speaking, run, classes, preset, request.towers, device, listener))
 
 
 def _teacher(
@@ -247,7 +274,8 @@ def _begin(job: _Job, *, fresh: bool) -> None:
     if processes.first:
         if fresh:
             _forget(job.request.sources)
-        facts = TrainFacts(processes.count, str(processes.device), job.learnt_from)
+        device, note = str(processes.device), job.recipe.note
+        facts = TrainFacts(processes.count, device, job.learnt_from, note)
         job.out.begin(STAGE, job.settings.to_dict(), job.request.command, facts.to_dict())
     processes.wait()
 

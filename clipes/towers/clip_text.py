@@ -68,13 +68,67 @@ def encode_prompts(text: TextTransformer, prompts: Sequence[str]) -> Float32Arra
     return features
 
 
+class ContextEncoder:
+    """Names behind vectors that are learnt, through the frozen tower (CoOp, Zhou et al. 2022).
+
+    Args:
+        text: The tower; its weights get no gradient from now on.
+        names: n names.
+
+    Attributes:
+        width: W, channels of a vector.
+    """
+
+    def __init__(self, text: TextTransformer, names: Sequence[str]) -> None:
+        self._text = text.requires_grad_(False)
+        self.width = int(text.positional_embedding.shape[1])
+        tokenizer = _tokenizer()
+        longest = 2 + max(len(tokenizer.encode(name)) for name in names)
+        tokens = tokenizer(list(names), context_length=min(longest, text.context_length))
+        self._tokens = tokens.to(text.positional_embedding.device)
+
+    def ends(self, contexts: int) -> torch.Tensor:
+        """Return the (n,) positions of the ends of text behind so many vectors."""
+        return _ends(self._tokens) + contexts
+
+    def __call__(self, contexts: torch.Tensor) -> torch.Tensor:
+        """Return the features (n, E) of start, contexts, name and end; not of length 1.
+
+        Args:
+            contexts: (P, W).
+
+        Raises:
+            VocabularyError: With them a name is longer than the tower's context.
+        """
+        text, count = self._text, len(contexts)
+        length = self._tokens.shape[1] + count
+        if length > text.context_length:
+            raise VocabularyError(
+                f"{count} learnt vectors and the longest class name have {length} tokens, CLIP "
+                f"reads {text.context_length}",
+                "shorten the names of classes",
+            )
+        words = text.token_embedding(self._tokens)
+        between = contexts.to(words.dtype).expand(len(words), -1, -1)
+        hidden = torch.cat([words[:, :1], between, words[:, 1:]], 1)
+        return _read(text, hidden, self.ends(count))
+
+
 def _forward(text: TextTransformer, tokens: torch.Tensor) -> torch.Tensor:
-    """Run the tower on (n, L) tokens to (n, E); its own forward takes no L below its context."""
-    length = tokens.shape[1]
-    hidden = text.token_embedding(tokens) + text.positional_embedding[:length]
+    """Run the tower on (n, L) tokens to (n, E)."""
+    return _read(text, text.token_embedding(tokens), _ends(tokens))
+
+
+def _ends(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens.argmax(-1)  # the end of text has the highest number
+
+
+def _read(text: TextTransformer, words: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Run the tower on (n, L, W) embedded tokens; its own forward takes no L below its context."""
+    length = words.shape[1]
+    hidden = words + text.positional_embedding[:length]
     hidden = text.ln_final(text.transformer(hidden, attn_mask=text.attn_mask[:length, :length]))
-    end = tokens.argmax(-1)  # the end of text has the highest number
-    features: torch.Tensor = hidden[torch.arange(len(tokens)), end] @ text.text_projection
+    features: torch.Tensor = hidden[torch.arange(len(words)), ends] @ text.text_projection
     return features
 
 

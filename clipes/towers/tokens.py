@@ -15,11 +15,15 @@ from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Taps
 from clipes.types import UInt8Array
 
+JOINT, GLOBAL = "clip.joint", "clip.global"
+"""Names of tokens in the space that images and words share: patches, and the image as a whole."""
+
 
 class TokenSource(Protocol):
     """Frozen towers that see an image on one grid of h x w patches.
 
-    Tokens have names such as ``clip.4`` (of CLIP, after block 4) and ``dino.12``.
+    Tokens have names such as ``clip.4`` (of CLIP, after block 4) and ``dino.12``. ``clip.joint``
+    are CLIP's in the space that images and words share, ``clip.global`` is the whole image there.
     """
 
     @property
@@ -35,7 +39,10 @@ class TokenSource(Protocol):
         """Digest of all that changes tokens: weights, names, how images are brought to size."""
 
     def tokens(self, image: UInt8Array) -> dict[str, Tensor]:
-        """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; large images are shrunk."""
+        """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; large images are shrunk.
+
+        What stands for the whole image is (1, 1, D).
+        """
 
 
 class TowerTokens:
@@ -69,28 +76,34 @@ class TowerTokens:
         self._names = tuple(names)
         self._max_patches = max_patches
         self.digests = digests
-        blocks = {name: int(name.split(".")[1]) for name in names if name.split(".")[0] == CLIP}
-        last = towers.clip.depth - 1
-        if wrong := [name for name, block in blocks.items() if not 1 <= block <= last]:
+        depth = towers.clip.depth
+        blocks = {
+            name: depth if name in (JOINT, GLOBAL) else int(name.split(".")[1])
+            for name in names
+            if name.split(".")[0] == CLIP
+        }
+        if wrong := [name for name, block in blocks.items() if not 1 <= block <= depth]:
             raise UsageError(
-                f"a CLIP of {last + 1} blocks has no tokens {wrong[0]}",
+                f"a CLIP of {depth} blocks has no tokens {wrong[0]}",
                 "give the weights of a ViT-B",
             )
-        self._after = {name: block for name, block in blocks.items() if raw or block < last}
+        inputs = depth - 1
+        self._after = {name: block for name, block in blocks.items() if raw or block != inputs}
         self._taps = Taps(
             tokens=tuple(sorted(set(self._after.values()))),
-            last="inputs" if last in blocks.values() and not raw else "",
+            last="inputs" if inputs in blocks.values() and not raw else "",
         )
 
     @property
     def widths(self) -> Mapping[str, int]:
         """Channels of the tokens, by name."""
-        clip, others = self._towers.clip, self._towers.others
-        width = len(clip.visual.class_embedding)
-        towers = {name: name.split(".")[0] for name in self._names}
-        return {
-            name: width if tower == CLIP else others[tower].width for name, tower in towers.items()
-        }
+        return {name: self._width(name) for name in self._names}
+
+    def _width(self, name: str) -> int:
+        visual, tower = self._towers.clip.visual, name.split(".")[0]
+        if tower != CLIP:
+            return self._towers.others[tower].width
+        return int(visual.proj.shape[1]) if name in (JOINT, GLOBAL) else len(visual.class_embedding)
 
     @property
     def fingerprint(self) -> str:
@@ -101,17 +114,38 @@ class TowerTokens:
     @torch.inference_mode()
     def tokens(self, image: UInt8Array) -> dict[str, Tensor]:
         """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; large images are shrunk."""
-        pixels = {
-            name: one[None] for name, one in self._towers.prepare(image, self._max_patches).items()
-        }
+        pixels = self._towers.prepare(image, self._max_patches)
+        found = self.encode({name: one[None] for name, one in pixels.items()})
+        return {name: one[0] for name, one in found.items()}
+
+    @torch.inference_mode()
+    def encode(self, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return (B, h, w, D) float32 of images that are prepared, by name.
+
+        Args:
+            pixels: (B, 3, H, W) for each tower, as ``Towers.prepare`` makes them of an image.
+        """
         found: dict[str, Tensor] = {}
         encoded = self._towers.clip.encode(pixels[CLIP], self._taps)
         for name in self._names:
             tower = name.split(".")[0]
             if tower != CLIP:
-                found[name] = self._towers.others[tower].encode(pixels[tower])[0]
-            elif name in self._after:
-                found[name] = encoded.tokens[self._after[name]][0, 1:]
+                found[name] = self._towers.others[tower].encode(pixels[tower])
+            elif name not in self._after:
+                found[name] = encoded.last.activations
+            elif name in (JOINT, GLOBAL):
+                found[name] = self._projected(encoded.tokens[self._after[name]], name)
             else:
-                found[name] = encoded.last.activations[0]
-        return {name: one.float().unflatten(0, encoded.grid) for name, one in found.items()}
+                found[name] = encoded.tokens[self._after[name]][:, 1:]
+        grids = {GLOBAL: (1, 1)}
+        return {
+            name: one.float().unflatten(1, grids.get(name, encoded.grid))
+            for name, one in found.items()
+        }
+
+    def _projected(self, tokens: Tensor, name: str) -> Tensor:
+        """Return (B, N, E), or (B, 1, E) of CLS, of what the last block leaves: (B, T, D)."""
+        visual = self._towers.clip.visual
+        chosen = tokens[:, :1] if name == GLOBAL else tokens[:, 1:]
+        projected: Tensor = visual.ln_post(chosen) @ visual.proj
+        return projected
