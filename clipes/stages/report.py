@@ -230,6 +230,7 @@ def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, boo
         "weights": settings.weights.name if settings.weights else "",
         "class vectors": "stand-in" if "stand-in" in note else _text_source(record),
         "preset": settings.preset.name if settings.preset else "",
+        "segmenter": _trained(run),
         "device": record.facts.device,
         "maps written": _when(run.root / "cams"),
         "masks written": _when(run.root / "pseudo"),
@@ -254,6 +255,14 @@ def _text_source(record: CamRecord) -> str:
     asked = record.facts.asked or {}  # absent where a ranking chose the template
     given = asked.get("text_features") or "--text-features" in record.command
     return "from a file" if given else "text tower"
+
+
+def _trained(run: Run) -> str:
+    """Return which segmenter was trained here, and what is worth knowing of it; empty for none."""
+    if (record := run.train_record()) is None:
+        return ""
+    name = str(record.settings.preset.get("name", ""))
+    return "; ".join(part for part in (name, record.facts.note) if part)
 
 
 def _number(here: int, expected: int) -> str:

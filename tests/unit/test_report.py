@@ -28,6 +28,7 @@ from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Figure, Pictures
 from clipes.report.review import ClassSigns, Signs
 from clipes.run.folder import Run
+from clipes.run.record import TrainFacts, TrainSettings
 from clipes.stages.report import ReportRequest, make_report
 from clipes.types import Failure, PseudoLabel
 from tests.heard import Heard
@@ -193,6 +194,17 @@ def test_vectors_from_a_file_are_told_whoever_made_the_run(
     made.run.note_fact("cam", "asked", {"text_features": asked})
     page, _ = report_of(made.run)
     assert f"class vectors {told}" in page.text
+
+
+def test_the_segmenter_is_told_with_where_its_words_come_from(tmp_path: Path) -> None:
+    made = make_run(tmp_path, IMAGES)
+    trained = TrainSettings(
+        {"name": "weakclip-small"}, 0, None, "ce", "none", None, None, None, 3, "auto", None
+    )
+    facts = TrainFacts(note="words: <learnt>")
+    made.run.begin("train-seg", trained.to_dict(), "clipes train-seg", facts.to_dict())
+    page, _ = report_of(made.run)
+    assert "segmenter weakclip-small; words: <learnt>" in page.text
 
 
 def test_confidence_is_shown_in_exactly_the_colours_of_its_bar(tmp_path: Path) -> None:
