@@ -29,14 +29,15 @@ Words: TypeAlias = ContextEncoder | Tensor
 BACKGROUND = "background"
 """What label 0 is called."""
 
-STRIDES = (4, 8, 16, 32)
+STRIDES, PATCH = (4, 8, 16, 32), 16
+"""Pixels of the image per cell of each level, and along each side of one of CLIP's patches."""
 
 _WORDS_NORM = 10.0
 """Length of the vectors that CLIP's towers return, about: the co-attention's share is of these."""
 
 _LAYERS = 3  # of the co-attention, on either side
 
-_WIDEST = 1 << 14
+_WIDEST = 1 << 12
 """Beyond that a file is damaged: it shall not ask for all of the memory."""
 
 
@@ -110,8 +111,10 @@ class WeakClipSpec(Spec):
             return "its words and tokens are of no size that there is"
         if self.norm not in Norm.names() or self.normalise not in Normalise.names():
             return "it was trained on colours or normalised in a way of another clipes"
-        if not 0 <= self.side <= _WIDEST or self.side % 16 or self.max_patches < 1:
+        if not 0 <= self.side <= _WIDEST or self.side % PATCH:
             return f"it looks at windows of {self.side} pixels"
+        if self.max_patches < max(1, (self.side // PATCH) ** 2):
+            return "its windows are larger than its images"
         return ""
 
     def towers(self) -> Mapping[str, str]:

@@ -22,6 +22,7 @@ from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Passes
 from clipes.seg.frozen_recipe import TokenExamples
 from clipes.seg.recipes import Batch, Examples
+from clipes.seg.weakclip import PATCH
 from clipes.types import IGNORE, UInt8Array
 
 CELLS_PER_TOKEN = 2
@@ -102,7 +103,7 @@ class ViewExamples(Examples):
         image, mask, confidence = random_view(example, self._preset, rng)
         mean, std = (torch.tensor(one)[:, None, None] for one in self._colours)
         view = torch.from_numpy(image).permute(2, 0, 1).float() / 255
-        patches = self._preset.crop // 16
+        patches = self._preset.crop // PATCH
         return (
             (view - mean) / std,
             torch.from_numpy(mask.astype(np.int64)),

@@ -12,11 +12,9 @@ from torch import Tensor
 from clipes.seg.predict_tokens import check_towers
 from clipes.seg.recipes import ModelPredictor, TestSettings
 from clipes.seg.resize import resize
-from clipes.seg.weakclip import STRIDES, WeakClip
+from clipes.seg.weakclip import PATCH, WeakClip
 from clipes.towers.tokens import TokenSource
 from clipes.types import Float32Array, UInt8Array
-
-_PATCH = STRIDES[2]
 
 _STEP = 2 / 3  # of a window, to the next
 
@@ -81,7 +79,7 @@ class WindowPredictor(ModelPredictor[WeakClip]):
     def _look(self, window: UInt8Array) -> Tensor:
         """Return the logits (1, 1 + C, h, w) of a window of whole patches."""
         found = self._source.tokens(np.ascontiguousarray(window))
-        grid = torch.tensor([[side // _PATCH for side in window.shape[:2]]])
+        grid = torch.tensor([[side // PATCH for side in window.shape[:2]]])
         names = [one.name for one in self._model.spec.inputs]
         tokens = [found[name].flatten(0, 1).to(self._device) for name in names]
         logits: Tensor = self._model(grid, *tokens)[0]
@@ -96,7 +94,7 @@ def view_size(size: tuple[int, int], short: float) -> tuple[int, int]:
     """
     factor = short / min(size)
     height, width = (
-        _PATCH * max(1, round(min(length * factor, _LONGEST * short) / _PATCH)) for length in size
+        PATCH * max(1, round(min(length * factor, _LONGEST * short) / PATCH)) for length in size
     )
     return height, width
 
@@ -107,6 +105,6 @@ def starts(length: int, side: int) -> list[int]:
     >>> starts(400, 512), starts(896, 512)
     ([0], [0, 336, 384])
     """
-    step = _PATCH * max(1, math.floor(side * _STEP / _PATCH))
+    step = PATCH * max(1, math.floor(side * _STEP / PATCH))
     last = max(length - side, 0)
     return [min(step * index, last) for index in range(math.ceil(last / step) + 1)]

@@ -22,7 +22,7 @@ from clipes.seg.frozen_recipe import below_each_other, cut_up, label_size
 from clipes.seg.loss import Guidance
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights
 from clipes.seg.resize import resize, shrink
-from clipes.seg.weakclip import LearntContexts, MappedVectors, WeakClip, WeakClipSpec, Words
+from clipes.seg.weakclip import PATCH, LearntContexts, MappedVectors, WeakClip, WeakClipSpec, Words
 from clipes.seg.weakclip_examples import CELLS_PER_TOKEN, Colours, ViewExamples, WholeExamples
 from clipes.seg.weakclip_loss import (
     IDENTITY_WEIGHT,
@@ -128,7 +128,7 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
             norm=preset.norm,
             normalise=preset.normalise,
             side=preset.crop,
-            max_patches=preset.max_patches,
+            max_patches=max(preset.max_patches, (preset.crop // PATCH) ** 2),
             digests=dict(source.digests),
         )
 
@@ -145,10 +145,10 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
 
     def check_part(self, images: int) -> None:
         """Refuse views that are not of whole patches."""
-        if self.preset.crop % 16:
+        if self.preset.crop % PATCH:
             raise UsageError(
                 f"views of {self.preset.crop} pixels are not of whole patches",
-                "choose a --crop that 16 divides",
+                f"choose a --crop that {PATCH} divides",
             )
 
     def initialise(
@@ -214,7 +214,7 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         views, labels, confidence, small, present, numbers = batch
         found = self.towers.source.encode({CLIP: views})
         names = [one.name for one in self.spec.inputs]
-        grid = (views.shape[2] // 16, views.shape[3] // 16)
+        grid = (views.shape[2] // PATCH, views.shape[3] // PATCH)
         # Concatenated here, outside of inference mode, they may be learnt from.
         tokens = [torch.cat([one.flatten(0, 1) for one in found[name]]) for name in names]
         grids = torch.tensor([grid] * len(views))

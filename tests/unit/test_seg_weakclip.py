@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,9 @@ from clipes.seg.weakclip_loss import (
     smoothed,
 )
 from clipes.towers.clip_text import ContextEncoder
+from clipes.towers.load import load_text
 from clipes.types import IGNORE
+from clipes.weights import read_state_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -263,6 +266,24 @@ def test_a_gradient_reaches_the_contexts_and_nothing_else_of_the_words(
     assert set(model.words.state_dict()) == {"contexts", "features"}
 
 
+def test_a_gradient_reaches_the_contexts_through_a_whole_text_tower(tiny_weights: Path) -> None:
+    tower = load_text(read_state_dict(tiny_weights))
+    encoder = ContextEncoder(tower, (BACKGROUND, *SMALL.classes))
+    contexts = torch.randn(8, encoder.width, requires_grad=True)
+    encoder(contexts)[2].sum().backward()  # of the last class: the contexts are everybody's
+    assert contexts.grad is not None
+    assert bool(contexts.grad.abs().sum(1).all())
+    assert all(one.grad is None and not one.requires_grad for one in tower.parameters())
+
+
+def test_permuted_names_have_permuted_features(text: TextTransformer) -> None:
+    contexts = torch.randn(8, 16)
+    features = ContextEncoder(text, VOC_CLASSES)(contexts)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()
+    moved = ContextEncoder(text, [VOC_CLASSES[label] for label in order])(contexts)
+    torch.testing.assert_close(moved, features[order])
+
+
 def test_contexts_stand_between_the_start_and_the_name(text: TextTransformer) -> None:
     encoder = ContextEncoder(text, ("dog",))
     pieces = text.token_embedding(encoder._tokens[0])
@@ -380,7 +401,7 @@ def test_views_of_one_kind_or_none_have_finite_losses(label: int) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"blocks": ()}, {"blocks": (1,) * 5}, {"channels": 1 << 20}, {"contexts": 77}, {"norm": "x"},
-     {"normalise": "x"}, {"side": 100}],
+     {"normalise": "x"}, {"side": 100}, {"side": 1024}],
 )  # fmt: skip
 def test_specs_of_no_model_say_so(wrong: dict[str, object]) -> None:
     assert not SMALL.problem()
