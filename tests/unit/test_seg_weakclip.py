@@ -92,6 +92,7 @@ def test_neck_and_head_have_the_published_sizes_and_in_the_code_most_of_the_matc
     assert (size(model.decoder) - head, head) == (3_169_280, 4_137_749)
     assert sum(map(size, model.match.unused())) == 4_207_616
     assert size(model) - size(model.adapter) - 4_207_616 == 9_945_365
+    assert size(model) - 4_207_616 == 17_033_237
     assert not WeakClipSpec(names(20)).build().match.unused()
 
 
