@@ -15,6 +15,7 @@ from clipes.config import CamParams, CrfParams, PatchParams
 from clipes.disk.images import read_image, read_mask
 from clipes.maps.looks import Looks
 from clipes.maps.maker import CamMaker, EncodedImage
+from clipes.maps.neighbours import Neighbours, Regions
 from clipes.masks.pseudo import cam_mask, pseudo_label
 from clipes.masks.scores import ConfusionMatrix
 from clipes.types import CamMaps, Sample, evenly_spaced
@@ -104,11 +105,18 @@ def row_maps(row: Row, maker: CamMaker, images: Sequence[EncodedImage]) -> Itera
 
 
 def _learnt(maker: CamMaker, patches: PatchParams, images: Sequence[EncodedImage]) -> CamMaker:
-    for number in range(len(patches.rounds)):
-        total = maker.no_statistics(number)
-        for image in images:
-            total.add(maker.statistics(image))
+    neighbours = None
+    for number, this in enumerate(patches.rounds):
+        total, regions = maker.no_statistics(number), []
+        for k, image in enumerate(images):
+            lesson = maker.lesson(image, str(k), neighbours)
+            total.add(lesson.statistics)
+            regions += [] if lesson.regions is None else [lesson.regions]
         maker = maker.with_looks(Looks.of(total, patches))
+        neighbours = None
+        if this.neighbours:
+            asked = [regions[k] for k in evenly_spaced(len(regions), this.neighbours.images)]
+            neighbours = Neighbours(Regions.joined(asked), maker.device, this.neighbours)
     return maker
 
 

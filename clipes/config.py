@@ -64,6 +64,35 @@ class TagParams:
 
 
 @dataclass(frozen=True)
+class NeighbourParams:
+    """When the nearest regions of other images overrule a map; see ``clipes.maps.neighbours``.
+
+    Chosen on half A of voc_sample, with plateaus around all but ``balance`` and ``least_images``:
+    a class of three images is better left alone (coco_sample), one of five can be mended.
+
+    Attributes:
+        regions: Parts that an image is divided into.
+        images: At most so many images are asked, evenly spaced among those that say what the
+            classes look like.
+        neighbours: Regions that are asked by a patch.
+        temperature: Divides the cosines of patch and regions, of which the softmax weighs votes.
+        balance: Votes are divided by this power of how common their class is.
+        sure: Vote above which neighbours do see a class somewhere in the image.
+        doubted: Share of that, below which they do not see it where its map is strong.
+        least_images: Other images that must show the class.
+    """
+
+    regions: int = 24
+    images: int = 500
+    neighbours: int = 25
+    temperature: float = 0.07
+    balance: float = 0.5
+    sure: float = 0.75
+    doubted: float = 0.5
+    least_images: int = 4
+
+
+@dataclass(frozen=True)
 class LooksRound:
     """One round of learning what the classes of a run look like.
 
@@ -73,11 +102,14 @@ class LooksRound:
             to it; the rest is the run's. The more images, the less is the run's like any of them.
         likeness_weight: Weight that likeness of tokens has in the affinity of the maps that are
             made after the round; the rest is CLIP's attention. 0 for its attention alone.
+        neighbours: When neighbours overrule the maps that are made after the round, before the
+            next learns from them; None for never.
     """
 
     towers: tuple[str, ...] = ("clip",)
     own_background: float = 0.0
     likeness_weight: float = 0.0
+    neighbours: NeighbourParams | None = None
 
 
 @dataclass(frozen=True)
@@ -219,7 +251,7 @@ class Preset:
 
 _BOTH_TOWERS = PatchParams(
     rounds=(
-        LooksRound(("dino",), own_background=0.15),
+        LooksRound(("dino",), own_background=0.15, neighbours=NeighbourParams()),
         LooksRound(("clip", "dino"), likeness_weight=0.5),
     )
 )

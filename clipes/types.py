@@ -23,6 +23,7 @@ MAX_CLASSES = 254
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 

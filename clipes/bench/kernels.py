@@ -91,7 +91,7 @@ def _default_preset(left_out: str | None) -> Callable[[], object]:
         (encoded,) = maker.encode([maker.prepare(image, _LABELS)])
         informed = maker
         for _ in patches.rounds:
-            informed = informed.with_looks(Looks.of(informed.statistics(encoded), patches))
+            informed = informed.with_looks(Looks.of(informed.lesson(encoded).statistics, patches))
         cams = informed.maps(encoded, in_statistics=True)
         exponent = preset.background_exponent
         return pseudo_label(image, cams, preset.crf, background_exponent=exponent, backend=crf)

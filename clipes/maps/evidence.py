@@ -62,6 +62,12 @@ class PatchEvidence(Evidence):
     tokens: Mapping[str, Tensor]
     log_words: Tensor
 
+    @property
+    def grid(self) -> Grid:
+        """(h, w) of the patches."""
+        height, width = self.sources.shape[1:]
+        return height, width
+
     def of(self, towers: Sequence[str]) -> Tensor:
         """Return the tokens of some towers side by side: (N, D) float32."""
         return torch.cat([self.tokens[name].float() for name in towers], 1)

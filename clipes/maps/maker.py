@@ -18,6 +18,8 @@ from clipes.maps.affinity import propagate
 from clipes.maps.evidence import Evidence, PatchEvidence, evidence_of, first_maps, walk_of
 from clipes.maps.gradcam import min_max
 from clipes.maps.looks import Looks, Statistics, class_means, image_statistics, looks_sources
+from clipes.maps.neighbours import Neighbours, Regions, regions_of
+from clipes.maps.patches import strong_patches
 from clipes.maps.vectors import WordVectors
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.types import CamMaps, Float32Array, UInt8Array, size_text
@@ -54,6 +56,19 @@ class EncodedImage:
     labels: tuple[int, ...]
     size: tuple[int, int]
     evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an image teaches in a round.
+
+    Attributes:
+        statistics: Of what its classes look like.
+        regions: What others may ask it after the round; None where no one will.
+    """
+
+    statistics: Statistics
+    regions: Regions | None
 
 
 class CamMaker:
@@ -122,13 +137,30 @@ class CamMaker:
         given = refined[[labels.index(label) for label in image.labels]]
         return CamMaps(np.array(image.labels, np.int64), given, image.size)
 
-    def statistics(self, image: EncodedImage, *, in_statistics: bool = True) -> Statistics:
-        """Return what an image says, in the next round, about what its classes look like.
+    def lesson(
+        self, image: EncodedImage, name: str = "", neighbours: Neighbours | None = None
+    ) -> Lesson:
+        """Return what an image that says what the classes look like teaches in the next round.
 
-        Arguments and errors as for ``maps``.
+        Args:
+            image: What a pass left behind.
+            name: Its id, by which its own regions are known.
+            neighbours: Those of all images, if they are asked before this round.
+
+        Raises:
+            BackendError: The GPU has too little memory for it.
         """
+        number, evidence = len(self._looks), image.evidence
+        this, labels = self._patches.rounds[number], self._vectors.by_name(image.labels)
+        assert isinstance(evidence, PatchEvidence)
         with _memory_for(image.size):
-            return self._statistics(image, len(self._looks), in_statistics)
+            tokens = evidence.of(this.towers)
+            maps = self._after(image, number, True, name, neighbours)
+            taught = image_statistics(tokens, maps, labels, len(self._vectors), self._patches)
+            if this.neighbours is None:
+                return Lesson(taught, None)
+            regions = regions_of(name, tokens, maps, labels, len(self._vectors), this.neighbours)
+            return Lesson(taught, regions)
 
     def no_statistics(self, number: int) -> Statistics:
         """Return the statistics of no image, in the round of a number from 0."""
@@ -157,12 +189,41 @@ class CamMaker:
         assert self._params.patches is not None  # only presets that learn get here
         return self._params.patches
 
-    def _after(self, image: EncodedImage, rounds: int, in_statistics: bool) -> Float32Array:
+    def _after(
+        self,
+        image: EncodedImage,
+        rounds: int,
+        in_statistics: bool,
+        name: str = "",
+        neighbours: Neighbours | None = None,
+    ) -> Float32Array:
         """Return (K, h, w) maps after so many rounds, classes in the order of their names."""
         evidence = image.evidence
-        looks = self._looks[rounds - 1] if rounds else None
-        if looks is None or not isinstance(evidence, PatchEvidence):
+        found = self._looked(image, rounds, in_statistics) if rounds else None
+        if found is None or not isinstance(evidence, PatchEvidence):
             return first_maps(evidence, self._params)
+        this = self._patches.rounds[rounds - 1]
+        walk = walk_of(evidence, self._params, this.likeness_weight)
+
+        def spread(sources: Tensor) -> Float32Array:
+            parts = min_max(sources.unflatten(1, evidence.grid).cpu().numpy())
+            return propagate(walk, parts, self._params, self._patches.walk_power)
+
+        maps = spread(found)
+        if neighbours is None:
+            return maps
+        labels = self._vectors.by_name(image.labels)
+        votes = neighbours.votes(name, evidence.of(this.towers), labels)
+        strong = strong_patches(maps, self._patches)[1:]
+        wrong = neighbours.contradict(name, strong, votes, labels)
+        rows = [votes[1 + k] if k in wrong else found[k] for k in range(len(labels))]
+        return spread(torch.stack(rows)) if wrong else maps
+
+    def _looked(self, image: EncodedImage, rounds: int, in_statistics: bool) -> Tensor | None:
+        """Return (K, N) probabilities of what patches look like; None if there is no saying."""
+        evidence, looks = image.evidence, self._looks[rounds - 1]
+        if looks is None or not isinstance(evidence, PatchEvidence):
+            return None
         this: LooksRound = self._patches.rounds[rounds - 1]
         asked = this.own_background or not in_statistics
         own = self._statistics(image, rounds - 1, in_statistics) if asked else None
@@ -171,12 +232,9 @@ class CamMaker:
             looks, labels, own, in_statistics=in_statistics, own_background=this.own_background
         )
         if means is None:
-            return first_maps(evidence, self._params)
-        tokens, grid = evidence.of(this.towers), evidence.sources.shape[1:]
-        found = looks_sources(tokens, evidence.log_words, means, looks, self._patches)
-        sources = min_max(found.unflatten(1, grid).cpu().numpy())
-        walk = walk_of(evidence, self._params, this.likeness_weight)
-        return propagate(walk, sources, self._params, self._patches.walk_power)
+            return None
+        tokens = evidence.of(this.towers)
+        return looks_sources(tokens, evidence.log_words, means, looks, self._patches)
 
     def _statistics(self, image: EncodedImage, rounds: int, in_statistics: bool) -> Statistics:
         """Return what an image says in the round after so many."""

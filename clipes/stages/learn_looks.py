@@ -9,12 +9,13 @@ if it goes on with the same size of batch).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from joblib import Parallel, delayed
 
 from clipes.config import PatchParams
@@ -22,7 +23,8 @@ from clipes.disk.files import write_arrays
 from clipes.errors import ClipesError
 from clipes.listener import Listener
 from clipes.maps.looks import Looks, Statistics
-from clipes.maps.maker import CamMaker
+from clipes.maps.maker import CamMaker, Lesson
+from clipes.maps.neighbours import Neighbours, Regions
 from clipes.run.folder import Run
 from clipes.run.loop import compute_together, in_groups
 from clipes.stages.images import ImageSource, ReadImage
@@ -50,6 +52,8 @@ class _Learnt:
         tried: How many were in the last of the rounds.
         sources: Those of them that could be used.
         old_ids: Their ids instead, in a file that an older clipes wrote.
+        regions: What images can be asked, by the round that they were found in; of a finished file
+            there are none.
     """
 
     rounds: list[Statistics]
@@ -57,6 +61,7 @@ class _Learnt:
     tried: int = 0
     sources: list[Source] = field(default_factory=list)
     old_ids: tuple[str, ...] = ()
+    regions: dict[int, list[Regions]] = field(default_factory=dict)
 
     def ids(self) -> frozenset[str]:
         """Return the ids of the sources."""
@@ -65,6 +70,17 @@ class _Learnt:
     def is_over(self, rounds: int) -> bool:
         """Tell whether all of so many rounds are over."""
         return len(self.rounds) == rounds and self.tried == self.total
+
+    def neighbours(self, patches: PatchParams, device: torch.device) -> Neighbours | None:
+        """Return whom images ask before they say something in the last of the rounds."""
+        found = self.regions.get(len(self.rounds) - 2)
+        params = patches.rounds[len(self.rounds) - 2].neighbours
+        return Neighbours(Regions.joined(found), device, params) if found and params else None
+
+    def can_go_on(self, patches: PatchParams) -> bool:
+        """Tell whether all is there that the last of the rounds needs."""
+        before = len(self.rounds) - 2
+        return before < 0 or not patches.rounds[before].neighbours or before in self.regions
 
     def looks(self, patches: PatchParams) -> list[Looks | None]:
         """Return what the classes look like after each round."""
@@ -120,7 +136,7 @@ def learn_looks(
         if found is None or not found.is_over(rounds):
             spaced = evenly_spaced(len(samples), patches.statistics_images)
             chosen = [samples[index] for index in spaced]
-            found = _begun(found, samples, len(chosen), path, maker, rounds)
+            found = _begun(found, samples, len(chosen), path, maker, patches)
             rest = _Rounds(found, chosen, maker, path, patches, images)
             with listener.progress("looks") as progress:
                 rest.go_on(batch, workers, progress)
@@ -147,13 +163,14 @@ def _begun(
     total: int,
     path: Path,
     maker: CamMaker,
-    rounds: int,
+    patches: PatchParams,
 ) -> _Learnt:
     """Return what was begun and stopped, if its images are the same still; else a new one."""
     before = _unfinished(path)
     if found is None and before.exists():
-        found, path = _load(before, maker, rounds), before
+        found, path = _load(before, maker, len(patches.rounds)), before
     usable = found is not None and found.total == total and not found.old_ids
+    usable = usable and found is not None and found.can_go_on(patches)
     if found is None or not usable or count_changed(found.sources, samples, path):
         return _Learnt([maker.no_statistics(0)], total)
     return found
@@ -191,6 +208,8 @@ class _Rounds:
         self._state, self._chosen, self._maker = state, chosen, maker
         self._path, self._patches, self._images = path, patches, images
         self._written = time.monotonic()
+        self._neighbours: Neighbours | None = None
+        self._asked: frozenset[str] = frozenset()
 
     def go_on(self, batch: int, workers: int, progress: Progress) -> None:
         """Do what is left of the rounds."""
@@ -198,40 +217,57 @@ class _Rounds:
         while True:
             before = state.rounds[:-1]
             looks = [Looks.of(statistics, self._patches) for statistics in before]
+            self._neighbours = state.neighbours(self._patches, self._maker.device)
             self._go_through(self._maker.with_looks(*looks), batch, workers, progress)
             if state.is_over(len(rounds)):
                 break
+            state.regions.pop(len(state.rounds) - 2, None)
             state.rounds.append(self._maker.no_statistics(len(state.rounds)))
             state.tried = 0
+        state.regions.clear()  # whoever makes maps asks no one
         _save(self._path, state)
         _unfinished(self._path).unlink(missing_ok=True)
 
     def _go_through(self, maker: CamMaker, batch: int, workers: int, progress: Progress) -> None:
         state = self._state
         whole, begun = len(self._patches.rounds) * state.total, len(state.rounds) - 1
+        params = self._patches.rounds[begun].neighbours
+        spaced = evenly_spaced(len(self._chosen), params.images if params else 0)
+        self._asked = frozenset(self._chosen[index].id for index in spaced)
         progress(begun * state.total + state.tried, whole)
         groups = in_groups(self._chosen[state.tried :], batch)
-        jobs = (delayed(self._statistics)(group, maker) for group in groups)
+        jobs = (delayed(self._lessons)(group, maker) for group in groups)
         results = Parallel(workers, backend="threading", return_as="generator")(jobs)
-        for group, (statistics, sources) in zip(groups, results, strict=True):
-            state.rounds[-1].add(statistics)
-            state.sources += sources if begun == 0 else []
+        for group, lessons in zip(groups, results, strict=True):
+            self._take_in(lessons, begun)
             state.tried += len(group)
             if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
                 _save(_unfinished(self._path), state)
                 self._written = time.monotonic()
             progress(begun * state.total + state.tried, whole)
 
-    def _statistics(
-        self, group: Sequence[Sample], maker: CamMaker
-    ) -> tuple[Statistics, list[Source]]:
-        """Return the sums over some images, and those of them that could be used."""
+    def _take_in(self, lessons: Mapping[Source, Lesson], number: int) -> None:
+        """Add what some images teach in the round of a number."""
+        state, sums = self._state, self._maker.no_statistics(number)
+        for lesson in lessons.values():
+            sums.add(lesson.statistics)
+        state.rounds[-1].add(sums)
+        state.sources += lessons if number == 0 else []
+        for source, lesson in lessons.items():
+            if lesson.regions is not None and source.id in self._asked:
+                state.regions.setdefault(number, []).append(lesson.regions)
 
-        def look(images: Sequence[ReadImage]) -> list[Statistics]:
+    def _lessons(self, group: Sequence[Sample], maker: CamMaker) -> Mapping[Source, Lesson]:
+        """Return what those of some images teach that can be used."""
+
+        def look(images: Sequence[ReadImage]) -> list[Lesson]:
             encoded = self._images.encode(images, maker)
             for one, image in zip(images, encoded, strict=True):
                 self._images.keep(one, image)
-            return [maker.statistics(image) for image in encoded]
+            return [
+                maker.lesson(image, one.id, self._neighbours)
+                for one, image in zip(images, encoded, strict=True)
+            ]
 
         images: dict[Source, ReadImage] = {}
         for sample in group:
@@ -239,10 +275,7 @@ class _Rounds:
                 image = self._images.read(sample, maker)
                 images[Source(sample.id, tuple(sorted(sample.labels)), image.picture)] = image
         found, _ = compute_together(look, images)
-        total = maker.no_statistics(len(self._state.rounds) - 1)
-        for statistics in found.values():
-            total.add(statistics)
-        return total, list(found)
+        return found
 
 
 def _save(path: Path, state: _Learnt) -> None:
@@ -250,6 +283,11 @@ def _save(path: Path, state: _Learnt) -> None:
     for number, sums in enumerate(state.rounds):
         for name in ("sums", "mass", "moment"):
             arrays[_key(name, number)] = getattr(sums, name)
+    for number, some in state.regions.items():
+        joined = Regions.joined(some)
+        arrays[_key("centres", number)] = joined.centres.numpy()
+        arrays[_key("shares", number)] = joined.shares.numpy()
+        arrays[_key("owners", number)] = np.array(joined.owners, np.str_)
     write_arrays(path, arrays | write_sources(state.sources), compress=False)
 
 
@@ -265,7 +303,25 @@ def _load(path: Path, maker: CamMaker, rounds: int) -> _Learnt:
     sources = read_sources(arrays)
     if sources is None:
         return _Learnt(found, total, tried, old_ids=tuple(arrays["ids"].tolist()))
-    return _Learnt(found, total, tried, sources)
+    regions = {
+        number: [_regions_of(arrays, number, path, maker)]
+        for number in there
+        if _key("owners", number) in arrays
+    }
+    return _Learnt(found, total, tried, sources, regions=regions)
+
+
+def _regions_of(arrays: Arrays, number: int, path: Path, maker: CamMaker) -> Regions:
+    owners, expected = arrays[_key("owners", number)], maker.no_statistics(number).sums.shape
+    parts = []
+    for name, width in (("centres", expected[1]), ("shares", expected[0])):
+        part = arrays.get(_key(name, number))
+        fits = part is not None and part.shape == (len(owners), width) and part.dtype == np.float16
+        if part is None or not fits or not np.isfinite(part).all():
+            raise damaged(path, f"{path} is of other classes or another model")
+        parts.append(torch.from_numpy(part))
+    centres, shares = parts
+    return Regions(centres, shares, tuple(map(str, owners.tolist())))
 
 
 def _statistics_of(arrays: Arrays, number: int, path: Path, maker: CamMaker) -> Statistics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,17 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clipes.config import CamParams, LooksRound, PatchParams
+from clipes.config import CamParams, LooksRound, NeighbourParams, PatchParams
 from clipes.disk.images import read_image
 from clipes.errors import BackendError
 from clipes.listener import Listener
 from clipes.maps import maker as cam_maker
-from clipes.maps.affinity import blend, likeness, sinkhorn
+from clipes.maps.affinity import blend, likeness, propagate, sinkhorn
 from clipes.maps.evidence import first_maps, walk_of
+from clipes.maps.gradcam import min_max
 from clipes.maps.looks import Looks, image_statistics
 from clipes.maps.maker import CamMaker, EncodedImage
+from clipes.maps.neighbours import Neighbours, Regions
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness, looks_digest
 from clipes.stages import images as images_module
@@ -84,7 +87,7 @@ def learnt(maker: CamMaker, encoded: list[EncodedImage], patches: PatchParams) -
     for number in range(len(patches.rounds)):
         total = maker.no_statistics(number)
         for image in encoded:
-            total.add(maker.statistics(image))
+            total.add(maker.lesson(image).statistics)
         looks = Looks.of(total, patches)
         assert looks is not None
         maker = maker.with_looks(looks)
@@ -206,7 +209,7 @@ def test_the_second_round_looks_with_both_towers_at_the_maps_of_the_first(backbo
         ordered = first.maps(EncodedImage(tuple(labels), image.size, evidence), in_statistics=True)
         tokens = torch.cat([evidence.tokens["clip"], evidence.tokens["dino"]], 1).float()
         expected = image_statistics(tokens, ordered.maps, labels, 3, BOTH)
-        got = first.statistics(image)
+        got = first.lesson(image).statistics
         for name in ("sums", "mass", "moment"):
             np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
 
@@ -228,6 +231,36 @@ def test_alike_patches_of_the_second_tower_lead_the_maps_of_a_round_that_asks(
     np.testing.assert_array_equal(maker.maps(image).maps, first)
 
 
+def test_neighbours_take_the_place_of_maps_that_they_contradict(
+    backbone, text, images, monkeypatch
+):
+    asking = replace(
+        BOTH, rounds=(replace(BOTH.rounds[0], neighbours=NeighbourParams()), BOTH.rounds[1])
+    )
+    towers = Towers(backbone, {"dino": PixelTower()})
+    maker = CamMaker(towers, text, replace(params("both"), patches=asking))
+    encoded = encode(maker, images)
+    parts = [maker.lesson(one, str(k)).regions for k, one in enumerate(encoded)]
+    neighbours = Neighbours(Regions.joined(parts), maker.device, NeighbourParams())
+    once, image = learnt(maker, encoded, PATCHES), encoded[1]
+    alone = once.lesson(image, "1").statistics
+    monkeypatch.setattr(Neighbours, "contradict", lambda *_: [])
+    agreed = once.lesson(image, "1", neighbours).statistics
+    np.testing.assert_array_equal(agreed.sums, alone.sums)
+    monkeypatch.setattr(Neighbours, "contradict", lambda *_: [1])
+    mended = once.lesson(image, "1", neighbours).statistics
+    # What it says is what it would say of maps in which the second class is the neighbours'.
+    found = once._looked(image, 1, True)
+    votes = neighbours.votes("1", image.evidence.of(("clip",)), (1, 2))
+    sources = min_max(torch.stack([found[0], votes[2]]).unflatten(1, image.evidence.grid).numpy())
+    walk = walk_of(image.evidence, params("both"), 0.0)
+    maps = propagate(walk, sources, params("both"), asking.walk_power)
+    tokens = image.evidence.of(("clip", "dino"))
+    expected = image_statistics(tokens, maps, (1, 2), 3, asking)
+    np.testing.assert_array_equal(mended.sums, expected.sums)
+    assert np.abs(mended.sums - alone.sums).max() > 0.1
+
+
 def test_a_round_that_found_nothing_leaves_the_first_maps(backbone, text, images):
     maker = make("both", backbone, text)
     encoded = encode(maker, images)
@@ -245,7 +278,7 @@ def test_maps_too_large_for_the_gpu_are_told(backbone, text, images, monkeypatch
     maker = make("patches", backbone, text)
     (image,) = maker.encode([maker.prepare(images[0], LABELS[0])])
     monkeypatch.setattr(cam_maker, "first_maps", run)
-    for work in (lambda: maker.maps(image), lambda: maker.statistics(image)):
+    for work in (lambda: maker.maps(image), lambda: maker.lesson(image).statistics):
         with pytest.raises(BackendError, match="memory for an image of 64 x 96 pixels"):
             work()
 

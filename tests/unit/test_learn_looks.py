@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from clipes.config import LooksRound, PatchParams
+from clipes.config import LooksRound, NeighbourParams, PatchParams
 from clipes.errors import ArtifactError, BackendError, ImageError
 from clipes.listener import Listener
 from clipes.maps.looks import Looks, Statistics
-from clipes.maps.maker import EncodedImage, Prepared
+from clipes.maps.maker import EncodedImage, Lesson, Prepared
+from clipes.maps.neighbours import Neighbours, Regions
 from clipes.run.folder import Run
 from clipes.run.origin import Picture
 from clipes.stages import images as images_module
@@ -27,6 +29,10 @@ from clipes.types import Progress, Sample, evenly_spaced
 
 PATCHES = PatchParams(statistics_images=40)
 TWICE = replace(PATCHES, rounds=(LooksRound(), LooksRound(("clip", "dino"))))
+ASKING = replace(
+    PATCHES,
+    rounds=(LooksRound(neighbours=NeighbourParams(images=9)), LooksRound(("clip", "dino"))),
+)
 WIDTH = 6
 
 
@@ -36,7 +42,7 @@ class Maker:
     Images 7 and 17 cannot be read.
     """
 
-    device = None
+    device = torch.device("cpu")
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.calls: list[int] = []
@@ -58,12 +64,23 @@ class Maker:
     def encode(self, images: list[Prepared]) -> list[EncodedImage]:
         return [EncodedImage(one.labels, one.size, one.pixels["clip"]) for one in images]
 
-    def statistics(self, image: EncodedImage) -> Statistics:
+    def lesson(self, image: EncodedImage, name: str, neighbours: Neighbours | None) -> Lesson:
         with self.lock:
             if len(self.calls) == self.stop_after:
                 raise KeyboardInterrupt
             self.calls.append(image.evidence)
-        return sums_of(image.evidence, self.looks)
+        assert name == f"{image.evidence:03}"
+        sums = sums_of(image.evidence, self.looks)
+        if neighbours is not None:  # what they say depends on all of their regions, in order
+            rows = torch.ones(1, WIDTH)
+            sums.mass[:] += neighbours.votes(name, rows, (0, 1)).numpy()[:, 0]
+        return Lesson(sums, regions_of(name))
+
+
+def regions_of(name: str) -> Regions:
+    rng = np.random.default_rng(int(name))
+    parts = (torch.from_numpy(rng.random((2, width))).half() for width in (WIDTH, 3))
+    return Regions(*parts, (name,) * 2)
 
 
 def sums_of(number: int, looks: tuple[Looks, ...] = ()) -> Statistics:
@@ -200,18 +217,58 @@ def test_each_round_learns_with_what_the_ones_before_found(tmp_path):
         assert one.precision.tobytes() == two.precision.tobytes() == three.precision.tobytes()
 
 
+@pytest.mark.parametrize("patches", [TWICE, ASKING], ids=["twice", "asking"])
 @pytest.mark.parametrize("stop_after", [4, 10, 11, 12, 20])
-def test_a_round_that_was_stopped_ends_with_the_same_bits(stop_after, tmp_path, monkeypatch):
+def test_a_round_that_was_stopped_ends_with_the_same_bits(
+    patches, stop_after, tmp_path, monkeypatch
+):
     monkeypatch.setattr(stage, "_SECONDS_BETWEEN_WRITES", 0.0)
     whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
-    learn(whole, Maker(), 12, patches=TWICE)
+    learn(whole, Maker(), 12, patches=patches)
     with pytest.raises(KeyboardInterrupt):
-        learn(broken, Maker(stop_after), 12, workers=1, patches=TWICE)
+        learn(broken, Maker(stop_after), 12, workers=1, patches=patches)
     rest = Maker()
-    learn(broken, rest, 12, workers=3, patches=TWICE)
+    learn(broken, rest, 12, workers=3, patches=patches)
     assert len(rest.calls) <= 22 - stop_after + 1
     assert broken.looks_path.read_bytes() == whole.looks_path.read_bytes()
     assert [path.name for path in broken.looks_path.parent.iterdir()] == ["statistics.npz"]
+
+
+def test_the_second_round_asks_the_regions_of_the_first(tmp_path):
+    (looks, _), _ = learn(Run(tmp_path), Maker(), 12, patches=ASKING)
+    # Of twelve images nine are asked, spread evenly; the eighth cannot be read.
+    regions = Regions.joined([regions_of(f"{k:03}") for k in evenly_spaced(12, 9) if k != 7])
+    neighbours = Neighbours(regions, Maker.device, ASKING.rounds[0].neighbours)
+    expected = 0.0
+    for k in (k for k in range(12) if k != 7):
+        votes = neighbours.votes(f"{k:03}", torch.ones(1, WIDTH), (0, 1))
+        expected += sums_of(k, (looks,)).mass + votes.numpy()[:, 0]
+    with np.load(Run(tmp_path).looks_path) as arrays:
+        np.testing.assert_allclose(arrays["mass_2"], expected, rtol=1e-6)
+        assert not {"centres", "shares", "owners"} & set(arrays)  # no one asks after that
+
+
+@pytest.mark.parametrize("damage", ["gone", "shape", "nan"])
+def test_a_second_round_without_the_regions_of_the_first_is_not_gone_on_with(
+    damage, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stage, "_SECONDS_BETWEEN_WRITES", 0.0)
+    run = Run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, Maker(15), 12, workers=1, patches=ASKING)
+    path = run.looks_path.with_name("unfinished.npz")
+    arrays = dict(np.load(path))
+    kept = {key: value for key, value in arrays.items() if key not in ("centres", "owners")}
+    if damage == "gone":
+        np.savez(path, **kept)
+        rest = Maker()
+        learn(run, rest, 12, patches=ASKING)
+        assert len(rest.calls) == 22
+        return
+    change = {"shape": arrays["centres"][:, 1:], "nan": np.full_like(arrays["centres"], np.nan)}
+    np.savez(path, **{**arrays, "centres": change[damage]})
+    with pytest.raises(ArtifactError, match="of other classes or another model"):
+        learn(run, Maker(), 12, patches=ASKING)
 
 
 def test_an_unfinished_pass_over_other_images_begins_again(tmp_path, monkeypatch):
