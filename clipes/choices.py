@@ -186,4 +186,5 @@ class ExportFormat(Choice):
     cvat = "cvat"
     mmseg = "mmseg"
     voc = "voc"
+    ultralytics = "ultralytics"
     clip_es = "clip-es"

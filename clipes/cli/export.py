@@ -30,7 +30,12 @@ def export(
         typer.Option(min=0, help="labelme: pixels by which polygons may differ from the mask."),
     ] = 0.0,
     copy: Annotated[
-        bool, typer.Option("--copy", help="voc, mmseg: copy images instead of linking to them.")
+        bool,
+        typer.Option("--copy", help="voc, mmseg, ultralytics: copy images, do not link to them."),
+    ] = False,
+    grey: Annotated[
+        bool,
+        typer.Option("--grey", help="voc, mmseg: grey masks; cv2 reads palettes as colours."),
     ] = False,
     root: RootOption = None,
 ) -> None:
@@ -42,7 +47,7 @@ def export(
     from clipes.stages.export import ExportRequest
     from clipes.stages.export import export as export_stage
 
-    options = Options(confidence, components, tolerance, copy)
+    options = Options(confidence, components, tolerance, copy, grey)
     request = ExportRequest(format_.value, root, out, options, command_line())
     target, summary = export_stage(request, open_run(run), listener())
     conclude(format_.value, target, summary, "images written")

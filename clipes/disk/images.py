@@ -163,13 +163,14 @@ def read_mask(path: str | Path) -> UInt8Array:
         return np.array(image, dtype=np.uint8)
 
 
-def write_mask(path: str | Path, mask: UInt8Array, *, origin: str = "") -> None:
+def write_mask(path: str | Path, mask: UInt8Array, *, origin: str = "", grey: bool = False) -> None:
     """Write a mask as 8-bit palette PNG with VOC's colours, atomically.
 
     Args:
         path: The file to write, ending in ``.png``.
         mask: (H, W) uint8.
         origin: What it was made from, for ``read_origin``; empty for nothing.
+        grey: Write 8-bit grey instead, for readers that turn palettes into colours.
 
     Raises:
         WriteError: The file cannot be written.
@@ -178,7 +179,8 @@ def write_mask(path: str | Path, mask: UInt8Array, *, origin: str = "") -> None:
     if mask.ndim != 2 or mask.size == 0 or mask.dtype != np.uint8:
         raise ValueError(f"a mask is (H, W) uint8, this is {mask.shape} {mask.dtype}")
     image = Image.fromarray(mask)
-    image.putpalette(voc_palette().tobytes())
+    if not grey:
+        image.putpalette(voc_palette().tobytes())
     with atomic_write(Path(path)) as temporary:
         image.save(temporary, format="PNG", pnginfo=_origin_chunk(origin))
 

@@ -12,6 +12,7 @@ from clipes.formats.coco import write_coco
 from clipes.formats.cvat import write_cvat
 from clipes.formats.labelme import write_labelme
 from clipes.formats.mmseg import write_mmseg
+from clipes.formats.ultralytics import write_ultralytics
 from clipes.formats.voc import write_voc
 
 __all__ = ["FORMATS", "Format", "Item", "Options", "Plan", "Writer"]
@@ -20,8 +21,9 @@ FORMATS: dict[str, Format] = {
     "coco": Format(write_coco, "pseudo", frozenset({"confidence", "components"})),
     "labelme": Format(write_labelme, "pseudo", frozenset({"confidence", "tolerance"})),
     "cvat": Format(write_cvat, "pseudo", frozenset({"confidence", "components"})),
-    "mmseg": Format(write_mmseg, "pseudo", frozenset({"confidence", "copy"})),
-    "voc": Format(write_voc, "pseudo", frozenset({"confidence", "copy"})),
+    "mmseg": Format(write_mmseg, "pseudo", frozenset({"confidence", "copy", "grey"})),
+    "voc": Format(write_voc, "pseudo", frozenset({"confidence", "copy", "grey"})),
+    "ultralytics": Format(write_ultralytics, "pseudo", frozenset({"confidence", "copy"})),
     "clip-es": Format(write_clip_es, "cams", frozenset()),
 }
 """The formats by their names on the command line."""

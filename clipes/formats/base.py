@@ -36,12 +36,14 @@ class Options:
         components: One annotation for each connected part instead of one for each class.
         tolerance: How far polygons may leave the mask's outline, in pixels; 0 is exact.
         copy: Copy the images instead of linking to them.
+        grey: Masks without a palette: a pixel of the file is the label, however it is read.
     """
 
     confidence: float | None = None
     components: bool = False
     tolerance: float = 0.0
     copy: bool = False
+    grey: bool = False
 
 
 @dataclass(frozen=True)

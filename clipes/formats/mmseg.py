@@ -3,7 +3,7 @@
 ::
 
     img_dir/<split>/<id>.jpg    links to the images, or copies
-    ann_dir/<split>/<id>.png    palette masks, 0 background, 255 not labelled
+    ann_dir/<split>/<id>.png    palette masks, or grey ones; 0 background, 255 not labelled
     <split>.txt                 the ids; one list for each suffix if images have several
     dataset.py                  classes, palette, data set and loader: a _base_ for a configuration
 """
@@ -64,7 +64,7 @@ _TAIL = """train_dataloader = dict(
 def write_mmseg(plan: Plan) -> Iterator[FolderWriter]:
     """Open the writer of the format."""
     images, masks = Path("img_dir", plan.split), Path("ann_dir", plan.split)
-    writer = FolderWriter(plan, images, masks)
+    writer = FolderWriter(plan, images, masks, grey=plan.options.grey)
     yield writer
     by_suffix: dict[str, list[str]] = {}
     for sample in writer.written():

@@ -3,7 +3,7 @@
 ::
 
     JPEGImages/<id>.jpg                   links to the images, or copies
-    SegmentationClassAug/<id>.png         palette masks, 255 not labelled
+    SegmentationClassAug/<id>.png         palette masks, or grey ones; 255 not labelled
     ImageSets/Segmentation/<split>.txt    the ids
     classes.txt                           class k is on line k, from 1
     labels.csv                            the images' labels
@@ -25,7 +25,8 @@ from clipes.types import Sample
 @contextmanager
 def write_voc(plan: Plan) -> Iterator[FolderWriter]:
     """Open the writer of the format."""
-    writer = FolderWriter(plan, Path("JPEGImages"), Path("SegmentationClassAug"))
+    images, masks = Path("JPEGImages"), Path("SegmentationClassAug")
+    writer = FolderWriter(plan, images, masks, grey=plan.options.grey)
     yield writer
     written = writer.written()
     ids = [sample.id for sample in written]
@@ -51,11 +52,12 @@ class FolderWriter(FileWriter):
         plan: What is written.
         images: Folder of the images, in the plan's.
         masks: Folder of the masks, in the plan's.
+        grey: Whether masks have no palette.
     """
 
-    def __init__(self, plan: Plan, images: Path, masks: Path) -> None:
+    def __init__(self, plan: Plan, images: Path, masks: Path, *, grey: bool) -> None:
         super().__init__(plan, plan.folder / masks, ".png")
-        self._images = plan.folder / images
+        self._images, self._grey = plan.folder / images, grey
 
     def files(self, sample: Sample) -> tuple[Path, ...]:
         """Return the files of an image: itself and its mask."""
@@ -66,4 +68,4 @@ class FolderWriter(FileWriter):
         mask = item.mask()
         image, path = self.files(item.sample)
         place_image(item.sample, image, copy=self.plan.options.copy)
-        write_mask(path, mask)
+        write_mask(path, mask, grey=self._grey)

@@ -7,15 +7,12 @@ import json
 import os
 import pickletools
 import xml.sax.saxutils
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from defusedxml import ElementTree
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from hypothesis import given
 from PIL import Image, ImageDraw
 from pycocotools import mask as tools
 
@@ -23,98 +20,44 @@ from clipes.datasets import open_dataset
 from clipes.datasets.outlines import decode_runs, draw, encode_runs, parse_outline
 from clipes.disk.images import read_image, read_mask, voc_palette
 from clipes.errors import ArtifactError, RunConflictError, UsageError
-from clipes.formats import FORMATS, Options
+from clipes.formats import FORMATS
 from clipes.formats.base import IGNORE_LABEL
 from clipes.formats.regions import paint_order, regions, simplify
 from clipes.formats.written import Written
 from clipes.masks.pseudo import upsample
 from clipes.run.folder import Run
-from clipes.stages.export import ExportRequest, export
 from clipes.types import IGNORE, CamMaps, PseudoLabel
-from tests.heard import Heard
-
-CLASSES = ("cat, black", "dog & <b> \"x\" 'y'", "Käse 猫", "bus")
-LABELS = (CLASSES[3], CLASSES[0])
-SIZES = {"one": (1, 1), "odd": (7, 5), "row": (1, 9), "holes": (23, 31), "empty": (6, 8)}
-MU = 0.95
-
-some = settings(max_examples=60, deadline=None)
-small_masks = hnp.arrays(
-    np.uint8,
-    hnp.array_shapes(min_dims=2, max_dims=2, max_side=9),
-    elements=st.sampled_from([0, 0, 1, 2, IGNORE]),
+from tests.export_support import (
+    CLASSES,
+    LABELS,
+    MU,
+    SIZES,
+    Exporter,
+    assert_masks,
+    binary_masks,
+    holes,
+    make_confidence,
+    make_export_run,
+    make_masks,
+    only_sure,
+    small_masks,
+    some,
 )
-binary_masks = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)).map(
-    lambda values: values % 2
-)
-
-
-def holes(size: tuple[int, int]) -> np.ndarray:
-    """A region with a hole, in the hole another with a hole, and a diagonal."""
-    mask = np.zeros(size, np.uint8)
-    mask[2:20, 2:24] = 1
-    mask[5:17, 6:20] = 0
-    mask[7:15, 8:18] = 3
-    mask[9:12, 10:14] = 1
-    mask[10, 11] = 0
-    mask[np.arange(8), np.arange(23, 31)] = 4
-    return mask
 
 
 @pytest.fixture
 def masks() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    found = {name: rng.integers(0, 5, size).astype(np.uint8) for name, size in SIZES.items()}
-    found["one"][:] = 4
-    found["holes"] = holes(SIZES["holes"])
-    found["empty"][:] = 0
-    return found
+    return make_masks()
 
 
 @pytest.fixture
 def confidence() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(1)
-    return {name: rng.choice([0.5, 0.99], size).astype(np.float32) for name, size in SIZES.items()}
+    return make_confidence()
 
 
 @pytest.fixture
 def run(tmp_path: Path, masks: dict, confidence: dict) -> Run:
-    """A run on a small folder; every image is labelled with two classes."""
-    root = tmp_path / "photos"
-    root.mkdir()
-    (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), "utf-8")
-    labels = {f"{name}.png": LABELS for name in SIZES}
-    (root / "labels.json").write_text(json.dumps(labels))
-    run = Run(tmp_path / "runs" / "voc-like")
-    settings = {"dataset": "folder", "split": None, "labels": None, "classes": CLASSES}
-    run.begin("cam", settings, "clipes cam", {"root": str(root)})
-    rng = np.random.default_rng(2)
-    for name, size in SIZES.items():
-        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / f"{name}.png")
-        run.save_pseudo(name, PseudoLabel(masks[name], confidence[name]))
-        maps = rng.random((2, 2, 3)).astype(np.float32)
-        run.save_cams(name, CamMaps(np.array([3, 0]), maps, size))
-    return run
-
-
-class Exporter:
-    """Exports and keeps what was said."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.heard = Heard()
-        self.said, self.failures = self.heard.said, self.heard.failures
-
-    @property
-    def steps(self) -> list[tuple[int, int]]:
-        return self.heard.steps["export"]
-
-    def __call__(self, name: str, out: Path | None = None, **options: object) -> Path:
-        request = ExportRequest(name, None, out, Options(**options), "clipes export")
-        folder, self.summary = export(request, self.run, self.heard.listener)
-        assert not self.failures
-        return folder
+    return make_export_run(tmp_path, masks, confidence)
 
 
 @pytest.fixture
@@ -124,12 +67,7 @@ def do(run: Run) -> Exporter:
 
 @pytest.fixture
 def sure(masks: dict, confidence: dict) -> dict[str, np.ndarray]:
-    return {name: np.where(confidence[name] < MU, IGNORE, masks[name]) for name in masks}
-
-
-def assert_masks(read: Callable[[str], np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    for name, mask in expected.items():
-        np.testing.assert_array_equal(read(name), mask, err_msg=name)
+    return only_sure(masks, confidence)
 
 
 # Regions
@@ -559,6 +497,9 @@ def test_scripts_of_clip_es_label_as_we_do(do: Exporter, run: Run) -> None:
 
 # Running it
 
+WHOLE = ("coco", "cvat")  # one file holds all images
+FILES = [name for name in FORMATS if name not in WHOLE]
+
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_again_changes_nothing(do: Exporter, name: str) -> None:
@@ -569,7 +510,7 @@ def test_again_changes_nothing(do: Exporter, name: str) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
     do(name)
-    one_file = name in ("coco", "cvat")
+    one_file = name in WHOLE
     assert do.summary.done == (5 if one_file else 0)
     assert do.summary.skipped == (0 if one_file else 5)
     assert {path: path.read_bytes() for path in files} == before
@@ -591,16 +532,13 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes().replace(here, b".") for path in files}
 
 
-FILES = [name for name in FORMATS if name not in ("coco", "cvat")]
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_was_made_anew_is_written_anew(do: Exporter, run: Run, name: str) -> None:
     folder = do(name)
     before = contents(folder)
     change(run, "odd")
     do(name)
-    assert do.summary.done == (5 if name in ("coco", "cvat") else 1)
+    assert do.summary.done == (5 if name in WHOLE else 1)
     after = contents(folder)
     assert after != before
     assert after == contents(do(name, folder.with_name("anew")))
@@ -635,7 +573,7 @@ def test_images_that_fall_out_leave_nothing(do: Exporter, run: Run, name: str) -
     (root / "odd.png").unlink()
     do(name)
     assert any("1 files in" in line and "belong to no image" in line for line in do.said)
-    one_file = name in ("coco", "cvat")
+    one_file = name in WHOLE
     assert any("removed: the files of 1 image (the first is odd)" in s for s in do.said) != one_file
     assert not list(folder.rglob("odd.*"))
     assert contents(folder) == contents(do(name, folder.with_name("anew")))
