@@ -187,4 +187,5 @@ class ExportFormat(Choice):
     mmseg = "mmseg"
     voc = "voc"
     ultralytics = "ultralytics"
+    yolo_seg = "yolo-seg"
     clip_es = "clip-es"

@@ -31,11 +31,15 @@ def export(
     ] = 0.0,
     copy: Annotated[
         bool,
-        typer.Option("--copy", help="voc, mmseg, ultralytics: copy images, do not link to them."),
+        typer.Option("--copy", help="Copy images, where others would be linked."),
     ] = False,
     grey: Annotated[
         bool,
         typer.Option("--grey", help="voc, mmseg: grey masks; cv2 reads palettes as colours."),
+    ] = False,
+    polygons: Annotated[
+        bool,
+        typer.Option("--polygons", help="coco: polygons, holes bridged, instead of run lengths."),
     ] = False,
     root: RootOption = None,
 ) -> None:
@@ -47,7 +51,7 @@ def export(
     from clipes.stages.export import ExportRequest
     from clipes.stages.export import export as export_stage
 
-    options = Options(confidence, components, tolerance, copy, grey)
+    options = Options(confidence, components, tolerance, copy, grey, polygons)
     request = ExportRequest(format_.value, root, out, options, command_line())
     target, summary = export_stage(request, open_run(run), listener())
     conclude(format_.value, target, summary, "images written")

@@ -14,16 +14,18 @@ from clipes.formats.labelme import write_labelme
 from clipes.formats.mmseg import write_mmseg
 from clipes.formats.ultralytics import write_ultralytics
 from clipes.formats.voc import write_voc
+from clipes.formats.yolo_seg import write_yolo_seg
 
 __all__ = ["FORMATS", "Format", "Item", "Options", "Plan", "Writer"]
 
 FORMATS: dict[str, Format] = {
-    "coco": Format(write_coco, "pseudo", frozenset({"confidence", "components"})),
+    "coco": Format(write_coco, "pseudo", frozenset({"confidence", "components", "polygons"})),
     "labelme": Format(write_labelme, "pseudo", frozenset({"confidence", "tolerance"})),
     "cvat": Format(write_cvat, "pseudo", frozenset({"confidence", "components"})),
     "mmseg": Format(write_mmseg, "pseudo", frozenset({"confidence", "copy", "grey"})),
     "voc": Format(write_voc, "pseudo", frozenset({"confidence", "copy", "grey"})),
     "ultralytics": Format(write_ultralytics, "pseudo", frozenset({"confidence", "copy"})),
+    "yolo-seg": Format(write_yolo_seg, "pseudo", frozenset({"confidence", "copy"})),
     "clip-es": Format(write_clip_es, "cams", frozenset()),
 }
 """The formats by their names on the command line."""

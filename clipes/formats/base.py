@@ -37,6 +37,7 @@ class Options:
         tolerance: How far polygons may leave the mask's outline, in pixels; 0 is exact.
         copy: Copy the images instead of linking to them.
         grey: Masks without a palette: a pixel of the file is the label, however it is read.
+        polygons: Outlines as polygons rather than run lengths.
     """
 
     confidence: float | None = None
@@ -44,6 +45,7 @@ class Options:
     tolerance: float = 0.0
     copy: bool = False
     grey: bool = False
+    polygons: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,10 @@ class Writer(ABC):
         Raises:
             ClipesError: The image, its mask or its maps cannot be used, or the disk is full.
         """
+
+    def lost(self) -> str:
+        """Return what the format could not carry of the images that were added, if anything."""
+        return ""
 
 
 class FileWriter(Writer):

@@ -1,9 +1,10 @@
 """One JSON file like COCO's instances files: ``instances.json``.
 
 Categories are numbered as in masks, from 1. An annotation is one class in one image, or one
-connected part of it, as compressed run lengths. What is not labelled is a crowd of every class the
-image is labelled with: COCO's way of saying that it may or may not be there. Images whose mask
-shows nothing stand in the list without annotations.
+connected part of it, as compressed run lengths, or as polygons along the edges of pixels. What is
+not labelled is a crowd of every class the image is labelled with, always as run lengths: COCO's way
+of saying that it may or may not be there. Images whose mask shows nothing stand in the list without
+annotations.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from clipes.datasets.outlines import MOST_PIXELS, encode_runs
 from clipes.disk.files import atomic_write
 from clipes.formats.base import Item, Plan, Writer
 from clipes.formats.regions import Region, regions
+from clipes.formats.rings import rings
 from clipes.masks.values import value_of
 from clipes.types import IGNORE
 
@@ -64,12 +66,13 @@ class CocoWriter(Writer):
         height, width = size = mask.shape
         values = [value_of(label) for label in range(len(plan.classes))]
         number = plan.numbers[item.sample.id]
+        outline = _polygons if plan.options.polygons else _run_lengths
         found = [
-            _annotation(region, region.value, number, size, crowd=False)
+            _annotation(region, region.value, number, outline(region, size), crowd=False)
             for region in regions(mask, values, components=plan.options.components)
         ]
         found += [
-            _annotation(region, value_of(label), number, size, crowd=True)
+            _annotation(region, value_of(label), number, _run_lengths(region, size), crowd=True)
             for region in regions(mask, [IGNORE], components=False)
             for label in item.sample.labels
         ]
@@ -82,20 +85,26 @@ class CocoWriter(Writer):
         self.images.append(_text(entry))
 
 
-def _annotation(
-    region: Region, category: int, image: int, size: tuple[int, int], *, crowd: bool
-) -> dict[str, Any]:
-    height, width = region.inside.shape
+def _run_lengths(region: Region, size: tuple[int, int]) -> dict[str, Any]:
     runs = region.runs(size)
     # COCO knows lists, too, for what is too large to be compressed.
     small = size[0] * size[1] <= MOST_PIXELS
+    return {"size": list(size), "counts": encode_runs(runs, size) if small else runs.tolist()}
+
+
+def _polygons(region: Region, _: tuple[int, int]) -> list[list[int]]:
+    corner = (region.left, region.top)
+    return [(ring + corner).ravel().tolist() for ring in rings(region.inside, edges=True)]
+
+
+def _annotation(
+    region: Region, category: int, image: int, segmentation: object, *, crowd: bool
+) -> dict[str, Any]:
+    height, width = region.inside.shape
     return {
         "image_id": image,
         "category_id": category,
-        "segmentation": {
-            "size": list(size),
-            "counts": encode_runs(runs, size) if small else runs.tolist(),
-        },
+        "segmentation": segmentation,
         "area": region.area,
         "bbox": [region.left, region.top, width, height],
         "iscrowd": int(crowd),

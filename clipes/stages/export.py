@@ -84,6 +84,8 @@ def export(request: ExportRequest, run: Run, listener: Listener) -> tuple[Path, 
         job = _Job(run, plan, form, writer, written, current)
         summary = job.run_all(listener)
         job.remove_others(summary.failures, listener.say)
+    if lost := writer.lost():
+        listener.say(f"lost in {name}: {lost}")
     for failure in data.failures:
         listener.report(failure)
     return folder, replace(summary, failures=(*summary.failures, *data.failures))

@@ -281,6 +281,7 @@ def test_coco(do: Exporter, masks: dict, sure: dict, mu: float | None, component
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # its own
+@pytest.mark.parametrize("polygons", [False, True])
 @pytest.mark.parametrize("components", [False, True])
 @pytest.mark.parametrize("mu", [None, MU])
 def test_coco_as_pycocotools_reads_it(
@@ -289,11 +290,13 @@ def test_coco_as_pycocotools_reads_it(
     sure: dict,
     mu: float | None,
     components: bool,
+    polygons: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from pycocotools.coco import COCO  # it imports matplotlib
 
-    coco = COCO(str(do("coco", confidence=mu, components=components) / "instances.json"))
+    folder = do("coco", confidence=mu, components=components, polygons=polygons)
+    coco = COCO(str(folder / "instances.json"))
     assert [entry["name"] for entry in coco.loadCats(coco.getCatIds())] == list(CLASSES)
     for image in coco.loadImgs(coco.getImgIds()):
         expected = (sure if mu else masks)[Path(image["file_name"]).stem]
@@ -302,6 +305,7 @@ def test_coco_as_pycocotools_reads_it(
         for entry in sorted(entries, key=lambda entry: -entry["iscrowd"]):
             inside = coco.annToMask(entry)
             again[inside == 1] = IGNORE if entry["iscrowd"] else entry["category_id"]
+            assert isinstance(entry["segmentation"], list) == (polygons and not entry["iscrowd"])
             rle = coco.annToRLE(entry)
             assert entry["area"] == tools.area(rle)
             assert entry["bbox"] == tools.toBbox(rle).tolist()

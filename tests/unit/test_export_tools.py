@@ -8,20 +8,29 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
 from PIL import Image
+from pycocotools import mask as tools
 
 from clipes.disk.images import read_mask, voc_palette
+from clipes.formats.regions import regions
+from clipes.formats.rings import rings
+from clipes.formats.yolo_seg import part_line
 from clipes.run.folder import Run
+from clipes.types import IGNORE
 from tests.export_support import (
     CLASSES,
     MU,
     SIZES,
     Exporter,
     assert_masks,
+    binary_masks,
     make_confidence,
     make_export_run,
     make_masks,
     only_sure,
+    small_masks,
+    some,
 )
 
 
@@ -101,3 +110,90 @@ def test_ultralytics(do: Exporter, run: Run, masks: dict, mu: float | None) -> N
         return mask
 
     assert_masks(read, only_sure(masks, make_confidence()) if mu else masks)
+
+
+# Rings
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'
+@some
+@given(binary_masks)
+def test_rings_along_edges_are_the_mask_to_pycocotools(mask: np.ndarray) -> None:
+    polygons = [ring.ravel().tolist() for ring in rings(mask == 1, edges=True)]
+    parts, _ = cv2.connectedComponents(mask)
+    assert len(polygons) == parts - 1
+    if polygons:
+        runs = tools.merge(tools.frPyObjects(polygons, *mask.shape))
+        np.testing.assert_array_equal(tools.decode(runs), mask)
+
+
+def test_a_hole_is_bridged_within_the_region() -> None:
+    mask = np.ones((5, 7), bool)
+    mask[2, 2] = mask[2, 4] = False
+    (ring,) = rings(mask, edges=True)
+    steps = np.abs(np.roll(ring, -1, axis=0) - ring)
+    assert (steps.min(1) == 0).all()
+    # Around it all and each hole; from the first hole to the left, from the other to the first.
+    assert steps.sum() == 24 + 4 + 4 + 2 * 2 + 2 * 1
+
+
+# yolo-seg
+
+
+def drawn_by_ultralytics(lines: list[str], size: tuple[int, int]) -> np.ndarray:
+    """What verify_image_label, polygon2mask and PolygonSemanticDataset of 8.4 make of a file."""
+    mask = np.zeros(size, np.uint8)
+    for line in lines:
+        number, *corners = line.split()
+        points = np.array(corners, np.float32).reshape(-1, 2)
+        assert len(points) >= 3
+        assert 0 <= points.min() <= points.max() <= 1
+        assert (np.ptp(points, axis=0) > 0).all()
+        pixels = (points * np.array(size[::-1], np.float32)).astype(np.int32)
+        part = np.zeros(size, np.uint8)
+        cv2.fillPoly(part, [pixels], 1)
+        assert not mask[part == 1].any()
+        mask[part == 1] = int(number) + 1
+    return mask
+
+
+def without_lines(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """The mask as YOLO can have it, and how many parts are no polygons: points and lines."""
+    kept, lines = np.zeros_like(mask), 0
+    for value in set(np.unique(mask)) - {0, IGNORE}:
+        count, labels = cv2.connectedComponents((mask == value).astype(np.uint8))
+        for index in range(1, count):
+            pixels = np.argwhere(labels == index)
+            if np.linalg.matrix_rank(pixels - pixels[0]) == 2:
+                kept[labels == index] = value
+            else:
+                lines += 1
+    return kept, lines
+
+
+@pytest.mark.parametrize("mu", [None, MU])
+def test_yolo_seg(do: Exporter, run: Run, masks: dict, mu: float | None) -> None:
+    turn(run, "odd")
+    folder = do("yolo-seg", confidence=mu)
+    data = yaml.safe_load((folder / "data.yaml").read_text("utf-8"))
+    assert data["names"] == dict(enumerate(CLASSES))
+    assert sizes_as_stored(folder / data["train"]) == SIZES
+    expected = only_sure(masks, make_confidence()) if mu else masks
+    lines_left_out = 0
+    for name, size in SIZES.items():
+        lines = (folder / "labels" / f"{name}.txt").read_text().splitlines()
+        kept, left_out = without_lines(expected[name])
+        np.testing.assert_array_equal(drawn_by_ultralytics(lines, size), kept)
+        lines_left_out += left_out
+    unlabelled = sum(int((mask == IGNORE).sum()) for mask in expected.values())
+    (lost,) = [line for line in do.said if line.startswith("lost in yolo-seg")]
+    assert f"{lines_left_out} parts that are points or lines" in lost
+    assert (f"{unlabelled} pixels without a label are background" in lost) == (mu is not None)
+
+
+@some
+@given(small_masks)
+def test_any_part_is_drawn_by_ultralytics_as_it_was(mask: np.ndarray) -> None:
+    lines = [part_line(part, mask.shape) for part in regions(mask, [1, 2], components=True)]
+    kept, _ = without_lines(mask)
+    np.testing.assert_array_equal(drawn_by_ultralytics([*filter(None, lines)], mask.shape), kept)
