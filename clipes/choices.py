@@ -184,6 +184,7 @@ class ExportFormat(Choice):
     coco = "coco"
     labelme = "labelme"
     cvat = "cvat"
+    cvat_mask = "cvat-mask"
     mmseg = "mmseg"
     voc = "voc"
     ultralytics = "ultralytics"

@@ -103,6 +103,16 @@ class Exporter:
         return folder
 
 
+def rename(run: Run, name: str, other: str) -> None:
+    """Call a class otherwise, in the run and in its data set."""
+    manifest = json.loads(run.manifest_path.read_text("utf-8"))
+    classes = manifest["stages"]["cam"]["settings"]["classes"]
+    classes[classes.index(name)] = other
+    run.manifest_path.write_text(json.dumps(manifest))
+    labels = Path(run.stage("cam")["facts"]["root"]) / "labels.json"
+    labels.write_text(labels.read_text().replace(json.dumps(name), json.dumps(other)))
+
+
 def assert_masks(read: Callable[[str], np.ndarray], expected: dict[str, np.ndarray]) -> None:
     for name, mask in expected.items():
         np.testing.assert_array_equal(read(name), mask, err_msg=name)

@@ -10,6 +10,7 @@ from clipes.formats.base import Format, Item, Options, Plan, Writer
 from clipes.formats.clip_es import write_clip_es
 from clipes.formats.coco import write_coco
 from clipes.formats.cvat import write_cvat
+from clipes.formats.cvat_mask import write_cvat_mask
 from clipes.formats.labelme import write_labelme
 from clipes.formats.mmseg import write_mmseg
 from clipes.formats.ultralytics import write_ultralytics
@@ -22,6 +23,7 @@ FORMATS: dict[str, Format] = {
     "coco": Format(write_coco, "pseudo", frozenset({"confidence", "components", "polygons"})),
     "labelme": Format(write_labelme, "pseudo", frozenset({"confidence", "tolerance"})),
     "cvat": Format(write_cvat, "pseudo", frozenset({"confidence", "components"})),
+    "cvat-mask": Format(write_cvat_mask, "pseudo", frozenset({"confidence"})),
     "mmseg": Format(write_mmseg, "pseudo", frozenset({"confidence", "copy", "grey"})),
     "voc": Format(write_voc, "pseudo", frozenset({"confidence", "copy", "grey"})),
     "ultralytics": Format(write_ultralytics, "pseudo", frozenset({"confidence", "copy"})),

@@ -42,7 +42,7 @@ def offered(*words: str) -> list[str]:
         (("cam", "--preset", ""), list(PresetName.names())),
         (("refine", "--preset", "re"), ["reference"]),
         (("check", "--dataset", ""), list(DatasetKind.names())),
-        (("export", "--format", "c"), ["coco", "cvat", "clip-es"]),
+        (("export", "--format", "c"), ["coco", "cvat", "cvat-mask", "clip-es"]),
         (("cam", "--weights", "re"), ["registry"]),
         (("cam", "--weights", "./my"), []),  # the shell goes on with files
         (("prompts", "fit", "--device", "c"), ["cpu", "cuda"]),

@@ -40,6 +40,7 @@ from tests.export_support import (
     make_export_run,
     make_masks,
     only_sure,
+    rename,
     small_masks,
     some,
 )
@@ -769,13 +770,8 @@ def test_a_bad_mask_is_named_and_the_others_are_written(run: Run, masks: dict) -
 
 
 def test_a_class_called_like_what_is_ignored_is_refused(do: Exporter, run: Run) -> None:
-    manifest = json.loads(run.manifest_path.read_text("utf-8"))
-    manifest["stages"]["cam"]["settings"]["classes"][0] = IGNORE_LABEL
-    run.manifest_path.write_text(json.dumps(manifest))
-    root = Path(run.stage("cam")["facts"]["root"])
-    text = (root / "labels.json").read_text().replace(json.dumps(CLASSES[0]), f'"{IGNORE_LABEL}"')
-    (root / "labels.json").write_text(text)
-    for name in ("labelme", "cvat"):
+    rename(run, CLASSES[0], IGNORE_LABEL)
+    for name in ("labelme", "cvat", "cvat-mask"):
         with pytest.raises(UsageError, match="rename the class"):
             do(name)
 

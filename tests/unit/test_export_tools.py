@@ -13,6 +13,8 @@ from PIL import Image
 from pycocotools import mask as tools
 
 from clipes.disk.images import read_mask, voc_palette
+from clipes.errors import UsageError
+from clipes.formats.base import IGNORE_LABEL
 from clipes.formats.regions import regions
 from clipes.formats.rings import rings
 from clipes.formats.yolo_seg import part_line
@@ -29,6 +31,7 @@ from tests.export_support import (
     make_export_run,
     make_masks,
     only_sure,
+    rename,
     small_masks,
     some,
 )
@@ -197,3 +200,45 @@ def test_any_part_is_drawn_by_ultralytics_as_it_was(mask: np.ndarray) -> None:
     lines = [part_line(part, mask.shape) for part in regions(mask, [1, 2], components=True)]
     kept, _ = without_lines(mask)
     np.testing.assert_array_equal(drawn_by_ultralytics([*filter(None, lines)], mask.shape), kept)
+
+
+# cvat-mask
+
+
+@pytest.mark.parametrize("mu", [None, MU])
+def test_cvat_mask(do: Exporter, masks: dict, mu: float | None) -> None:
+    """CVAT is a server; what it reads is documented: docs.cvat.ai, "Segmentation mask"."""
+    folder = do("cvat-mask", confidence=mu)
+    lines = (folder / "labelmap.txt").read_text("utf-8").splitlines()
+    fields = [line.split(":") for line in lines if not line.startswith("#")]
+    assert [name for name, *_ in fields] == ["background", *CLASSES, IGNORE_LABEL]
+    assert all(rest == ["", ""] for _, _, *rest in fields)
+    values = [0, 1, 2, 3, 4, IGNORE]
+    by_colour = {
+        tuple(map(int, colour.split(","))): value
+        for value, (_, colour, *_) in zip(values, fields, strict=True)
+    }
+    assert by_colour[0, 0, 0] == 0
+    listed = (folder / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
+    assert listed == list(SIZES)
+
+    def read(name: str) -> np.ndarray:
+        with Image.open(folder / "SegmentationClass" / f"{name}.png") as image:
+            colours = np.asarray(image.convert("RGB"))
+        with Image.open(folder / "SegmentationObject" / f"{name}.png") as image:
+            objects = np.asarray(image)
+        mask = np.array([by_colour[tuple(map(int, pixel))] for pixel in colours.reshape(-1, 3)])
+        mask = mask.reshape(colours.shape[:2])
+        # An object has one label, the background none.
+        assert len({*zip(objects.flat, mask.flat, strict=True)}) == len(np.unique(objects))
+        np.testing.assert_array_equal(objects == 0, mask == 0)
+        return mask
+
+    assert_masks(read, only_sure(masks, make_confidence()) if mu else masks)
+
+
+def test_a_class_that_a_labelmap_cannot_hold_is_refused(do: Exporter, run: Run) -> None:
+    rename(run, CLASSES[0], "a:b")
+    with pytest.raises(UsageError, match="cannot hold the class 'a:b'"):
+        do("cvat-mask")
+    assert not list((run.root / "export").glob("**/*.png"))
