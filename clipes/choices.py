@@ -185,6 +185,7 @@ class ExportFormat(Choice):
     labelme = "labelme"
     cvat = "cvat"
     cvat_mask = "cvat-mask"
+    label_studio = "label-studio"
     mmseg = "mmseg"
     voc = "voc"
     ultralytics = "ultralytics"

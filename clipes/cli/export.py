@@ -23,7 +23,7 @@ def export(
     ] = None,
     components: Annotated[
         bool,
-        typer.Option("--components", help="coco, cvat: one annotation per connected part."),
+        typer.Option("--components", help="An annotation for each connected part, not each class."),
     ] = False,
     tolerance: Annotated[
         float,
@@ -41,6 +41,10 @@ def export(
         bool,
         typer.Option("--polygons", help="coco: polygons, holes bridged, instead of run lengths."),
     ] = False,
+    upright: Annotated[
+        bool,
+        typer.Option("--upright", help="coco, labelme, cvat: add the images, turned upright."),
+    ] = False,
     root: RootOption = None,
 ) -> None:
     """Write pseudo-masks for another tool; docs/formats.md says what is in the files.
@@ -51,7 +55,7 @@ def export(
     from clipes.stages.export import ExportRequest
     from clipes.stages.export import export as export_stage
 
-    options = Options(confidence, components, tolerance, copy, grey, polygons)
+    options = Options(confidence, components, tolerance, copy, grey, polygons, upright)
     request = ExportRequest(format_.value, root, out, options, command_line())
     target, summary = export_stage(request, open_run(run), listener())
     conclude(format_.value, target, summary, "images written")

@@ -6,11 +6,12 @@ pixels of a data set; a format is a file per image, or one file that is complete
 
 from __future__ import annotations
 
-from clipes.formats.base import Format, Item, Options, Plan, Writer
+from clipes.formats.base import Format, Item, OpenWriter, Options, Plan, Writer
 from clipes.formats.clip_es import write_clip_es
 from clipes.formats.coco import write_coco
 from clipes.formats.cvat import write_cvat
 from clipes.formats.cvat_mask import write_cvat_mask
+from clipes.formats.label_studio import write_label_studio
 from clipes.formats.labelme import write_labelme
 from clipes.formats.mmseg import write_mmseg
 from clipes.formats.ultralytics import write_ultralytics
@@ -19,15 +20,21 @@ from clipes.formats.yolo_seg import write_yolo_seg
 
 __all__ = ["FORMATS", "Format", "Item", "Options", "Plan", "Writer"]
 
+
+def _of_masks(write: OpenWriter, *options: str) -> Format:
+    return Format(write, "pseudo", frozenset({"confidence", *options}))
+
+
 FORMATS: dict[str, Format] = {
-    "coco": Format(write_coco, "pseudo", frozenset({"confidence", "components", "polygons"})),
-    "labelme": Format(write_labelme, "pseudo", frozenset({"confidence", "tolerance"})),
-    "cvat": Format(write_cvat, "pseudo", frozenset({"confidence", "components"})),
-    "cvat-mask": Format(write_cvat_mask, "pseudo", frozenset({"confidence"})),
-    "mmseg": Format(write_mmseg, "pseudo", frozenset({"confidence", "copy", "grey"})),
-    "voc": Format(write_voc, "pseudo", frozenset({"confidence", "copy", "grey"})),
-    "ultralytics": Format(write_ultralytics, "pseudo", frozenset({"confidence", "copy"})),
-    "yolo-seg": Format(write_yolo_seg, "pseudo", frozenset({"confidence", "copy"})),
+    "coco": _of_masks(write_coco, "components", "polygons", "upright"),
+    "labelme": _of_masks(write_labelme, "tolerance", "upright"),
+    "cvat": _of_masks(write_cvat, "components", "upright"),
+    "cvat-mask": _of_masks(write_cvat_mask),
+    "label-studio": _of_masks(write_label_studio, "components"),
+    "mmseg": _of_masks(write_mmseg, "copy", "grey"),
+    "voc": _of_masks(write_voc, "copy", "grey"),
+    "ultralytics": _of_masks(write_ultralytics, "copy"),
+    "yolo-seg": _of_masks(write_yolo_seg, "copy"),
     "clip-es": Format(write_clip_es, "cams", frozenset()),
 }
 """The formats by their names on the command line."""

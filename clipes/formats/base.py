@@ -15,7 +15,13 @@ from typing import TypeAlias
 from PIL import Image
 
 from clipes.disk.files import atomic_write, check_id
-from clipes.disk.images import read_confidence, read_header, read_image, read_mask
+from clipes.disk.images import (
+    read_confidence,
+    read_header,
+    read_image,
+    read_mask,
+    voc_palette,
+)
 from clipes.errors import ArtifactError, UsageError
 from clipes.masks.values import require_classes
 from clipes.run.folder import Run
@@ -38,6 +44,7 @@ class Options:
         copy: Copy the images instead of linking to them.
         grey: Masks without a palette: a pixel of the file is the label, however it is read.
         polygons: Outlines as polygons rather than run lengths.
+        upright: Place the images beside the masks, turned as they are to be looked at.
     """
 
     confidence: float | None = None
@@ -46,6 +53,7 @@ class Options:
     copy: bool = False
     grey: bool = False
     polygons: bool = False
+    upright: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,11 @@ class Plan:
             )
         return (*self.classes, IGNORE_LABEL)
 
+    def label_values(self) -> dict[int, str]:
+        """Return the labels by their values in masks, background apart; raises as the above."""
+        labels = self.labels_with_ignore()
+        return dict(zip((*range(1, len(labels)), IGNORE), labels, strict=True))
+
 
 @dataclass(frozen=True)
 class Item:
@@ -99,11 +112,13 @@ class Item:
         sample: The image.
         run: Where its maps and mask are.
         plan: What is written.
+        placed: Whether the files of this image alone are there, made from what there is now.
     """
 
     sample: Sample
     run: Run
     plan: Plan
+    placed: bool = False
 
     def mask(self) -> UInt8Array:
         """Return the (H0, W0) mask, 255 where it says nothing or is not sure enough.
@@ -148,12 +163,32 @@ class Writer(ABC):
         plan: What is written.
     """
 
+    one_file = False
+    """Whether a file holds all images: then each of them is written every time."""
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
+    def upright(self, sample: Sample) -> tuple[Path, ...]:
+        """Return where an image is placed upright, if that is asked for."""
+        if not self.plan.options.upright:
+            return ()
+        return (self.plan.folder / "images" / self.plan.name(sample),)
+
     def files(self, sample: Sample) -> tuple[Path, ...]:
-        """Return the files of an image alone; none where all images share a file."""
-        return ()
+        """Return the files of an image alone."""
+        return self.upright(sample)
+
+    def place_upright(self, item: Item) -> None:
+        """Place an image upright, if that is asked for and has not been done.
+
+        Raises:
+            ImageError: The image cannot be read.
+            WriteError: It cannot be written.
+        """
+        for path in self.upright(item.sample):
+            if not item.placed:
+                place_image(item.sample, path, copy=False)
 
     @abstractmethod
     def add(self, item: Item) -> None:
@@ -240,6 +275,15 @@ def place_image(sample: Sample, target: Path, *, copy: bool) -> None:
 def placed_path(folder: Path, sample: Sample) -> Path:
     """Return where ``place_image`` is to put an image named by its id."""
     return folder / f"{check_id(sample.id)}{image_suffix(sample)}"
+
+
+def colour_text(value: int) -> str:
+    """Return the colour of a mask value in VOC's palette, as ``#rrggbb``.
+
+    >>> colour_text(1)
+    '#800000'
+    """
+    return "#{:02x}{:02x}{:02x}".format(*voc_palette()[value])
 
 
 def list_text(names: Sequence[str]) -> str:

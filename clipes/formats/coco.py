@@ -54,6 +54,8 @@ class CocoWriter(Writer):
         file: Where to, after the opening bracket of the annotations.
     """
 
+    one_file = True
+
     def __init__(self, plan: Plan, file: TextIO) -> None:
         super().__init__(plan)
         self.images: list[str] = []
@@ -63,6 +65,7 @@ class CocoWriter(Writer):
     def add(self, item: Item) -> None:
         """Write the annotations of one image."""
         mask, plan = item.mask(), self.plan
+        self.place_upright(item)
         height, width = size = mask.shape
         values = [value_of(label) for label in range(len(plan.classes))]
         number = plan.numbers[item.sample.id]

@@ -12,10 +12,8 @@ from typing import TextIO
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from clipes.disk.files import atomic_write, write_json
-from clipes.disk.images import voc_palette
-from clipes.formats.base import Item, Plan, Writer
+from clipes.formats.base import Item, Plan, Writer, colour_text
 from clipes.formats.regions import Region, regions
-from clipes.types import IGNORE
 
 FILE = "annotations.xml"
 
@@ -23,13 +21,10 @@ FILE = "annotations.xml"
 @contextmanager
 def write_cvat(plan: Plan) -> Iterator[CvatWriter]:
     """Open the writer of the format."""
-    labels = plan.labels_with_ignore()
-    palette = voc_palette()
-    values = [*range(1, len(labels)), IGNORE]
-    colours = ["#{:02x}{:02x}{:02x}".format(*palette[value]) for value in values]
+    labels = plan.label_values()
     listed = [
-        {"name": name, "color": colour, "type": "mask"}
-        for name, colour in zip(labels, colours, strict=True)
+        {"name": name, "color": colour_text(value), "type": "mask"}
+        for value, name in labels.items()
     ]
     with (
         atomic_write(plan.folder / FILE) as temporary,
@@ -40,7 +35,7 @@ def write_cvat(plan: Plan) -> Iterator[CvatWriter]:
         version.text = "1.1"
         for element in (version, _meta(len(plan.samples), listed)):
             file.write(tostring(element, "unicode") + "\n")
-        yield CvatWriter(plan, file, dict(zip(values, labels, strict=True)))
+        yield CvatWriter(plan, file, labels)
         file.write("</annotations>\n")
     write_json(plan.folder / "labels.json", [{**label, "attributes": []} for label in listed])
 
@@ -69,6 +64,8 @@ class CvatWriter(Writer):
         names: The labels by their values in masks.
     """
 
+    one_file = True
+
     def __init__(self, plan: Plan, file: TextIO, names: dict[int, str]) -> None:
         super().__init__(plan)
         self._file = file
@@ -80,13 +77,10 @@ class CvatWriter(Writer):
     def add(self, item: Item) -> None:
         """Write the masks of one image."""
         mask = item.mask()
+        self.place_upright(item)
         height, width = mask.shape
         name, components = self.plan.name(item.sample), self.plan.options.components
-        classes = [value for value in self._names if value != IGNORE]
-        found = [
-            *regions(mask, classes, components=components),
-            *regions(mask, [IGNORE], components=False),
-        ]
+        found = regions(mask, self._names, components=components)
         about = {"id": self._frames[name], "name": name, "width": width, "height": height}
         image = Element("image", _text(about))
         image.extend(Element("mask", _text(self._attributes(region))) for region in found)

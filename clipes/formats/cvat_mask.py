@@ -21,7 +21,7 @@ from clipes.disk.files import write_text
 from clipes.disk.images import voc_palette, write_mask
 from clipes.errors import UsageError
 from clipes.formats.base import FileWriter, Item, Plan, list_text
-from clipes.types import IGNORE, Sample
+from clipes.types import Sample
 
 _BACKGROUND = "background"
 _MASKS = "SegmentationClass"
@@ -69,14 +69,13 @@ def _labelmap(plan: Plan) -> str:
     Raises:
         UsageError: A name cannot stand in such a file.
     """
-    labels = plan.labels_with_ignore()
+    labels = {0: _BACKGROUND, **plan.label_values()}
     for name in plan.classes:
         if ":" in name or name.startswith("#") or name == _BACKGROUND:
             raise UsageError(
                 f"CVAT's labelmap.txt cannot hold the class '{name}'",
                 "choose the format cvat, or rename the class",
             )
-    values = [0, *range(1, len(labels)), IGNORE]
-    colours = [",".join(map(str, colour)) for colour in voc_palette()[values].tolist()]
-    lines = [f"{n}:{c}::" for n, c in zip((_BACKGROUND, *labels), colours, strict=True)]
+    palette = voc_palette().tolist()
+    lines = [f"{name}:{','.join(map(str, palette[value]))}::" for value, name in labels.items()]
     return list_text(["# label:color_rgb:parts:actions", *lines])

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from clipes.disk.files import write_text
-from clipes.formats.base import IGNORE_LABEL, FileWriter, Item, Plan, list_text
+from clipes.formats.base import IGNORE_LABEL, FileWriter, Item, Plan, list_text, placed_path
 from clipes.formats.regions import paint_order, simplify
-from clipes.types import IGNORE
+from clipes.types import IGNORE, Sample
 
 BACKGROUND_LABEL = "_background_"
 
@@ -40,15 +40,25 @@ def write_labelme(plan: Plan) -> Iterator[LabelmeWriter]:
 class LabelmeWriter(FileWriter):
     """Writes a file for each image."""
 
+    def upright(self, sample: Sample) -> tuple[Path, ...]:
+        """Return where an image is placed upright, if that is asked for: beside its polygons."""
+        return (placed_path(self.plan.folder, sample),) if self.plan.options.upright else ()
+
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """Return the files of an image: itself, if asked for, and its polygons."""
+        return (*self.upright(sample), self.path(sample))
+
     def add(self, item: Item) -> None:
         """Write the polygons of one image."""
         mask, path = item.mask(), self.path(item.sample)
+        self.place_upright(item)
         shapes = [
             self._shape(value, simplify(outline, self.plan.options.tolerance))
             for value, outline in paint_order(mask)
         ]
         height, width = mask.shape
-        image = os.path.relpath(item.sample.image.absolute(), path.parent.absolute())
+        (source,) = self.upright(item.sample) or (item.sample.image,)
+        image = os.path.relpath(source.absolute(), path.parent.absolute())
         content = {
             "version": _VERSION,
             "flags": {},

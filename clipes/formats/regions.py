@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from clipes.types import Int64Array, UInt8Array
+from clipes.types import IGNORE, Int64Array, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,13 @@ class Region:
         runs = np.diff(np.concatenate([[0], edges[kept], [height * width]])).astype(np.int64)
         return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
 
+    def runs_by_rows(self, size: tuple[int, int]) -> Int64Array:
+        """Return its run lengths in a picture of ``size`` (H, W), row after row."""
+        return Region(self.value, self.top, self.left, self.inside.T).runs(size[::-1])
+
     def runs_in_box(self) -> Int64Array:
         """Return its run lengths in its box, row after row."""
-        box = Region(self.value, 0, 0, self.inside.T)
-        return box.runs(box.inside.shape)
+        return Region(self.value, 0, 0, self.inside).runs_by_rows(self.inside.shape)
 
 
 def regions(mask: UInt8Array, values: Iterable[int], *, components: bool) -> Iterator[Region]:
@@ -62,13 +65,14 @@ def regions(mask: UInt8Array, values: Iterable[int], *, components: bool) -> Ite
     Args:
         mask: (H, W).
         values: The values; those that do not occur are passed over.
-        components: Whether each part that hangs together, corners included, is a region of its own.
+        components: Whether each part that hangs together, corners included, is a region of its own;
+            what is not labelled is one region in any case, for it comes in crumbs.
     """
     for value in values:
         inside = mask == value
         if not inside.any():
             continue
-        if not components:
+        if not components or value == IGNORE:
             yield _crop(value, inside)
             continue
         count, labels, boxes, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8))

@@ -114,20 +114,24 @@ class _Job:
     def run_all(self, listener: Listener) -> Summary:
         """Write every image that is not done; argument and errors as for ``export``."""
         made_from: dict[str, str] = {}
+        placed: set[str] = set()
 
         def is_done(sample: Sample) -> bool:
             made_from[sample.id] = self._made_from(sample)
-            return self._is_done(sample, made_from[sample.id])
+            if self._is_done(sample, made_from[sample.id]):
+                placed.add(sample.id)
+            return sample.id in placed and not self.writer.one_file
 
         todo = waiting(self.plan.samples, is_done, listener)
-        files = {sample.id: self.writer.files(sample) for sample in todo}
+        files = {sample.id: self.writer.files(sample) for sample in todo if sample.id not in placed}
         for folder in {path.parent for paths in files.values() for path in paths}:
             remove_leftovers(folder)
         self.written.begin(files)
 
         def write(sample: Sample) -> None:
-            self._write(sample)
-            self.written.keep(sample.id, made_from[sample.id], files[sample.id])
+            self._write(sample, placed=sample.id in placed)
+            if sample.id in files:
+                self.written.keep(sample.id, made_from[sample.id], files[sample.id])
 
         try:
             # One after the other: formats of one file are written in the order of the images.
@@ -167,15 +171,16 @@ class _Job:
             return self.current.unusable(sample)
         return self.current.unusable_maps(sample)
 
-    def _write(self, sample: Sample) -> None:
+    def _write(self, sample: Sample, *, placed: bool) -> None:
         if reason := self._stale(sample):
             raise ArtifactError(reason)
-        if edited := self.written.edited(sample.id, self.writer.files(sample)):
+        edited = self.written.edited(sample.id, self.writer.files(sample))
+        if edited and not placed:
             raise ArtifactError(
                 f"{edited} was edited since it was written, and what it was made from has changed",
                 "it may be a person's work: delete it to have it written again",
             )
-        self.writer.add(Item(sample, self.run, self.plan))
+        self.writer.add(Item(sample, self.run, self.plan, placed))
 
     def _made_from(self, sample: Sample) -> str:
         """Return the digest of all that the files of an image are made from.

@@ -502,7 +502,7 @@ def test_scripts_of_clip_es_label_as_we_do(do: Exporter, run: Run) -> None:
 
 # Running it
 
-WHOLE = ("coco", "cvat")  # one file holds all images
+WHOLE = ("coco", "cvat", "label-studio")  # one file holds all images
 FILES = [name for name in FORMATS if name not in WHOLE]
 
 
@@ -771,7 +771,7 @@ def test_a_bad_mask_is_named_and_the_others_are_written(run: Run, masks: dict) -
 
 def test_a_class_called_like_what_is_ignored_is_refused(do: Exporter, run: Run) -> None:
     rename(run, CLASSES[0], IGNORE_LABEL)
-    for name in ("labelme", "cvat", "cvat-mask"):
+    for name in ("labelme", "cvat", "cvat-mask", "label-studio"):
         with pytest.raises(UsageError, match="rename the class"):
             do(name)
 

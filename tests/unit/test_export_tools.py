@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from defusedxml import ElementTree
 from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as tools
 
 from clipes.disk.images import read_mask, voc_palette
 from clipes.errors import UsageError
 from clipes.formats.base import IGNORE_LABEL
+from clipes.formats.label_studio import encode_brush
 from clipes.formats.regions import regions
 from clipes.formats.rings import rings
 from clipes.formats.yolo_seg import part_line
@@ -242,3 +247,108 @@ def test_a_class_that_a_labelmap_cannot_hold_is_refused(do: Exporter, run: Run) 
     with pytest.raises(UsageError, match="cannot hold the class 'a:b'"):
         do("cvat-mask")
     assert not list((run.root / "export").glob("**/*.png"))
+
+
+# label-studio
+
+
+def decoded_brush(code: list[int]) -> np.ndarray:
+    """Decode a stroke bit by bit, as thi.ng's rle-pack is specified; (pixels, channels)."""
+    bits = "".join(f"{byte:08b}" for byte in code)
+    position = 0
+
+    def read(count: int) -> int:
+        nonlocal position
+        position += count
+        return int(bits[position - count : position], 2)
+
+    count, width = read(32), read(5) + 1
+    sizes = [read(4) + 1 for _ in range(4)]
+    values: list[int] = []
+    while len(values) < count:
+        repeated = read(1)
+        length = read(sizes[read(2)]) + 1
+        values += [read(width)] * length if repeated else [read(width) for _ in range(length)]
+    assert len(values) == count
+    assert len(bits) - position < 8
+    return np.reshape(values, (-1, 4))
+
+
+@pytest.mark.parametrize("components", [False, True])
+@pytest.mark.parametrize("mu", [None, MU])
+def test_label_studio(do: Exporter, masks: dict, mu: float | None, components: bool) -> None:
+    """Label Studio is a server; labelstud.io says what it reads: "BrushLabels", "pre-annotated"."""
+    folder = do("label-studio", confidence=mu, components=components)
+    view = ElementTree.parse(folder / "labels.xml").getroot()
+    brushes, image = view.find("BrushLabels"), view.find("Image")
+    names = [label.get("value") for label in brushes]
+    assert names == [*CLASSES, IGNORE_LABEL]
+    values = dict(zip(names, [1, 2, 3, 4, IGNORE], strict=True))
+    found = {}
+    for task in json.loads((folder / "tasks.json").read_text("utf-8")):
+        (prediction,) = task["predictions"]
+        url = urlsplit(task["data"][image.get("value").removeprefix("$")])
+        assert url.path == "/data/local-files/"
+        name = Path(parse_qs(url.query)["d"][0])
+        assert name.parent == Path("photos")
+        mask = np.zeros(SIZES[name.stem], np.uint8)
+        strokes = prediction["result"]
+        assert len({stroke["id"] for stroke in strokes}) == len(strokes)
+        for stroke in strokes:
+            assert (stroke["from_name"], stroke["to_name"]) == (brushes.get("name"), "image")
+            assert (stroke["original_height"], stroke["original_width"]) == mask.shape
+            (label,) = stroke["value"]["brushlabels"]
+            channels = decoded_brush(stroke["value"]["rle"])
+            assert (channels == channels[:, :1]).all()
+            mask[channels[:, 3].reshape(mask.shape) == 255] = values[label]
+        labels = len(np.unique(mask[mask > 0]))
+        assert len(strokes) >= labels if components else len(strokes) == labels
+        found[name.stem] = mask
+    assert_masks(found.__getitem__, only_sure(masks, make_confidence()) if mu else masks)
+
+
+@some
+@given(st.lists(st.integers(1, 200_000), min_size=1, max_size=6), st.booleans())
+def test_a_stroke_of_any_length_is_read_again(lengths: list[int], inside: bool) -> None:
+    runs = np.array([0] * inside + lengths)
+    expected = np.repeat(np.arange(len(runs)) % 2 * 255, runs)
+    code = encode_brush(runs, int(runs.sum()))
+    np.testing.assert_array_equal(decoded_brush(code)[:, 0], expected)
+
+
+# Images placed upright
+
+
+@pytest.mark.parametrize("name", ["coco", "labelme", "cvat"])
+def test_upright_images_fit_for_readers_that_know_no_exif(
+    do: Exporter, run: Run, name: str
+) -> None:
+    turn(run, "odd")
+    folder = do(name, upright=True)
+    images = folder if name == "labelme" else folder / "images"
+    placed = {path.stem: path for path in images.glob("*.png")}
+    stored = {}
+    for id_, path in placed.items():
+        with Image.open(path) as image:
+            stored[id_] = image.size[::-1]
+    assert stored == SIZES
+    assert [id_ for id_, path in placed.items() if not path.is_symlink()] == ["odd"]
+    if name == "labelme":
+        content = json.loads((folder / "odd.json").read_text("utf-8"))
+        assert folder / content["imagePath"] == placed["odd"]
+        assert (content["imageHeight"], content["imageWidth"]) == SIZES["odd"]
+    else:
+        assert '"odd.png"' in "".join(path.read_text("utf-8") for path in folder.glob("*.*"))
+
+
+def test_an_image_is_drawn_anew_only_if_it_has_to_be(do: Exporter, run: Run, masks: dict) -> None:
+    turn(run, "odd")
+    folder = do("coco", upright=True)
+    placed = folder / "images" / "odd.png"
+    before = placed.stat().st_mtime_ns, placed.stat().st_ino
+    do("coco", upright=True)
+    assert do.summary.done == 5
+    assert (placed.stat().st_mtime_ns, placed.stat().st_ino) == before
+    placed.unlink()
+    do("coco", upright=True)
+    assert sizes_as_stored(folder / "images") == SIZES
