@@ -54,16 +54,23 @@ class Written:
         folder: Where they are.
         settings: How they are written, as plain data.
         command: The command line.
+        defaults: Settings that an older clipes did not know, and so did not record.
 
     Raises:
         RunConflictError: The folder was written with other settings.
         ArtifactError: Its record is damaged, or it holds something else.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, object], command: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, object],
+        command: str,
+        defaults: Mapping[str, object],
+    ) -> None:
         self._folder = folder
         self._settings = json.loads(json.dumps(settings))  # tuples are lists, as in the file
-        self._command = command
+        self._command, self._defaults = command, defaults
         self._made = self._read()
 
     @property
@@ -157,7 +164,8 @@ class Written:
                 )
             return {}
         record = read_record(path, _Record, "the record of an export", _REMEDY, largest=_LARGEST)
-        check_same(self._folder, "export", record.settings, self._settings)
+        before = {**self._defaults, **record.settings}
+        check_same(self._folder, "export", before, self._settings)
         if record.made is None:
             raise ArtifactError(f"{path} does not say which files the export wrote", _REMEDY)
         return record.made

@@ -75,9 +75,9 @@ def export(request: ExportRequest, run: Run, listener: Listener) -> tuple[Path, 
         "format": name,
         "run": str(run.root.absolute()),
         "classes": data.classes,
-        **{option: getattr(options, option) for option in sorted(form.options)},
+        **_chosen(form, options),
     }
-    written = Written(folder, settings, request.command)
+    written = Written(folder, settings, request.command, _chosen(form, Options()))
     current = Freshness.of(run, data.classes)
     plan = Plan(folder, samples, data.classes, _split(run), _numbers(data), options)
     with form.write(plan) as writer:
@@ -210,6 +210,11 @@ def _sha256(path: Path) -> str:
 
 def _images(ids: Sequence[str]) -> str:
     return f"{len(ids)} image{'s' * (len(ids) > 1)} (the first is {ids[0]})"
+
+
+def _chosen(form: Format, options: Options) -> dict[str, object]:
+    """Return the options that a format knows, by name."""
+    return {option: getattr(options, option) for option in sorted(form.options)}
 
 
 def _check_options(name: str, form: Format, options: Options) -> None:

@@ -683,6 +683,18 @@ def test_other_options_need_another_folder(do: Exporter) -> None:
         do("voc", confidence=0.5)
 
 
+def test_an_export_of_an_older_clipes_is_gone_on_with(do: Exporter) -> None:
+    record = do("labelme") / "export.json"
+    content = json.loads(record.read_text("utf-8"))
+    del content["settings"]["upright"]  # which came later
+    record.write_text(json.dumps(content))
+    do("labelme")
+    assert do.summary.skipped == 5
+    record.write_text(json.dumps(content))
+    with pytest.raises(RunConflictError, match="upright = false, not true"):
+        do("labelme", upright=True)
+
+
 def test_where_links_cannot_be_made_images_are_copied(
     do: Exporter, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
