@@ -178,6 +178,15 @@ class Amp(Choice):
     fp16 = "fp16"
 
 
+class ImportFormat(Choice):
+    """Formats that corrected masks come back in; ``clipes.formats.READERS`` reads them."""
+
+    coco = "coco"
+    labelme = "labelme"
+    cvat = "cvat"
+    voc = "voc"
+
+
 class ExportFormat(Choice):
     """Formats of other tools; ``clipes.formats.FORMATS`` writes them."""
 

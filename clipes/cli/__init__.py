@@ -18,7 +18,7 @@ from clipes.cli.bench import bench
 from clipes.cli.data import check, tag
 from clipes.cli.data import masks as draw_masks
 from clipes.cli.doctor import doctor
-from clipes.cli.export import export
+from clipes.cli.export import export, import_
 from clipes.cli.masks import cam, refine
 from clipes.cli.prompts import prompts_app
 from clipes.cli.run import demo, run
@@ -52,6 +52,7 @@ app.command("predict")(predict)
 app.command("relabel")(relabel)
 app.command("bench")(bench)
 app.command("export")(export)
+app.command("import")(import_)
 app.command("doctor")(doctor)
 
 

@@ -1,4 +1,4 @@
-"""``clipes export``."""
+"""``clipes export`` and ``clipes import``: masks for other tools, and corrected ones back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-from clipes.choices import ExportFormat
-from clipes.cli.options import RootOption, RunArgument, command_line, conclude, listener, open_run
+from clipes.choices import ExportFormat, ImportFormat
+from clipes.cli.options import (
+    RootOption,
+    RunArgument,
+    UseCorrectedOption,
+    command_line,
+    conclude,
+    listener,
+    open_run,
+)
 
 
 def export(
@@ -45,6 +53,7 @@ def export(
         bool,
         typer.Option("--upright", help="coco, labelme, cvat: add the images, turned upright."),
     ] = False,
+    use_corrected: UseCorrectedOption = True,
     root: RootOption = None,
 ) -> None:
     """Write pseudo-masks for another tool; docs/formats.md says what is in the files.
@@ -56,6 +65,28 @@ def export(
     from clipes.stages.export import export as export_stage
 
     options = Options(confidence, components, tolerance, copy, grey, polygons, upright)
-    request = ExportRequest(format_.value, root, out, options, command_line())
+    request = ExportRequest(format_.value, root, out, options, command_line(), use_corrected)
     target, summary = export_stage(request, open_run(run), listener())
     conclude(format_.value, target, summary, "images written")
+
+
+def import_(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    path: Annotated[Path, typer.Argument(help="File or folder that the tool saved.")],
+    format_: Annotated[ImportFormat, typer.Option("--format", "-f", help="What it is.")],
+    by: Annotated[
+        str | None, typer.Option(help="Who corrected the masks. (default: your login name)")
+    ] = None,
+    root: RootOption = None,
+) -> None:
+    """Read corrected masks back: RUN/corrected wins over the run's own masks from then on.
+
+    train-seg, export and report use them, eval scores the masks with and without them.
+
+    Example: clipes import runs/folder my-photos.json --format coco
+    """
+    from clipes.stages.import_masks import ImportRequest, import_masks, login_name
+
+    request = ImportRequest(format_.value, path, by or login_name(), root, command_line())
+    folder, summary = import_masks(request, open_run(run), listener())
+    conclude("import", folder, summary, "corrected masks")

@@ -128,6 +128,14 @@ ShardOption = Annotated[
 ]
 
 
+UseCorrectedOption = Annotated[
+    bool,
+    typer.Option(
+        "--use-corrected/--no-use-corrected", help="Masks of 'clipes import' before the run's."
+    ),
+]
+
+
 def this_part(shard: str | None) -> Shard:
     """Return the part of the images that this process does."""
     from clipes.run.loop import Shard

@@ -11,6 +11,7 @@ from clipes.cli.options import (
     PromptsOption,
     RootOption,
     RunArgument,
+    UseCorrectedOption,
     listener,
     open_run,
 )
@@ -44,6 +45,7 @@ def evaluate(
     tolerance: Annotated[
         float, typer.Option(min=0, help="Points of mIoU that a stage may fall below it.")
     ] = 0.5,
+    use_corrected: UseCorrectedOption = True,
 ) -> None:
     """Score every stage that has output, per class; or any folder of masks.
 
@@ -66,7 +68,7 @@ def evaluate(
     else:
         run = open_run(target)
         folder = run.root
-        scored = evaluate_run(run, root, gt, powers, listener())
+        scored = evaluate_run(run, root, gt, powers, listener(), use_corrected=use_corrected)
         keep_scores(scored, run, say)
     if json_file is not None:
         write_json(json_file, scores_to_json(scored))
@@ -101,6 +103,7 @@ def report(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Images at once. (default: one per core)")
     ] = None,
+    use_corrected: UseCorrectedOption = True,
 ) -> None:
     """Write one HTML page of a run: scores, curves, pictures, and which masks need a person.
 
@@ -110,7 +113,7 @@ def report(
     """
     from clipes.stages.report import ReportRequest, make_report
 
-    request = ReportRequest(root, pictures, thumbnails, workers)
+    request = ReportRequest(root, pictures, thumbnails, workers, use_corrected)
     page, failures = make_report(request, open_run(run), listener())
     typer.echo(page)
     if failures:

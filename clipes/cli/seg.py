@@ -10,6 +10,7 @@ from clipes.cli.options import (
     RootOption,
     RunArgument,
     ShardOption,
+    UseCorrectedOption,
     WeightsOption,
     command_line,
     finish,
@@ -40,6 +41,7 @@ def train_seg(
     masks: opts.MasksOption = None,
     confidence: opts.ConfidenceOption = None,
     relabelled: opts.RelabelledOption = False,
+    use_corrected: UseCorrectedOption = True,
     val: opts.ValOption = None,
     root: opts.RootOption = None,
     iterations: opts.IterationsOption = None,
@@ -78,7 +80,18 @@ def train_seg(
     source = open_run(run or run_folder)
     target = Run(out) if out else source
     request = TrainRequest(
-        Sources(source, target, root, split, masks, confidence, relabelled, val, backbone_weights),
+        Sources(
+            source,
+            target,
+            root,
+            split,
+            masks,
+            confidence,
+            relabelled,
+            val,
+            backbone_weights,
+            use_corrected,
+        ),
         preset.value,
         Changes(
             arch=arch and arch.value,

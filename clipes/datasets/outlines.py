@@ -39,6 +39,11 @@ class Outline:
     area: float
     runs: npt.NDArray[np.int32]
 
+    def inside(self, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """Return (H, W) bool, True inside, for the size (H, W) that it was read with."""
+        inside = np.repeat(np.arange(len(self.runs)) % 2 == 1, self.runs)
+        return inside.reshape(size[::-1]).T
+
 
 def parse_outline(annotation: dict[str, Any], value: int, size: tuple[int, int]) -> Outline:
     """Read the outline of an annotation.
@@ -78,8 +83,7 @@ def draw(outlines: Iterable[Outline], size: tuple[int, int]) -> UInt8Array:
     """
     mask: UInt8Array = np.zeros(size, np.uint8)
     for outline in sorted(outlines, key=lambda item: (item.value != IGNORE, -item.area)):
-        inside = np.repeat(np.arange(len(outline.runs)) % 2 == 1, outline.runs)
-        mask[inside.reshape(size[::-1]).T] = outline.value
+        mask[outline.inside(size)] = outline.value
     return mask
 
 

@@ -1,7 +1,8 @@
-"""Pseudo-masks and maps in the formats of other tools.
+"""Pseudo-masks and maps in the formats of other tools, and corrected masks out of them.
 
-One module per format. A writer takes one image at a time, so that memory does not grow with the
-pixels of a data set; a format is a file per image, or one file that is complete or absent.
+One module per format and direction. A writer takes one image at a time, so that memory does not
+grow with the pixels of a data set; a format is a file per image, or one file that is complete or
+absent.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from clipes.formats.cvat_mask import write_cvat_mask
 from clipes.formats.label_studio import write_label_studio
 from clipes.formats.labelme import write_labelme
 from clipes.formats.mmseg import write_mmseg
+from clipes.formats.read import Reader
+from clipes.formats.read_coco import read_coco
+from clipes.formats.read_cvat import read_cvat
+from clipes.formats.read_labelme import read_labelme
+from clipes.formats.read_masks import read_masks
 from clipes.formats.ultralytics import write_ultralytics
 from clipes.formats.voc import write_voc
 from clipes.formats.yolo_seg import write_yolo_seg
 
-__all__ = ["FORMATS", "Format", "Item", "Options", "Plan", "Writer"]
+__all__ = ["FORMATS", "READERS", "Format", "Item", "Options", "Plan", "Writer"]
 
 
 def _of_masks(write: OpenWriter, *options: str) -> Format:
@@ -38,3 +44,11 @@ FORMATS: dict[str, Format] = {
     "clip-es": Format(write_clip_es, "cams", frozenset()),
 }
 """The formats by their names on the command line."""
+
+READERS: dict[str, Reader] = {
+    "coco": read_coco,
+    "labelme": read_labelme,
+    "cvat": read_cvat,
+    "voc": read_masks,
+}
+"""Those that corrected masks are read from."""

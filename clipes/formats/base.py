@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +29,9 @@ from clipes.types import IGNORE, CamMaps, Sample, UInt8Array, size_text
 
 IGNORE_LABEL = "__ignore__"
 """What regions without a label are called where a format only knows names."""
+
+BACKGROUND_LABELS = ("_background_", "background")
+"""What the background is called where a format needs a name for it: labelme's, and CVAT's."""
 
 _QUALITY = 95  # of photos that are turned upright
 
@@ -79,11 +82,11 @@ class Plan:
     @cached_property
     def images(self) -> Path:
         """The folder that all images lie in or below."""
-        return Path(os.path.commonpath([s.image.absolute().parent for s in self.samples]))
+        return common_folder(self.samples)
 
     def name(self, sample: Sample) -> str:
         """Return what an image is called in the tool: its path below ``images``, with slashes."""
-        return sample.image.absolute().relative_to(self.images).as_posix()
+        return name_below(self.images, sample)
 
     def labels_with_ignore(self) -> tuple[str, ...]:
         """Return the class names and the name of what has no label.
@@ -129,7 +132,8 @@ class Item:
         """
         path = self.run.pseudo_path(self.sample.id)
         mask, threshold = read_mask(path), self.plan.options.confidence
-        again = f"and run 'clipes refine {self.run.root}' again"
+        refine = f"and run 'clipes refine {self.run.root}' again"
+        again = refine if self.run.exists() else "and import it again"  # a person's mask
         if mask.shape != (size := read_header(self.sample.image)[0]):
             raise ArtifactError(
                 f"{path} is {size_text(mask.shape)}, the image {size_text(size)}",
@@ -246,6 +250,16 @@ class Format:
     write: OpenWriter
     source: str
     options: frozenset[str]
+
+
+def common_folder(samples: Iterable[Sample]) -> Path:
+    """Return the deepest folder that all images lie in or below."""
+    return Path(os.path.commonpath([sample.image.absolute().parent for sample in samples]))
+
+
+def name_below(folder: Path, sample: Sample) -> str:
+    """Return the path of an image below a folder, with slashes."""
+    return sample.image.absolute().relative_to(folder).as_posix()
 
 
 def image_suffix(sample: Sample) -> str:

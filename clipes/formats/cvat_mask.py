@@ -20,10 +20,10 @@ from pathlib import Path, PurePosixPath
 from clipes.disk.files import write_text
 from clipes.disk.images import voc_palette, write_mask
 from clipes.errors import UsageError
-from clipes.formats.base import FileWriter, Item, Plan, list_text
+from clipes.formats.base import BACKGROUND_LABELS, FileWriter, Item, Plan, list_text
 from clipes.types import Sample
 
-_BACKGROUND = "background"
+_BACKGROUND = BACKGROUND_LABELS[1]
 _MASKS = "SegmentationClass"
 
 

@@ -19,11 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from clipes.disk.files import write_text
-from clipes.formats.base import IGNORE_LABEL, FileWriter, Item, Plan, list_text, placed_path
+from clipes.formats.base import (
+    BACKGROUND_LABELS,
+    IGNORE_LABEL,
+    FileWriter,
+    Item,
+    Plan,
+    list_text,
+    placed_path,
+)
 from clipes.formats.regions import paint_order, simplify
 from clipes.types import IGNORE, Sample
 
-BACKGROUND_LABEL = "_background_"
+BACKGROUND_LABEL = BACKGROUND_LABELS[0]
 
 _VERSION = "5.5.0"  # of the first labelme with all of these keys
 _FEWEST = 3  # corners of what labelme takes for a polygon

@@ -19,6 +19,9 @@ CONFIDENT_MASKS = f"{MASKS} >= {CONFIDENCE_THRESHOLD}"
 """What those of their confident pixels are called."""
 
 
+CORRECTED = f"{MASKS}, corrected"
+"""What the scores of pseudo-masks are called where a person's go before them."""
+
 RELABELLED = "relabelled"
 """What the scores of a segmenter's masks of the run's own images are called."""
 

@@ -12,9 +12,17 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.disk.images import read_header, read_mask
 from clipes.errors import ArtifactError, ClipesError
 from clipes.masks.pseudo import cam_mask
-from clipes.masks.scores import CONFIDENT_MASKS, MASKS, ConfusionMatrix, Scores, maps_name
+from clipes.masks.scores import (
+    CONFIDENT_MASKS,
+    CORRECTED,
+    MASKS,
+    ConfusionMatrix,
+    Scores,
+    maps_name,
+)
 from clipes.masks.values import require_classes, value_count
 from clipes.report.review import Signs, read_signs, reasons, score
+from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.types import IGNORE, CamMaps, Int64Array, PseudoLabel, Sample, UInt8Array, size_text
@@ -37,6 +45,7 @@ class Row:
         reasons: Why, in words.
         miou: mIoU over the labels that it or its mask holds; None without ground truth.
         failure: Why it cannot be used or shown; empty if it can.
+        corrected: Whether a person corrected its mask, which needs none any more.
     """
 
     id: str
@@ -47,6 +56,7 @@ class Row:
     reasons: tuple[str, ...] = ()
     miou: float | None = None
     failure: str = ""
+    corrected: bool = False
 
     @property
     def urgency(self) -> float:
@@ -149,6 +159,8 @@ def measure(
     classes: Sequence[str],
     exponent: float,
     current: Freshness,
+    *,
+    use_corrected: bool = True,
 ) -> tuple[list[Row], Tally]:
     """Look at what a run made for some images.
 
@@ -158,17 +170,19 @@ def measure(
         classes: Class names in mask order.
         exponent: alpha of the background score.
         current: Tells what is out of date, and cannot be used.
+        use_corrected: Whether a person's masks are looked at, too.
 
     Returns:
         A row per image, in order, and the sums over those that can be used.
     """
     tally = Tally(value_count(len(classes)))
     rows = []
+    chosen = Chosen(run, current, use_corrected)
     for sample in samples:
         try:
-            if reason := current.unusable(sample):
+            if reason := current.unusable(sample) or chosen.unusable(sample):
                 raise ArtifactError(reason)
-            row = _measure(sample, run, classes, exponent, tally)
+            row = _measure(sample, chosen, classes, exponent, tally)
         except ClipesError as error:
             row = Row(sample.id, _known(sample, classes), (0, 0), failure=str(error))
         rows.append(row)
@@ -194,6 +208,20 @@ def load_outputs(run: Run, sample: Sample, n_classes: int) -> tuple[CamMaps, Pse
         remedy = "check that the run belongs to this list of classes"
         require_classes(pseudo.mask, n_classes, "the mask", remedy)
     return cams, pseudo
+
+
+def load_corrected(masks: Chosen, sample: Sample, n_classes: int) -> UInt8Array | None:
+    """Read the mask of an image that a person corrected; None if none did.
+
+    Raises:
+        ClipesError: It is damaged, or of other classes than there are.
+    """
+    if not masks.is_corrected(sample):
+        return None
+    mask = read_mask(masks.files(sample).pseudo_path(sample.id))
+    check_size(mask, read_header(sample.image)[0], "corrected mask")
+    require_classes(mask, n_classes, "the corrected mask", "correct and import it again")
+    return mask
 
 
 def check_size(array: np.ndarray, size: tuple[int, int], what: str) -> None:
@@ -227,9 +255,10 @@ def _known(sample: Sample, classes: Sequence[str]) -> tuple[int, ...]:
 
 
 def _measure(
-    sample: Sample, run: Run, classes: Sequence[str], exponent: float, tally: Tally
+    sample: Sample, chosen: Chosen, classes: Sequence[str], exponent: float, tally: Tally
 ) -> Row:
-    cams, pseudo = load_outputs(run, sample, len(classes))
+    cams, pseudo = load_outputs(chosen.run, sample, len(classes))
+    mended = load_corrected(chosen, sample, len(classes))
     size, _ = read_header(sample.image)
     check_image(sample, size, cams)
     coarse = cam_mask(cams, exponent)
@@ -245,6 +274,8 @@ def _measure(
         sure = bins >= CUTS.index(CONFIDENCE_THRESHOLD)
         masks[MASKS] = pseudo.mask
         masks[CONFIDENT_MASKS] = np.where(sure, pseudo.mask, np.uint8(IGNORE))
+        if chosen.has_some:
+            masks[CORRECTED] = pseudo.mask if mended is None else mended
     # From here on everything was read and fits: an image counts wholly or not at all.
     miou = None if truth is None else _score(truth, masks, tally)
     if pseudo is not None and bins is not None:
@@ -256,10 +287,24 @@ def _measure(
         tuple(cams.labels.tolist()),
         cams.size,
         signs,
-        score(signs),
-        reasons(signs, classes),
+        score(signs) if mended is None else 0.0,
+        _told(chosen, sample, mended, pseudo) or reasons(signs, classes),
         miou,
+        corrected=mended is not None,
     )
+
+
+def _told(
+    chosen: Chosen, sample: Sample, mended: UInt8Array | None, pseudo: PseudoLabel | None
+) -> tuple[str, ...]:
+    """Say who corrected a mask, and how much of the one before they left; nothing if no one did."""
+    if mended is None:
+        return ()
+    who = chosen.corrected_by(sample)
+    if pseudo is None:
+        return (f"corrected{who}",)
+    kept = float((mended == pseudo.mask).mean())
+    return (f"corrected{who}: {100 * kept:.1f} % of the pixels are as before",)
 
 
 def _score(truth: UInt8Array, masks: dict[str, UInt8Array], tally: Tally) -> float | None:

@@ -90,7 +90,7 @@ def write_page(
 
 
 def write_queue(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> None:
-    """Write the review queue as CSV, what needs a person most first.
+    """Write the review queue as CSV, what needs a person most first, without what one corrected.
 
     Columns: place, image, score, reasons (by semicolon), labels (by semicolon), confident (share of
     the pixels with a confidence of at least 0.95), agreement (mean IoU of the map's mask and the
@@ -108,7 +108,8 @@ def write_queue(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> None
         table = csv.writer(file, lineterminator="\n")
         columns = ("place", "image", "score", "reasons", "labels", "confident", "agreement", "miou")
         table.writerow(columns)
-        for place, row in enumerate(sorted(rows, key=lambda row: -row.urgency), start=1):
+        queue = [row for row in rows if row.failure or not row.corrected]
+        for place, row in enumerate(sorted(queue, key=lambda row: -row.urgency), start=1):
             reasons = [f"cannot be shown: {row.failure}"] if row.failure else []
             table.writerow(
                 [

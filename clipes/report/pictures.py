@@ -15,9 +15,9 @@ from clipes.disk.images import read_image, read_mask
 from clipes.errors import ClipesError
 from clipes.masks.pseudo import cam_mask
 from clipes.masks.values import value_of
-from clipes.report.measure import check_image, check_size, load_outputs
+from clipes.report.measure import check_image, check_size, load_corrected, load_outputs
 from clipes.report.overlays import CONFIDENCE, heat_overlay, mask_overlay, ramp, shrink
-from clipes.run.folder import Run
+from clipes.run.corrected import Chosen
 from clipes.types import IGNORE, CamMaps, PseudoLabel, Sample, UInt8Array
 
 SIDE, THUMB_SIDE = 400, 160
@@ -67,26 +67,35 @@ class Pictures:
 
 
 def draw(
-    index: int, sample: Sample, run: Run, classes: Sequence[str], exponent: float, *, large: bool
+    index: int,
+    sample: Sample,
+    masks: Chosen,
+    classes: Sequence[str],
+    exponent: float,
+    *,
+    large: bool,
 ) -> Pictures:
     """Draw what a run made for one image.
 
     Args:
         index: Its place in the data set.
         sample: The image.
-        run: The run folder.
+        masks: Which masks of the run count.
         classes: Class names in mask order.
         exponent: alpha of the background score.
         large: Whether large pictures are wanted beside the thumbnail.
     """
     try:
         image = read_image(sample.image)
-        cams, pseudo = load_outputs(run, sample, len(classes))
+        cams, pseudo = load_outputs(masks.run, sample, len(classes))
         check_image(sample, (image.shape[0], image.shape[1]), cams)
         mask = cam_mask(cams, exponent) if pseudo is None else pseudo.mask
+        mended = load_corrected(masks, sample, len(classes))
         small = shrink(image, THUMB_SIDE)
-        thumbnail = _webp(mask_overlay(small, shrink(mask, THUMB_SIDE)))
-        figures = tuple(_figures(sample, image, cams, mask, pseudo, classes)) if large else ()
+        counts = mask if mended is None else mended
+        thumbnail = _webp(mask_overlay(small, shrink(counts, THUMB_SIDE)))
+        shown = (mask, mended)
+        figures = tuple(_figures(sample, image, cams, shown, pseudo, classes)) if large else ()
     except ClipesError as error:
         return Pictures(index, failure=str(error))
     return Pictures(index, thumbnail, figures)
@@ -96,11 +105,11 @@ def _figures(
     sample: Sample,
     image: UInt8Array,
     cams: CamMaps,
-    mask: UInt8Array,
+    masks: tuple[UInt8Array, UInt8Array | None],
     pseudo: PseudoLabel | None,
     classes: Sequence[str],
 ) -> Iterator[Figure]:
-    id_, small = sample.id, shrink(image, SIDE)
+    id_, small, (mask, mended) = sample.id, shrink(image, SIDE), masks
     size = small.shape[0], small.shape[1]
     yield Figure(_webp(small), size, f"{id_}: image", "Image")
     for label, map_ in zip(cams.labels.tolist(), cams.maps, strict=True):
@@ -109,6 +118,9 @@ def _figures(
     what = "Mask" if pseudo is not None else "Mask of the maps"
     picture, areas = _webp(mask_overlay(small, shrink(mask, SIDE))), _areas(mask, classes)
     yield Figure(picture, size, f"{id_}: mask", what, areas=areas)
+    if mended is not None:
+        picture, areas = _webp(mask_overlay(small, shrink(mended, SIDE))), _areas(mended, classes)
+        yield Figure(picture, size, f"{id_}: corrected mask", "Corrected mask", areas=areas)
     if pseudo is not None:
         sure = float((pseudo.confidence >= CONFIDENCE_THRESHOLD).mean())
         alt = f"{id_}: confidence"

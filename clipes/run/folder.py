@@ -9,6 +9,7 @@
              looks/               what the classes look like, over many images
              labels.csv           zero-shot tags, if the labels are such; may be corrected
              relabelled/          pseudo/ and confidence/ once more, as a trained segmenter says
+             corrected/           likewise, as a person mended them; confidence 1
 
 Every file is complete or absent. Maps, masks and confidence maps say what they were made from
 (``clipes.run.origin``); an image is done if its files are there and were made from what is there
@@ -113,6 +114,11 @@ class Run:
     def relabelled(self) -> Run:
         """The folder of a segmenter's masks; its ``pseudo`` and ``confidence`` are as a run's."""
         return Run(self.root / "relabelled")
+
+    @property
+    def corrected(self) -> Run:
+        """The folder of masks that a person mended; laid out as ``relabelled`` is."""
+        return Run(self.root / "corrected")
 
     @property
     def looks_path(self) -> Path:
@@ -360,7 +366,8 @@ class Run:
                 "packages": _versions(),
             }
 
-        for folder in ("confidence", "predictions", "relabelled/confidence"):
+        others = ("relabelled/confidence", "corrected/pseudo", "corrected/confidence")
+        for folder in ("confidence", "predictions", *others):
             remove_leftovers(self.root / folder)
         self._change(record)
 

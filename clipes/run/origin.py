@@ -267,6 +267,21 @@ class RelabelOrigin(_OfPicture):
 
 
 @dataclass(frozen=True)
+class CorrectionOrigin(_OfPicture):
+    """Who corrected the mask of an image.
+
+    Attributes:
+        by: A person's name.
+        when: When it was imported, ISO 8601 in UTC.
+        tool: The format it came in.
+    """
+
+    by: str
+    when: str
+    tool: str
+
+
+@dataclass(frozen=True)
 class TokensOrigin(_OfPicture):
     """What the kept tokens of an image were made from.
 

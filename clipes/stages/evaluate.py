@@ -22,6 +22,7 @@ from clipes.masks.pseudo import in_mask_order, label_pixels, upsample, with_back
 from clipes.masks.scores import (
     CONFIDENT_MASKS,
     CONFIDENT_RELABELLED,
+    CORRECTED,
     MASKS,
     RELABELLED,
     ConfusionMatrix,
@@ -30,6 +31,7 @@ from clipes.masks.scores import (
     segmenter_name,
 )
 from clipes.masks.values import RULE, value_count, value_of
+from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import in_order, waiting
@@ -99,6 +101,8 @@ def evaluate_run(
     gt: Path | None,
     exponents: Sequence[float],
     listener: Listener,
+    *,
+    use_corrected: bool = True,
 ) -> Scored:
     """Score every stage of a run that has output.
 
@@ -108,6 +112,7 @@ def evaluate_run(
         gt: Folder of ground-truth masks, if not the data set's.
         exponents: Background exponents to score the maps with.
         listener: Who is told what cannot be scored, and how far each stage is.
+        use_corrected: Whether the masks are also scored with a person's in place of the run's.
 
     Raises:
         DatasetError: There is no ground truth.
@@ -131,6 +136,8 @@ def evaluate_run(
     _say_stale(Freshness.of(run, data.classes), scored, listener)
     with listener.progress("eval") as progress:
         stages = _score_masks(run, data, truths, exponents, progress, say)
+        if use_corrected:
+            stages |= _score_corrected(run, data, truths, progress)
         stages |= score_relabelled(run, gt, data, progress, say)
         stages |= score_segmenter(run, root, gt, data, progress, say)
     if not stages:
@@ -160,6 +167,23 @@ def _score_masks(
                 _say_absent([s for s in data.samples if s.id in some], data.classes, found, say)
             stages |= scores
     return stages
+
+
+def _score_corrected(
+    run: Run, data: Dataset, truths: Mapping[str, Path], progress: Progress
+) -> dict[str, Scores]:
+    """Score the masks with a person's in place of the run's, if there are any of theirs."""
+    chosen = Chosen(run, Freshness.of(run, data.classes))
+    scored = [sample for sample in data.samples if sample.id in truths]
+    if not chosen.has_some:
+        return {}
+    files = {sample.id: chosen.files(sample) for sample in scored}
+    some = {id_: path for id_, path in truths.items() if files[id_].pseudo_path(id_).exists()}
+    output = _Output(
+        lambda id_: files[id_].pseudo_path(id_),
+        lambda id_: {CORRECTED: read_mask(files[id_].pseudo_path(id_))},
+    )
+    return _score(output, some, len(data.classes), progress)[0]
 
 
 def _say_stale(

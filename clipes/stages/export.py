@@ -14,6 +14,7 @@ from clipes.errors import ArtifactError, UsageError
 from clipes.formats import FORMATS, Format, Item, Options, Plan, Writer
 from clipes.formats.written import Written
 from clipes.listener import Listener
+from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Summary, for_each, waiting
@@ -32,6 +33,7 @@ class ExportRequest:
         out: Folder of the output; if None ``export/<name>`` in the run folder.
         options: What the user chose.
         command: The command line, for the record.
+        use_corrected: Whether masks that a person corrected go before the run's.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ExportRequest:
     out: Path | None = None
     options: Options = field(default_factory=Options)
     command: str = ""
+    use_corrected: bool = True
 
 
 def export(request: ExportRequest, run: Run, listener: Listener) -> tuple[Path, Summary]:
@@ -69,7 +72,9 @@ def export(request: ExportRequest, run: Run, listener: Listener) -> tuple[Path, 
     data = reopen(run, request.root)
     if remark := orphans(run, data, form.source):
         listener.say(remark)
-    samples = _ready(run, data.samples, form, options, listener)
+    fresh = Freshness.of(run, data.classes)
+    masks = Chosen(run, fresh, request.use_corrected)
+    samples = _ready(masks, data.samples, form, options, listener)
     folder = request.out or run.root / "export" / name
     settings = {
         "format": name,
@@ -78,10 +83,9 @@ def export(request: ExportRequest, run: Run, listener: Listener) -> tuple[Path, 
         **_chosen(form, options),
     }
     written = Written(folder, settings, request.command, _chosen(form, Options()))
-    current = Freshness.of(run, data.classes)
     plan = Plan(folder, samples, data.classes, _split(run), _numbers(data), options)
     with form.write(plan) as writer:
-        job = _Job(run, plan, form, writer, written, current)
+        job = _Job(masks, fresh, plan, form, writer, written)
         summary = job.run_all(listener)
         job.remove_others(summary.failures, listener.say)
     if lost := writer.lost():
@@ -96,20 +100,20 @@ class _Job:
     """An export under way.
 
     Attributes:
-        run: What is exported.
+        masks: What is exported.
+        fresh: Tells what is out of date of maps.
         plan: Which images, and how.
         form: The format.
         writer: Its writer, open.
         written: What was written before.
-        current: Tells what is out of date.
     """
 
-    run: Run
+    masks: Chosen
+    fresh: Freshness
     plan: Plan
     form: Format
     writer: Writer
     written: Written
-    current: Freshness
 
     def run_all(self, listener: Listener) -> Summary:
         """Write every image that is not done; argument and errors as for ``export``."""
@@ -168,8 +172,8 @@ class _Job:
 
     def _stale(self, sample: Sample) -> str:
         if self.form.source == "pseudo":
-            return self.current.unusable(sample)
-        return self.current.unusable_maps(sample)
+            return self.masks.unusable(sample)
+        return self.fresh.unusable_maps(sample)
 
     def _write(self, sample: Sample, *, placed: bool) -> None:
         if reason := self._stale(sample):
@@ -180,20 +184,25 @@ class _Job:
                 f"{edited} was edited since it was written, and what it was made from has changed",
                 "it may be a person's work: delete it to have it written again",
             )
-        self.writer.add(Item(sample, self.run, self.plan, placed))
+        self.writer.add(Item(sample, self._files(sample), self.plan, placed))
+
+    def _files(self, sample: Sample) -> Run:
+        """Return the folder with what the files of an image are made from."""
+        return self.masks.files(sample) if self.form.source == "pseudo" else self.masks.run
 
     def _made_from(self, sample: Sample) -> str:
         """Return the digest of all that the files of an image are made from.
 
         The picture counts by where it is: what is in it changes the mask or the maps.
         """
+        files = self._files(sample)
         if self.form.source == "cams":
-            return digest([_sha256(self.run.cams_path(sample.id))])
+            return digest([_sha256(files.cams_path(sample.id))])
         unsure = self.plan.options.confidence is not None
         return digest(
             [
-                _sha256(self.run.pseudo_path(sample.id)),
-                _sha256(self.run.confidence_path(sample.id)) if unsure else "",
+                _sha256(files.pseudo_path(sample.id)),
+                _sha256(files.confidence_path(sample.id)) if unsure else "",
                 str(sample.image.absolute()),
                 sample.image.stat().st_size if sample.image.is_file() else 0,
             ]
@@ -228,19 +237,21 @@ def _check_options(name: str, form: Format, options: Options) -> None:
 
 
 def _ready(
-    run: Run,
+    masks: Chosen,
     samples: Sequence[Sample],
     form: Format,
     options: Options,
     listener: Listener,
 ) -> tuple[Sample, ...]:
     """Return the images for which there is what the format is made from."""
-    what, remedy = "activation map", "run 'clipes cam' first"
+    run, what, remedy = masks.run, "activation map", "run 'clipes cam' first"
     if form.source == "pseudo":
         what, remedy = "pseudo-mask", f"run 'clipes refine {run.root}' first"
     present = set(run.ids(form.source))
     if options.confidence is not None:
         present &= set(run.ids("confidence"))
+    if form.source == "pseudo":
+        present |= {sample.id for sample in samples if masks.is_corrected(sample)}
     ready = tuple(sample for sample in samples if sample.id in present)
     if not ready:
         raise ArtifactError(f"no image of {run.root} has a {what}", remedy)

@@ -20,6 +20,7 @@ from clipes.masks.values import value_count
 from clipes.report.measure import Row, Tally, measure
 from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Pictures, draw
+from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import in_groups, in_order, part_of
@@ -47,12 +48,14 @@ class ReportRequest:
         large: Most images with large pictures of maps, mask and confidence.
         thumbnails: Most images with at least a thumbnail.
         workers: Threads; None for as many as there are cores.
+        use_corrected: Whether masks that a person corrected are shown, and out of the queue.
     """
 
     root: Path | None = None
     large: int = LARGE
     thumbnails: int = THUMBNAILS
     workers: int | None = None
+    use_corrected: bool = True
 
 
 def make_report(
@@ -102,7 +105,10 @@ def _write(
     large, thumbnails = request.large, request.thumbnails
     total = len(samples) + min(max(large, thumbnails), len(samples))
     measured, drawn = part_of(progress, 0, total), part_of(progress, len(samples), total)
-    rows, tally = measure_run(run, samples, data.classes, request.workers, measured)
+    mended = request.use_corrected
+    rows, tally = measure_run(
+        run, samples, data.classes, request.workers, measured, use_corrected=mended
+    )
     scores = tally.scores() | _segmenter(run, request.root, data, say)
     if not scores:
         say("no scores: the images have no ground truth")
@@ -113,7 +119,8 @@ def _write(
         for index, big in sorted(chosen.items(), key=lambda item: -rows[item[0]].urgency)
     ]
     exponent = preset_of(run).background_exponent
-    work = partial(_draw_one, run=run, classes=data.classes, exponent=exponent)
+    masks = Chosen(run, Freshness.of(run, data.classes), mended)
+    work = partial(_draw_one, masks=masks, classes=data.classes, exponent=exponent)
     path = run.root / "report" / PAGE
     with closing(in_order(work, jobs, workers=request.workers, progress=drawn)) as pictures:
         rows = write_page(path, head, rows, tally, scores, pictures)
@@ -127,6 +134,8 @@ def measure_run(
     classes: Sequence[str],
     workers: int | None,
     progress: Progress,
+    *,
+    use_corrected: bool = True,
 ) -> tuple[list[Row], Tally]:
     """Look at what a run made for its images.
 
@@ -136,13 +145,21 @@ def measure_run(
         classes: Class names in mask order.
         workers: Threads; None for as many as there are cores.
         progress: Called after every few images.
+        use_corrected: Whether a person's masks are looked at, too.
 
     Returns:
         A row per image, in order, and the sums over all.
     """
     exponent = preset_of(run).background_exponent
     current = Freshness.of(run, classes)
-    work = partial(measure, run=run, classes=classes, exponent=exponent, current=current)
+    work = partial(
+        measure,
+        run=run,
+        classes=classes,
+        exponent=exponent,
+        current=current,
+        use_corrected=use_corrected,
+    )
     groups = in_groups(samples, _CHUNK)
     rows: list[Row] = []
     tally = Tally(value_count(len(classes)))
@@ -200,10 +217,10 @@ def _choose(rows: Sequence[Row], queue: Sequence[int], most: int) -> list[int]:
 
 
 def _draw_one(
-    job: tuple[int, Sample, bool], run: Run, classes: Sequence[str], exponent: float
+    job: tuple[int, Sample, bool], masks: Chosen, classes: Sequence[str], exponent: float
 ) -> Pictures:
     index, sample, large = job
-    return draw(index, sample, run, classes, exponent, large=large)
+    return draw(index, sample, masks, classes, exponent, large=large)
 
 
 def _segmenter(

@@ -11,6 +11,7 @@ from clipes.errors import ArtifactError, UsageError
 from clipes.listener import Listener
 from clipes.masks.folder import find_masks, require_some
 from clipes.masks.values import RULE, value_count
+from clipes.run.corrected import Chosen
 from clipes.run.freshness import Freshness
 from clipes.run.origin import digest
 from clipes.run.relabelled import Relabelled
@@ -19,7 +20,7 @@ from clipes.seg.data import Tally, TrainingPair, check_pairs
 from clipes.seg.loss import Guidance
 from clipes.seg.train import TrainingError
 from clipes.stages.train_request import Sources
-from clipes.types import Progress, Sample
+from clipes.types import Progress
 
 _LEAST_USED, _LEAST_OF_ALL = 0.05, 0.001
 """Shares of the labelled pixels, and of all; with less, the result is an untrained network's."""
@@ -46,17 +47,20 @@ def training_pairs(
     masks, maps = _folders(sources, guided=guided)
     given = None if sources.masks is None else find_masks(sources.masks, "--masks")
     _say_left_out(sources, data, say)
-    unusable = _out_of_date(sources, data)
+    chosen = _chosen(sources, data)
     pairs, stale, missing = [], [], []
     for sample in data.samples:
-        mask = masks / f"{sample.id}.png" if given is None else given.get(sample.id)
+        own = chosen.files(sample).pseudo_path(sample.id) if chosen else None
+        mask = own if given is None else given.get(sample.id)
         if mask is None or not mask.is_file():
             missing.append(sample.id)
             continue
-        if reason := unusable(sample):
+        if chosen and (reason := chosen.unusable(sample)):
             stale.append(f"{sample.id}: {reason}")
             continue
         confidence = maps / f"{sample.id}.png" if maps else None
+        if confidence is not None and chosen and chosen.is_corrected(sample):
+            confidence = run.corrected.confidence_path(sample.id)
         if confidence is not None and not confidence.is_file():
             raise ArtifactError(
                 f"{sample.id} has a mask but no confidence map {confidence}",
@@ -113,17 +117,20 @@ def labelled_pairs(
     return pairs
 
 
-def _out_of_date(sources: Sources, data: Dataset) -> Callable[[Sample], str]:
-    """Return what tells why the mask of an image is not to be learnt; masks named always are.
+def _chosen(sources: Sources, data: Dataset) -> Chosen | None:
+    """Return which masks of the run are learnt; None if others are named.
 
     Raises:
         ArtifactError: The run does not say what its masks were made with.
     """
     if sources.masks is not None:
-        return lambda sample: ""
-    if sources.relabelled:
-        return Relabelled.of(sources.run).unusable
-    return Freshness.of(sources.run, data.classes).unusable
+        return None
+    own = (
+        Relabelled.of(sources.run)
+        if sources.relabelled
+        else Freshness.of(sources.run, data.classes)
+    )
+    return Chosen(sources.run, own, sources.use_corrected)
 
 
 def _maker(sources: Sources) -> str:

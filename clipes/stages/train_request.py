@@ -38,6 +38,7 @@ class Sources:
         relabelled: Whether a segmenter's masks of the run, and their confidence, take their place.
         val: Name or path of the list of images to predict at the end; None looks for ``val``.
         backbone_weights: ``auto``, ``none`` or a file.
+        use_corrected: Whether masks that a person corrected go before the run's, sure everywhere.
     """
 
     run: Run
@@ -49,6 +50,7 @@ class Sources:
     relabelled: bool = False
     val: str | None = None
     backbone_weights: str = "auto"
+    use_corrected: bool = True
 
     def __post_init__(self) -> None:
         """Refuse two sets of masks."""

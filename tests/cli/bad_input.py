@@ -889,6 +889,41 @@ case("an `export.json` of something else")(exported('{"settings": []}'))
 case("an `export.json` nested a million deep")(exported("[" * 1_000_000))
 
 
+def corrected(name: str, form: str, text: str) -> Make:
+    def make(root: Path) -> Command:
+        maps(lambda _: None)(root)
+        (root / "mended").mkdir()
+        (root / "mended" / name).write_text(text)
+        return ["import", "run", "mended", "--format", form]
+
+    return make
+
+
+def shape(label: str, corner: int) -> str:
+    points = [[0, 0], [corner, 0], [0, 5]]
+    shapes = [{"label": label, "points": points, "shape_type": "polygon"}]
+    return json.dumps({"shapes": shapes, "imageHeight": 48, "imageWidth": 64})
+
+
+case("a corrected mask of a class that the run has not")(
+    corrected("a.json", "labelme", shape("wolf", 5))
+)
+case("one with a corner outside the picture")(corrected("a.json", "labelme", shape("cat", 99)))
+case("one of no image of the run")(corrected("b.json", "labelme", shape("cat", 5)))
+case("an `annotations.xml` with an entity")(
+    corrected(
+        "annotations.xml", "cvat", '<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>'
+    )
+)
+
+
+@case("a corrected mask of another size")
+def _(root: Path) -> Command:
+    maps(lambda _: None)(root)
+    write_mask(root / "mended" / "a.png", np.zeros((4, 4), np.uint8))
+    return ["import", "run", "mended", "--format", "voc"]
+
+
 @case("a ranking of templates with a text for a number")
 def _(root: Path) -> Command:
     folder(root)
