@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from clipes.datasets.base import without_suffix
 from clipes.disk.images import read_header
 from clipes.errors import ArtifactError
 from clipes.formats import READERS
@@ -21,6 +22,8 @@ from clipes.run.loop import Summary, for_each
 from clipes.run.origin import CorrectionOrigin, Picture
 from clipes.run.reopen import reopen
 from clipes.types import Failure, PseudoLabel, Sample
+
+_DEEPEST = 20  # folders of a name that are looked at
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,7 @@ def _matched(
     known: dict[str, Found] = {}
     failures = []
     for one in found:
-        path = PurePosixPath(one.name.replace("\\", "/"))
-        keys = (str(path), str(path.with_suffix("")) if path.name else "", path.name, path.stem)
-        sample = next((names[key] for key in keys if key in names), None)
+        sample = next((names[key] for key in _keys(one.name) if key in names), None)
         if sample is None:
             failures.append(Failure(one.name, "no image of the run is called that, or several are"))
         elif sample.id in known:
@@ -111,6 +112,18 @@ def _matched(
         else:
             known[sample.id] = one
     return known, failures
+
+
+def _keys(name: str) -> Iterator[str]:
+    """Yield what an image may be called of which a tool says ``name``, the most exact first.
+
+    Tools put folders of their own before a path, and some drop the suffix, or have that of a mask.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts[-_DEEPEST:]
+    for start in range(len(parts)):
+        tail = "/".join(parts[start:])
+        yield tail
+        yield without_suffix(tail)
 
 
 def _names(samples: Sequence[Sample]) -> dict[str, Sample | None]:
@@ -121,7 +134,8 @@ def _names(samples: Sequence[Sample]) -> dict[str, Sample | None]:
     exact: dict[str, Sample | None] = {}
     loose: dict[str, Sample | None] = {}
     for sample in samples:
-        exact[name_below(folder, sample)] = exact[sample.id] = sample
-        for name in {sample.image.name, sample.image.stem}:
+        below = name_below(folder, sample)
+        exact[below] = exact[without_suffix(below)] = exact[sample.id] = sample
+        for name in {sample.image.name, without_suffix(sample.image.name)}:
             loose[name] = None if name in loose else sample
     return {**loose, **exact}

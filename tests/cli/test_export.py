@@ -79,3 +79,20 @@ def test_errors_name_the_remedy(cli: Cli, run: Run) -> None:
     assert nothing.returncode == 1
     assert "run 'clipes refine" in nothing.stderr
     assert not (run.root / "export").exists()
+
+
+def test_corrected_masks_come_back(cli: Cli, run: Run, tmp_path: Path) -> None:
+    assert cli("export", run.root, "-f", "coco", "--out", "out").returncode == 0
+    path = tmp_path / "out" / "instances.json"
+    content = json.loads(path.read_text())
+    content["images"] = content["images"][:2]
+    content["images"][1]["width"] += 1
+    path.write_text(json.dumps(content))
+    done = cli("import", run.root, "out/instances.json", "--format", "coco", "--by", "ann")
+    assert done.returncode == 1
+    assert done.stdout == "runs/folder/corrected\n"
+    assert "skipping p1: it is 96 x 121 in the file, the picture 96 x 120" in done.stderr
+    assert "import: 1 corrected masks, 0 there before, 1 failed" in done.stderr
+    record = json.loads(run.manifest_path.read_text())["stages"]["import"]
+    assert record["settings"]["by"] == "ann"
+    assert run.corrected.ids("pseudo") == ["p0"]

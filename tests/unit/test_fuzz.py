@@ -29,6 +29,7 @@ from clipes.datasets.labels import read_labels
 from clipes.datasets.voc import read_annotation
 from clipes.disk.images import read_confidence, read_image, read_mask, write_confidence, write_mask
 from clipes.errors import ClipesError
+from clipes.formats import READERS
 from clipes.run.folder import Run
 from clipes.run.reopen import preset_of, reopen
 from clipes.seg.checkpoint import load_checkpoint
@@ -109,7 +110,34 @@ WORDS = {
     "model": np.array("x"),
 }
 
+OUTLINES = {
+    **INSTANCES,
+    "annotations": [
+        {"image_id": 1, "category_id": 2, "segmentation": [[0, 0, 4, 0, 4, 5]], "iscrowd": 0},
+        {"image_id": 1, "category_id": 1, "segmentation": {"size": [8, 8], "counts": [9, 3, 52]}},
+    ],
+}
+LABELME = {
+    "shapes": [{"label": "cat", "points": [[0, 0], [4.5, 0], [4, 5]], "shape_type": "polygon"}],
+    "imageHeight": 8,
+    "imageWidth": 8,
+}
+CVAT = (
+    '<annotations><image name="a.jpg" width="8" height="8"><mask label="cat" rle="1, 2, 1" left="1"'
+    ' top="2" width="2" height="2" z_order="0"/><polygon label="dog" points="0,0;4,0;4,5"/>'
+    '<box label="dog" xtl="0" ytl="1" xbr="3" ybr="4"/></image></annotations>'
+)
+
+
+def read_corrected(name: str) -> Callable[[Path], object]:
+    """Draw all that a tool's file holds."""
+    return lambda path: [one.draw((8, 8)) for one in READERS[name](path, CLASSES)]
+
+
 PARSERS = {
+    "corrected COCO": Parser(read_corrected("coco"), "c.json", text(json.dumps(OUTLINES))),
+    "corrected labelme": Parser(read_corrected("labelme"), "a.json", text(json.dumps(LABELME))),
+    "corrected CVAT": Parser(read_corrected("cvat"), "a.xml", text(CVAT)),
     "VOC XML": Parser(lambda path: read_annotation(path, CLASSES), "a.xml", text(ANNOTATION)),
     "COCO JSON": Parser(
         lambda path: is_instances(path) and instance_rows(path, CLASSES),

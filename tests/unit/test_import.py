@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from clipes.disk.images import read_mask, write_mask
 from clipes.errors import ClipesError, DatasetError
@@ -217,6 +218,39 @@ def test_what_is_no_such_file_is_one_error(run: Run, tmp_path: Path, name: str) 
     with pytest.raises(ClipesError):
         bring(run, name, junk)
     assert not run.corrected.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "id_"),
+    [
+        ("cat/1.png", "cat_1"),
+        ("cat\\1.png", "cat_1"),
+        ("task 7/photos/dog/1.png", "dog_1"),
+        ("dog/1", "dog_1"),
+        ("dog_1", "dog_1"),
+        ("2.png", "cat_2"),
+        ("elsewhere/2.jpg", "cat_2"),
+        ("1.png", None),
+        ("../..", None),
+        ("", None),
+    ],
+)
+def test_an_image_is_known_by_what_tools_call_it(
+    tmp_path: Path, name: str, id_: str | None
+) -> None:
+    root = tmp_path / "photos"
+    for path in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2)).save(root / path)
+    run = Run(tmp_path / "run")
+    known = {"dataset": "folder", "split": None, "labels": None, "classes": ["cat", "dog"]}
+    run.begin("cam", known, "clipes cam", {"root": str(root)})
+    path = tmp_path / "annotations.xml"
+    box = '<box label="dog" xtl="0" ytl="0" xbr="2" ybr="1"/>'
+    path.write_text(f'<annotations><image name="{name}">{box}</image></annotations>')
+    heard, _ = bring(run, "cvat", path)
+    assert run.corrected.ids("pseudo") == ([id_] if id_ else [])
+    assert bool(heard.failures) == (id_ is None)
 
 
 # What uses them
