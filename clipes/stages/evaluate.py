@@ -174,15 +174,11 @@ def _score_corrected(
 ) -> dict[str, Scores]:
     """Score the masks with a person's in place of the run's, if there are any of theirs."""
     chosen = Chosen(run, Freshness.of(run, data.classes))
-    scored = [sample for sample in data.samples if sample.id in truths]
     if not chosen.has_some:
         return {}
-    files = {sample.id: chosen.files(sample) for sample in scored}
-    some = {id_: path for id_, path in truths.items() if files[id_].pseudo_path(id_).exists()}
-    output = _Output(
-        lambda id_: files[id_].pseudo_path(id_),
-        lambda id_: {CORRECTED: read_mask(files[id_].pseudo_path(id_))},
-    )
+    paths = {sample.id: chosen.files(sample).pseudo_path(sample.id) for sample in data.samples}
+    some = {id_: path for id_, path in truths.items() if paths[id_].exists()}
+    output = _Output(paths.__getitem__, lambda id_: {CORRECTED: read_mask(paths[id_])})
     return _score(output, some, len(data.classes), progress)[0]
 
 

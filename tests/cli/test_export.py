@@ -90,7 +90,7 @@ def test_corrected_masks_come_back(cli: Cli, run: Run, tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     done = cli("import", run.root, "out/instances.json", "--format", "coco", "--by", "ann")
     assert done.returncode == 1
-    assert done.stdout == "runs/folder/corrected\n"
+    assert done.stdout == f"{run.corrected.root}\n"
     assert "skipping p1: it is 96 x 121 in the file, the picture 96 x 120" in done.stderr
     assert "import: 1 corrected masks, 0 there before, 1 failed" in done.stderr
     record = json.loads(run.manifest_path.read_text())["stages"]["import"]
