@@ -21,7 +21,7 @@ from clipes.datasets.base import class_index
 from clipes.datasets.problems import ProblemError
 from clipes.device import batch_size, choose_device, share_processor
 from clipes.disk.images import read_image, to_pixels
-from clipes.errors import ImageError, UsageError, VocabularyError
+from clipes.errors import ImageError, UnknownClassError, UsageError, VocabularyError
 from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import pseudo_label
@@ -36,7 +36,7 @@ from clipes.stages.learn_looks import load_looks
 from clipes.stages.run import FolderResult, RunRequest, make_run_of
 from clipes.stages.setup import Clip, load_clip, load_others
 from clipes.stages.token_source import TowerRequest, tokens_of
-from clipes.stages.with_clip import maps_with
+from clipes.stages.with_clip import load_for, maps_with
 from clipes.types import CamMaps, Progress, PseudoLabel, UInt8Array
 from clipes.words.vocabulary import Vocabulary, load_vocabulary
 
@@ -57,7 +57,8 @@ class PseudoLabeler:
     """Makes maps and masks of one image after another, or of a folder; ``load`` makes one.
 
     Args:
-        clip: The image tower, and the vectors of the classes.
+        clip: The image tower, and the vectors of the classes; or why there are none, where ``run``
+            is to fit them.
         preset: What is done to an image.
         vocabulary: The words that the vectors are of.
         asked: How weights and vectors were asked for.
@@ -66,7 +67,7 @@ class PseudoLabeler:
 
     def __init__(
         self,
-        clip: Clip,
+        clip: Clip | UnknownClassError,
         preset: Preset,
         vocabulary: Vocabulary,
         asked: ClipRequest,
@@ -74,16 +75,32 @@ class PseudoLabeler:
     ) -> None:
         self._vocabulary = vocabulary
         self._asked = asked
-        self._clip = clip
+        self._loaded = clip
         self._preset = preset
+        self._looks = looks
+        if not isinstance(clip, UnknownClassError):
+            self._maker  # noqa: B018  (what is wrong with the looks is told at once)
+
+    @property
+    def _clip(self) -> Clip:
+        if isinstance(self._loaded, UnknownClassError):
+            raise UnknownClassError(
+                self._loaded.what,
+                "call run() on images with labels, which fits vectors; for single images then load "
+                "with text_features='RUN/words/vectors.npz'",
+            ) from self._loaded
+        return self._loaded
+
+    @cached_property
+    def _maker(self) -> CamMaker:
+        preset, looks = self._preset, self._looks
         if looks is None:
-            self._maker = CamMaker(clip.towers, clip.text, preset.cam)
-            return
+            return CamMaker(self._clip.towers, self._clip.text, preset.cam)
         patches = preset.cam.patches
         if patches is None or not patches.learns:
             raise UsageError(f"preset '{preset.name}' has no use for looks", "leave it out")
-        maker = CamMaker(self._complete.towers, clip.text, preset.cam)
-        self._maker = load_looks(Run(looks), maker, patches)
+        maker = CamMaker(self._complete.towers, self._clip.text, preset.cam)
+        return load_looks(Run(looks), maker, patches)
 
     @cached_property
     def _complete(self) -> Clip:
@@ -96,7 +113,7 @@ class PseudoLabeler:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; class k has mask value k + 1."""
-        return self._clip.text.classes
+        return self._vocabulary.classes
 
     @property
     def preset(self) -> Preset:
@@ -106,7 +123,9 @@ class PseudoLabeler:
     @property
     def note(self) -> str:
         """What a reader of the results must know of the class vectors; may be empty."""
-        return self._clip.text.note
+        if isinstance(self._loaded, UnknownClassError):
+            return f"{self._loaded.what}: run() fits vectors to its images and labels"
+        return self._loaded.text.note
 
     def segment(self, image: Picture, labels: Label | Sequence[Label]) -> PseudoLabel:
         """Return the mask of an image, and how sure each of its pixels is.
@@ -120,7 +139,7 @@ class PseudoLabeler:
 
         Raises:
             ImageError: The image cannot be read or used.
-            VocabularyError: A label is none of the classes.
+            VocabularyError: A label is none of the classes, or a class has no vector.
             UsageError: There is no label.
         """
         pixels = _pixels(image)
@@ -165,7 +184,8 @@ class PseudoLabeler:
 
         It is what ``clipes run`` does, in the same run folder: what is there and was made from what
         there is now stays, so a call that was stopped is simply repeated. With preset ``default``
-        what the classes look like is learnt from these images.
+        what the classes look like is learnt from these images; classes that no vector knows get one
+        from these images and their labels (``load(fit=...)``).
 
         Args:
             images: Folder of the data set.
@@ -198,7 +218,12 @@ class PseudoLabeler:
         how = Resources(workers=share_processor(device, workers), batch=batch_size(device, None))
 
         def make_maps(listener: Listener) -> Outcome:
-            clip, words = self._complete, self._vocabulary
+            words = self._vocabulary
+            clip = (
+                load_for(maps, words, data, run, listener)
+                if isinstance(self._loaded, UnknownClassError)
+                else self._complete
+            )
             summary = maps_with(clip, maps, words, data, run, how, listener)
             return Outcome(summary, data.failures)
 
@@ -258,6 +283,7 @@ def load(
     prompts: str | Path = "voc",
     looks: str | Path | None = None,
     dino: str | Path = "auto",
+    fit: bool = True,
 ) -> PseudoLabeler:
     """Get CLIP ready to make masks.
 
@@ -278,11 +304,14 @@ def load(
             look like there is used here, for better masks. None for each image on its own.
         dino: Weights of DINOv2: ``auto``, ``official``, ``registry`` or a file. Asked for where
             the preset learns with it what classes look like: by ``run``, or with ``looks``.
+        fit: Whether ``run`` fits vectors for classes that none is known of, where the weights have
+            no text tower; ``segment`` and ``maps`` need vectors that are there.
 
     Raises:
         ArtifactError: ``looks`` is no such folder, or of other classes or another model.
         WeightsError: There are no such weights, or they cannot be fetched.
-        VocabularyError: A class has no vector, or the vocabulary cannot be used.
+        VocabularyError: A class has no vector and none may be fitted, or the vocabulary cannot be
+            used.
         UsageError: There is no such preset or device, or ``classes`` is no list.
     """
     if isinstance(classes, str):
@@ -294,13 +323,22 @@ def load(
     if classes is not None:
         vocabulary = vocabulary.with_classes(tuple(classes))
     features = None if text_features is None else Path(text_features)
-    asked = ClipRequest(str(weights), model, text_features=features, device=device, dino=str(dino))
-    positions = chosen.cam.fp16_positions
-    clip = load_clip(asked, vocabulary, Listener(_log.info), fp16_positions=positions)
-    if clip.text.note:
-        _log.warning("class vectors: %s", clip.text.note)
+    asked = ClipRequest(
+        str(weights), model, text_features=features, device=device, dino=str(dino), fit=fit
+    )
+    clip: Clip | UnknownClassError
+    try:
+        positions = chosen.cam.fp16_positions
+        clip = load_clip(asked, vocabulary, Listener(_log.info), fp16_positions=positions)
+    except UnknownClassError as error:
+        if not fit or features is not None or looks is not None:
+            raise
+        clip = error
     known = None if looks is None else Path(looks)
-    return PseudoLabeler(clip, chosen, vocabulary, asked, known)
+    labeler = PseudoLabeler(clip, chosen, vocabulary, asked, known)
+    if labeler.note:
+        _log.warning("class vectors: %s", labeler.note)
+    return labeler
 
 
 def load_segmenter(

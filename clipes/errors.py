@@ -5,6 +5,7 @@ ClipesError
 ├── DatasetError        data set folder, split, label file, annotation
 ├── ImageError          one image that cannot be read or used
 ├── VocabularyError     prompts file, class names, text features
+│   └── UnknownClassError   classes that no vector knows
 ├── WeightsError        a tower's weights: absent, corrupt, of another layout
 │   └── DownloadError       the network did not deliver them (clipes.weights)
 ├── ArtifactError       a file of a run folder that is missing or malformed
@@ -54,6 +55,10 @@ class ImageError(ClipesError):
 
 class VocabularyError(ClipesError):
     """A prompts file, a class name or a text-features file cannot be used."""
+
+
+class UnknownClassError(VocabularyError):
+    """There are classes that no vector knows: images with their labels could teach some."""
 
 
 class WeightsError(ClipesError):

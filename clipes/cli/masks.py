@@ -63,7 +63,14 @@ _KeepLooks = Annotated[
     bool,
     typer.Option(
         help="When labels or pictures changed, make only their maps again: keep what the classes "
-        "look like as it was learnt before."
+        "look like, and vectors that were fitted, as they were learnt before."
+    ),
+]
+_Fit = Annotated[
+    bool,
+    typer.Option(
+        help="Without a text tower, fit vectors of classes that none is known of to these images "
+        "and their labels, or stop."
     ),
 ]
 
@@ -91,6 +98,7 @@ def cam(
     precision: _Precision = Precision.fp32,
     dino: DinoOption = "auto",
     keep_looks: _KeepLooks = False,
+    fit: _Fit = True,
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
 
@@ -107,7 +115,16 @@ def cam(
     request = CamRequest(
         DataRequest(kind, root, split, labels, prompts, difficult, tags),
         ClipRequest(
-            weights, model, text_features, fusion, template, rankings, device, precision.value, dino
+            weights,
+            model,
+            text_features,
+            fusion,
+            template,
+            rankings,
+            device,
+            precision.value,
+            dino,
+            fit,
         ),
         get_preset(preset.value).for_dataset(kind_of(kind, prompts), box_threshold),
         keep_looks,

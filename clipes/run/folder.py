@@ -7,6 +7,7 @@
              pseudo/<id>.png      8-bit palette PNG: 0 background, 1..C, 255 ignore
              confidence/<id>.png  16-bit grey, round(65535 * p)
              looks/               what the classes look like, over many images
+             words/               class vectors, where they were fitted to the run's own labels
              labels.csv           zero-shot tags, if the labels are such; may be corrected
              relabelled/          pseudo/ and confidence/ once more, as a trained segmenter says
              corrected/           likewise, as a person mended them; confidence 1
@@ -51,6 +52,7 @@ SCHEMA = 1
 """Version of the run folder's layout."""
 
 FOLDERS = {
+    "words": "words",
     "looks": "looks",
     "cam": "cams",
     "refine": "pseudo",
@@ -124,6 +126,11 @@ class Run:
     def looks_path(self) -> Path:
         """Where the sums are that say what the classes look like."""
         return self.root / "looks" / "statistics.npz"
+
+    @property
+    def words_path(self) -> Path:
+        """Where the class vectors are that were fitted to this run, see ``--text-features``."""
+        return self.root / "words" / "vectors.npz"
 
     def exists(self) -> bool:
         """Tell whether the folder is a run folder."""

@@ -100,12 +100,14 @@ class CamFacts(_Plain):
         device: Where CLIP ran.
         kernels: Which code computed what.
         asked: What was asked of CLIP; see ``clipes.stages.cam``.
+        fitted: Number of images of each class that class vectors were fitted to; empty if none was.
     """
 
     root: str = ""
     device: str = ""
     kernels: Mapping[str, str] = field(default_factory=dict)
     asked: Mapping[str, Any] | None = None
+    fitted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from clipes.run.reopen import orphans
 from clipes.stages.looks_sources import looks_are_current
 from clipes.stages.open_data import open_labelled, open_unlabelled
 from clipes.stages.tag_file import open_tagged, untagged
+from clipes.stages.words_sources import words_are_current
 from clipes.types import Sample
 from clipes.words.templates import BEST
 from clipes.words.vocabulary import Vocabulary
@@ -82,6 +83,7 @@ class ClipRequest:
         device: ``auto`` or a torch device.
         precision: Of the linear layers: fp32, bf16, fp16 or auto.
         dino: Where the weights of DINOv2 come from, for presets that look with it.
+        fit: Whether classes that no vector knows get one from the run's own images and labels.
     """
 
     weights: str = "auto"
@@ -93,6 +95,7 @@ class ClipRequest:
     device: str = "auto"
     precision: str = "fp32"
     dino: str = "auto"
+    fit: bool = True
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ class CamRequest:
         data: The images.
         clip: What looks at them.
         preset: Settings.
-        keep_looks: Keep what the classes look like although labels or pictures changed.
+        keep_looks: Keep what the classes look like, and their vectors if they were fitted, although
+            labels or pictures changed.
         command: The command line, for the record.
     """
 
@@ -208,6 +212,7 @@ def asked_of_clip(
         "fusion": clip.fusion.value,
         "template": clip.template,
         "dino": clip.dino,
+        **({} if clip.fit else {"fit": False}),
         "files": {str(path): _state(path) for path in files},
     }
 
@@ -273,6 +278,8 @@ def _nothing_to_do(
     patches = request.preset.cam.patches
     learns = patches is not None and patches.learns
     if learns and not request.keep_looks and not looks_are_current(run, data.samples):
+        return None
+    if record.facts.fitted and not words_are_current(run, data, keep=request.keep_looks):
         return None
     current, mine = Freshness.of(run, data.classes), part.of(data.samples)
     with listener.progress("look") as progress:

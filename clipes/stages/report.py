@@ -245,7 +245,7 @@ def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, boo
         "data set": data.name,
         "images": _number(len(rows), len(data.samples)),
         "weights": settings.weights.name if settings.weights else "",
-        "class vectors": "stand-in" if "stand-in" in note else _text_source(record),
+        "class vectors": _text_source(record, note),
         "preset": settings.preset.name if settings.preset else "",
         "segmenter": _trained(run),
         "device": record.facts.device,
@@ -268,7 +268,11 @@ def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, boo
     )
 
 
-def _text_source(record: CamRecord) -> str:
+def _text_source(record: CamRecord, note: str) -> str:
+    if record.facts.fitted:
+        return "fitted to the run's own labels"
+    if "stand-in" in note:
+        return "stand-in"
     asked = record.facts.asked or {}  # absent where a ranking chose the template
     given = asked.get("text_features") or "--text-features" in record.command
     return "from a file" if given else "text tower"

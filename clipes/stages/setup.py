@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import open_clip
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from clipes.choices import Precision
 from clipes.device import choose_device
-from clipes.errors import WeightsError
+from clipes.errors import UnknownClassError, WeightsError
 from clipes.listener import Listener
 from clipes.processes import local_rank
 from clipes.stages.cam import ClipRequest
+from clipes.standin.fit import Fitted
 from clipes.towers.clip import Backbone
 from clipes.towers.dinov2 import DinoTower
 from clipes.towers.load import load_dinov2, load_visual
@@ -43,16 +45,22 @@ class Clip:
         towers: The image tower, and those that look at images beside it.
         text: Vectors of the classes, in mask order, and of the background words.
         weights: Where the image tower comes from.
+        fitted: Number of images of each class whose vector was fitted to the run.
     """
 
     towers: Towers
     text: TextFeatures
     weights: Weights
+    fitted: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def backbone(self) -> Backbone:
         """The image tower."""
         return self.towers.clip
+
+
+FitWords: TypeAlias = Callable[[Backbone, Weights], Fitted]
+"""Makes vectors of a run's classes, for an image tower, where some have none."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,7 @@ def load_clip(
     *,
     fp16_positions: bool = False,
     others: Sequence[str] = (),
+    fit: FitWords | None = None,
 ) -> Clip:
     """Get weights and text features, and put the towers on their device.
 
@@ -145,23 +154,34 @@ def load_clip(
         listener: Told what is used, and why.
         fp16_positions: See ``CamParams``.
         others: Names of the towers that are needed beside CLIP.
+        fit: What is asked for vectors where the shipped ones do not know a class; None to stop.
+
+    Raises:
+        UnknownClassError: A class has no vector, and nothing can or may fit one.
     """
     opened = open_weights(asked.weights, asked.model, asked.device, listener)
     weights, say = opened.weights, listener.say
     templates = choose_templates(asked.template, vocabulary, weights.sha256, asked.rankings, say)
-    text = resolve_text(
-        vocabulary,
-        opened.state,
-        weights,
-        file=asked.text_features,
-        cache=cache_dir(),
-        say=say,
-        fusion=asked.fusion,
-        templates=templates,
-    )
     precision = Precision(asked.precision)
     backbone = opened.backbone(fp16_positions=fp16_positions, precision=precision)
-    return Clip(Towers(backbone, load_others(others, asked, listener)), text, weights)
+    fitted: Mapping[str, int] = {}
+    try:
+        text = resolve_text(
+            vocabulary,
+            opened.state,
+            weights,
+            file=asked.text_features,
+            cache=cache_dir(),
+            say=say,
+            fusion=asked.fusion,
+            templates=templates,
+        )
+    except UnknownClassError:
+        if fit is None or asked.text_features is not None:
+            raise
+        made = fit(backbone, weights)
+        text, fitted = made.text, made.images
+    return Clip(Towers(backbone, load_others(others, asked, listener)), text, weights, fitted)
 
 
 def load_others(

@@ -107,7 +107,7 @@ def _words(run: Run, opened: OpenedWeights, listener: Listener) -> TextFeatures:
     """Return the vectors that a run's maps were made with."""
     record = run.cam_record()
     used, asked = record.settings.text or TextUsed(""), record.facts.asked or {}
-    file = asked.get("text_features")
+    file = run.words_path if record.facts.fitted else asked.get("text_features")
     encoded = file is None and has_text(opened.state)
     text = text_features(
         _vocabulary(record),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 from clipes.datasets import Dataset
 from clipes.device import batch_size, choose_device, keep_freed_memory, share_processor
@@ -13,7 +14,7 @@ from clipes.processes import local_rank
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Outcome, Summary
-from clipes.run.record import CamFacts, TextUsed, WeightsUsed
+from clipes.run.record import CamFacts, CamSettings, TextUsed, WeightsUsed
 from clipes.stages.cam import (
     STAGE,
     CamRequest,
@@ -27,9 +28,13 @@ from clipes.stages.cam import (
 from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
 from clipes.stages.make_cams import make_cams
+from clipes.stages.own_words import own_words
 from clipes.stages.setup import Clip, load_clip
 from clipes.stages.tag import TagRequest, tag
+from clipes.standin.fit import Fitted
+from clipes.towers.clip import Backbone
 from clipes.types import Failure
+from clipes.weights import Weights
 from clipes.words.encode import fingerprint
 from clipes.words.vocabulary import Vocabulary
 
@@ -54,7 +59,7 @@ def make_maps(
     """
     device = choose_device(request.clip.device, local_rank())
     workers, batch = share_processor(device, resources.workers), batch_size(device, resources.batch)
-    clip = _load(request, vocabulary, listener)
+    clip = load_for(request, vocabulary, data, run, listener)
     unusable: Sequence[Failure] = data.failures
     if request.data.automatic:
         data, unusable = _tagged(request, data, clip, run, resources, listener)
@@ -121,11 +126,45 @@ def maps_with(
     return replace(summary, skipped=len(samples) - len(todo))
 
 
-def _load(request: CamRequest, vocabulary: Vocabulary, listener: Listener) -> Clip:
+def load_for(
+    request: CamRequest, vocabulary: Vocabulary, data: Dataset, run: Run, listener: Listener
+) -> Clip:
+    """Load CLIP for a run; classes that no vector knows get one from the run's own labels.
+
+    Arguments and errors are those of ``make_maps``.
+    """
     params, patches = request.preset.cam, request.preset.cam.patches
     others = () if patches is None else patches.towers
+    fit = None
+    # What is to be tagged has no labels to learn from.
+    if request.clip.fit and not request.data.automatic:
+        fit = partial(_fitted, request, data, run, listener)
     positions = params.fp16_positions
-    return load_clip(request.clip, vocabulary, listener, fp16_positions=positions, others=others)
+    return load_clip(
+        request.clip, vocabulary, listener, fp16_positions=positions, others=others, fit=fit
+    )
+
+
+def _fitted(
+    request: CamRequest,
+    data: Dataset,
+    run: Run,
+    listener: Listener,
+    backbone: Backbone,
+    weights: Weights,
+) -> Fitted:
+    """Fit vectors, unless the run is one of other settings, which is told before it is changed."""
+    if run.exists() and STAGE in run.manifest()["stages"]:
+        told = run.cam_record().settings
+        wanted = replace(
+            known_settings(request, data),
+            weights=WeightsUsed(weights.name, weights.sha256),
+            text=told.text,
+            towers=told.towers,
+        )
+        run.check_settings(STAGE, wanted.to_dict())
+    most = request.preset.cam.max_patches
+    return own_words(data, run, backbone, weights, most, listener, keep=request.keep_looks)
 
 
 def _tagged(
@@ -160,5 +199,22 @@ def _begin(
         device=str(clip.backbone.device),
         kernels=asdict(clip.backbone.kernels),
         asked=asked_of_clip(request, vocabulary, files_of(request, weights.path)),
+        fitted=clip.fitted,
     )
-    run.begin(STAGE, settings.to_dict(), request.command, facts.to_dict())
+    anew = bool(clip.fitted) and _refitted(settings, run)
+    run.begin(STAGE, settings.to_dict(), request.command, facts.to_dict(), anew=anew)
+
+
+def _refitted(settings: CamSettings, run: Run) -> bool:
+    """Tell whether nothing differs but vectors that were fitted to a run: its labels changed.
+
+    Raises:
+        RunConflictError: Something else differs.
+    """
+    if not run.exists() or STAGE not in run.manifest()["stages"]:
+        return False
+    record = run.cam_record()
+    if not record.facts.fitted:
+        return False
+    run.check_settings(STAGE, replace(settings, text=record.settings.text).to_dict())
+    return True

@@ -16,7 +16,7 @@ vector is the mean image feature plus a short part of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +26,12 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
 from clipes.datasets import Dataset
-from clipes.disk.images import read_image
 from clipes.errors import ImageError, VocabularyError
 from clipes.listener import Listener
 from clipes.maps.gradcam import class_probabilities, min_max
 from clipes.names import SAME_THING, folded
 from clipes.run.loop import in_order
+from clipes.run.origin import Picture, read_picture
 from clipes.standin.patches import PatchFeatures, patch_features, value_path
 from clipes.towers.clip import Backbone
 from clipes.types import Failure, Progress
@@ -76,10 +76,15 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """What the fit needs of an image: the names of what it shows, and its features."""
+    """What the fit needs of an image: the names of what it shows, and its features.
+
+    Its id, and what its file was, are for those who want to know whether it is still the same.
+    """
 
     names: tuple[str, ...]
     features: PatchFeatures
+    id: str = ""
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -145,11 +150,11 @@ def encode(
 
     def work(image: LabelledImage) -> EncodedImage | Failure:
         try:
-            pixels = read_image(image.path)
+            pixels, picture = read_picture(image.path)
         except ImageError as error:
             return Failure(image.id, str(error))
         features = patch_features(backbone, matrix, pixels, max_patches=max_patches, limit=limit)
-        return EncodedImage(image.names, features)
+        return EncodedImage(image.names, features, image.id, picture)
 
     encoded = []
     with listener.progress("encode") as progress:
@@ -188,18 +193,17 @@ def fit(
     """
     params = params or FitParams()
     counts = _count([image.names for image in images], classes)
-    if len({frozenset(image.names) for image in images}) < 2:
-        raise VocabularyError(
-            f"all {len(images)} images are labelled alike, so nothing tells names apart",
-            "add images with other labels",
-        )
+    check_labels(images)
     names = (*classes, *sorted(counts.keys() - {*classes, BACKGROUND}), BACKGROUND)
     row = {name: index for index, name in enumerate(names)}
     labels = [torch.tensor([row[name] for name in image.names]) for image in images]
-    pool = _Pool.of(images)
+    pool = Pool.of(images)
 
-    own = _own_parts(pool, images, labels, len(classes), len(names), logit_scale, params, progress)
-    rows = unit_rows(_vectors(pool.common, own, len(classes), params.spread).numpy())
+    def put_together(own: Tensor) -> Tensor:
+        return _vectors(pool.common, own, len(classes), params.spread)
+
+    turns = Turns(images, labels, len(classes), len(names), logit_scale)
+    rows = unit_rows(turns.fit(pool, put_together, params, progress).numpy())
     text = TextFeatures(
         classes=tuple(classes),
         background_words=names[len(classes) :],
@@ -211,36 +215,63 @@ def fit(
     return Fitted(text, dict(counts))
 
 
-def _own_parts(
-    pool: _Pool,
-    images: Sequence[EncodedImage],
-    labels: Sequence[Tensor],
-    n_classes: int,
-    n_names: int,
-    logit_scale: float,
-    params: FitParams,
-    progress: Progress,
-) -> Tensor:
-    """Return the (M, E) own parts of the vectors, after rounds of claiming patches and fitting."""
-    sums, weights = pool.lend(labels, n_names)
-    first = sums / weights.clamp_min(1e-6)[:, None]  # BACKGROUND has lent nothing: its mean is 0
-    own = pool.discriminants(first, weights, params.ridge)
-    progress(0, params.rounds)
-    for done in range(params.rounds):
-        vectors = _vectors(pool.common, own, n_classes, params.spread)
+@dataclass(frozen=True)
+class Turns:
+    """Claiming patches and fitting vectors, by turns.
+
+    Attributes:
+        images: Encoded images.
+        labels: (K,) rows of the names that each is labelled with.
+        n_classes: Number of classes, which are the first names.
+        n_names: M, number of names; the last is that of the patches that no map claims.
+        logit_scale: Factor on cosines.
+    """
+
+    images: Sequence[EncodedImage]
+    labels: Sequence[Tensor]
+    n_classes: int
+    n_names: int
+    logit_scale: float
+
+    def fit(
+        self,
+        pool: Pool,
+        put_together: Callable[[Tensor], Tensor],
+        params: FitParams,
+        progress: Progress,
+    ) -> Tensor:
+        """Return the unit vectors after all rounds.
+
+        Args:
+            pool: The patches of the images.
+            put_together: Makes unit vectors, those of the classes first, of the (M, E) own parts.
+            params: Settings.
+            progress: Called after each round.
+        """
+        sums, weights = pool.lend(self.labels, self.n_names)
+        # Nothing has been lent to the last name: its mean is 0.
+        first = sums / weights.clamp_min(1e-6)[:, None]
+        vectors = put_together(pool.discriminants(first, weights, params.ridge))
+        progress(0, params.rounds)
+        for done in range(params.rounds):
+            sums, weights = pool.give(self._claims(vectors), self.n_names)
+            means = (sums + params.prior * first) / (weights + params.prior)[:, None]
+            vectors = put_together(pool.discriminants(means, weights, params.ridge))
+            progress(done + 1, params.rounds)
+        return vectors
+
+    def _claims(self, vectors: Tensor) -> Tensor:
+        """Return the row of the name that each patch of all images belongs to."""
+        nothing, scale = self.n_names - 1, self.logit_scale
         claims = [
-            _claims(image.features, label, vectors, n_classes, logit_scale)
-            for image, label in zip(images, labels, strict=True)
+            _claims(image.features, label, vectors, self.n_classes, nothing, scale)
+            for image, label in zip(self.images, self.labels, strict=True)
         ]
-        sums, weights = pool.give(torch.cat(claims), n_names)
-        means = (sums + params.prior * first) / (weights + params.prior)[:, None]
-        own = pool.discriminants(means, weights, params.ridge)
-        progress(done + 1, params.rounds)
-    return own
+        return torch.cat(claims)
 
 
 @dataclass(frozen=True)
-class _Pool:
+class Pool:
     """The kept patches of all images.
 
     Attributes:
@@ -258,7 +289,8 @@ class _Pool:
     common: Tensor
 
     @classmethod
-    def of(cls, images: Sequence[EncodedImage]) -> _Pool:
+    def of(cls, images: Sequence[EncodedImage]) -> Pool:
+        """Take the patches of encoded images."""
         counts = [len(image.features.patches) for image in images]
         patches = torch.from_numpy(np.concatenate([image.features.patches for image in images]))
         patches = patches.float()
@@ -303,6 +335,19 @@ class _Pool:
         return directions
 
 
+def check_labels(images: Sequence[EncodedImage]) -> None:
+    """Refuse images from which nothing can be learnt.
+
+    Raises:
+        VocabularyError: All are labelled alike.
+    """
+    if len({frozenset(image.names) for image in images}) < 2:
+        raise VocabularyError(
+            f"all {len(images)} images are labelled alike, so nothing tells names apart",
+            "add images with other labels",
+        )
+
+
 def _vectors(common: Tensor, own: Tensor, n_classes: int, spread: float) -> Tensor:
     """Return unit (M, E) vectors with a common part (E,) and own parts (M, E)."""
     own = own - own.mean(0)
@@ -311,15 +356,21 @@ def _vectors(common: Tensor, own: Tensor, n_classes: int, spread: float) -> Tens
 
 
 def _claims(
-    features: PatchFeatures, labels: Tensor, vectors: Tensor, n_classes: int, logit_scale: float
+    features: PatchFeatures,
+    labels: Tensor,
+    vectors: Tensor,
+    n_classes: int,
+    nothing: int,
+    logit_scale: float,
 ) -> Tensor:
-    """Return the name that each patch of an image belongs to: (P,) int64 rows of ``vectors``.
+    """Return the name that each patch of an image belongs to: (P,) int64 of ``labels``, or nothing.
 
     Args:
         features: The image.
         labels: (K,) rows of the names it is labelled with.
-        vectors: (M, E) unit vectors: classes, other names, the background.
+        vectors: (V, E) unit vectors: classes, other names, the background.
         n_classes: Number of classes.
+        nothing: What stands for no name.
         logit_scale: Factor on cosines.
     """
     rival = torch.arange(len(vectors)) >= n_classes
@@ -333,7 +384,7 @@ def _claims(
     raw = gradients @ torch.from_numpy(features.patches).float().T
     maps = torch.from_numpy(min_max(raw.relu()[:, None].numpy())).squeeze(1)
     highest, which = maps.max(0)
-    return torch.where(highest > 0.5, labels[which], len(vectors) - 1)
+    return torch.where(highest > 0.5, labels[which], nothing)
 
 
 def _count(labels: Sequence[Sequence[str]], classes: Sequence[str]) -> Counter[str]:

@@ -14,7 +14,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from clipes.choices import Fusion
-from clipes.errors import VocabularyError
+from clipes.errors import UnknownClassError, VocabularyError
 from clipes.towers.clip_text import encode_prompts
 from clipes.towers.load import has_text, load_text
 from clipes.types import Float32Array
@@ -148,29 +148,37 @@ def text_features(
         templates: Take the place of the vocabulary's; the features of several are averaged.
 
     Raises:
-        VocabularyError: A class or synonym has no vector, the vectors are not of the width of the
-            weights, a prompt is too long, or templates were given where there is nothing to encode
-            them with.
+        UnknownClassError: A class has no vector among those that were given or are shipped.
+        VocabularyError: A synonym has no vector, the vectors are not of the width of the weights, a
+            prompt is too long, or templates were given where there is nothing to encode them with.
     """
     if file is not None or not has_text(state):
         origin = "text features come from a file" if file else f"{weights.name} has no text tower"
         if templates:
             raise VocabularyError(f"a template was given, but {origin}", _TEXT_TOWER)
         given = load_text_features(file) if file else stand_in()
+        _check_width(given, state, weights, file)
         features = from_given(given, vocabulary, fusion)
         if file is None:
             say(f"text: {origin}; using the shipped {features.note}")
     else:
         encoder = PromptEncoder(state, weights, cache, say=say)
         features = from_tower(encoder, vocabulary, fusion, templates, weights.name, say)
+    return features
+
+
+def _check_width(
+    given: TextFeatures, state: Mapping[str, Tensor], weights: Weights, file: Path | None
+) -> None:
+    """Refuse vectors of another model. To such weights all classes of the stand-in are unknown."""
     width = state["visual.proj"].shape[1]
-    if features.class_vectors.shape[1] != width:
-        raise VocabularyError(
-            f"text features of {features.model or file} have {features.class_vectors.shape[1]} "
+    if given.class_vectors.shape[1] != width:
+        kind = VocabularyError if file else UnknownClassError
+        raise kind(
+            f"text features of {given.model or file} have {given.class_vectors.shape[1]} "
             f"channels, the weights {weights.name} {width}",
             "give features of the same CLIP model as the weights",
         )
-    return features
 
 
 def from_given(given: TextFeatures, vocabulary: Vocabulary, fusion: Fusion) -> TextFeatures:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clipes.choices import Fusion
 from clipes.disk.files import read_arrays, write_arrays
-from clipes.errors import VocabularyError
+from clipes.errors import UnknownClassError, VocabularyError
 from clipes.names import SAME_THING, folded, nearest
 from clipes.types import Float32Array
 from clipes.words.shipped import shipped_path
@@ -65,16 +67,12 @@ class TextFeatures:
         one, as no class can compete with itself.
 
         Raises:
-            VocabularyError: A class has no vector here.
+            UnknownClassError: A class has no vector here.
         """
-        names = self.classes if self.synonym_vectors else (*self.classes, *self.background_words)
-        backwards = list(enumerate(names))[::-1]  # of several, the first wins
-        row = {folded(name): index for index, name in backwards}
-        row |= {name: index for index, name in backwards}
-        found = {name: row.get(name, row.get(folded(name))) for name in classes}
+        found = self._rows(classes)
         rows = [index for index in map(found.get, classes) if index is not None]
         if len(rows) < len(classes):
-            raise self._lacks([name for name, index in found.items() if index is None], names)
+            raise self._unknown(self.lacks(classes))
         vectors = np.concatenate([self.class_vectors, self.background_vectors])
         taken = set(map(folded, classes))
         others = [k for k, word in enumerate(self.background_words) if folded(word) not in taken]
@@ -87,15 +85,33 @@ class TextFeatures:
             synonym_vectors=tuple(self.synonym_vectors[k] for k in rows if self.synonym_vectors),
         )
 
-    def _lacks(self, missing: Sequence[str], names: Sequence[str]) -> VocabularyError:
-        """Return the error of classes without a vector, with the names that may be meant."""
+    def lacks(self, classes: Sequence[str]) -> list[str]:
+        """Return those of ``classes`` that have no vector here."""
+        return [name for name, index in self._rows(classes).items() if index is None]
+
+    def meant(self, name: str) -> str | None:
+        """Return the class or word that a name without a vector may mean; None if none is near."""
         same = (*SAME_THING, *shipped_synonyms())
+        return nearest(name, self._names(), groups=same, alike=_ALIKE)
+
+    def _names(self) -> tuple[str, ...]:
+        return self.classes if self.synonym_vectors else (*self.classes, *self.background_words)
+
+    def _rows(self, classes: Sequence[str]) -> dict[str, int | None]:
+        """Return the row of each class among the vectors of classes, then background words."""
+        backwards = list(enumerate(self._names()))[::-1]  # of several, the first wins
+        row = {folded(name): index for index, name in backwards}
+        row |= {name: index for index, name in backwards}
+        return {name: row.get(name, row.get(folded(name))) for name in classes}
+
+    def _unknown(self, missing: Sequence[str]) -> UnknownClassError:
+        """Return the error of classes without a vector, with the names that may be meant."""
         told = missing[:_ADVISED]
-        meant = {name: nearest(name, names, groups=same, alike=_ALIKE) for name in told}
+        meant = {name: self.meant(name) for name in told}
         more = f" and {len(missing) - len(told)} more" if missing[_ADVISED:] else ""
         near = [f"'{other}' for '{name}'" for name, other in meant.items() if other is not None]
         advice = "use weights with a text tower (--weights openai) or give --text-features FILE.npz"
-        return VocabularyError(
+        return UnknownClassError(
             f"no text feature for the class{'es' if missing[1:] else ''} "
             f"{', '.join(map(repr, told))}{more} among those of {self.model or 'the given file'}",
             f"did you mean {', '.join(near)}? Else {advice}" if near else advice,
@@ -165,17 +181,21 @@ def load_text_features(path: Path) -> TextFeatures:
     )
 
 
-def save_text_features(path: Path, features: TextFeatures) -> None:
-    """Write the ``--text-features`` format, atomically."""
+def features_to_arrays(features: TextFeatures) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of the ``--text-features`` format."""
     count = len(features.classes)
-    arrays = {
+    return {
         "names": np.array([*features.classes, *features.background_words]),
         "features": np.concatenate([features.class_vectors, features.background_vectors]),
         "background": np.arange(count + len(features.background_words)) >= count,
         "model": np.array(features.model),
         "note": np.array(features.note),
     }
-    write_arrays(path, arrays, compress=False)
+
+
+def save_text_features(path: Path, features: TextFeatures) -> None:
+    """Write the ``--text-features`` format, atomically."""
+    write_arrays(path, features_to_arrays(features), compress=False)
 
 
 def stand_in() -> TextFeatures:
