@@ -100,7 +100,7 @@ class CamFacts(_Plain):
         device: Where CLIP ran.
         kernels: Which code computed what.
         asked: What was asked of CLIP; see ``clipes.stages.cam``.
-        fitted: Number of images of each class that class vectors were fitted to; empty if none was.
+        fitted: Number of images that the vector of a class was fitted to; empty if none was.
     """
 
     root: str = ""

@@ -25,7 +25,7 @@ from clipes.stages.words_sources import KNOWN, read_words, words_are_current
 from clipes.standin.beside import fit_beside
 from clipes.standin.fit import EncodedImage, Fitted, LabelledImage, encode
 from clipes.towers.clip import Backbone
-from clipes.types import Float32Array, evenly_spaced
+from clipes.types import evenly_spaced
 from clipes.weights import Weights
 from clipes.words.features import TextFeatures, features_to_arrays, load_text_features, stand_in
 
@@ -67,7 +67,8 @@ def own_words(
         keep: Keep what was fitted whatever has changed since.
 
     Returns:
-        The vectors, and how many images each class had that was fitted.
+        The vectors, and how many images each class had whose vector was fitted; 0 where none shows
+        the class, which has no vector of its own.
 
     Raises:
         VocabularyError: All images are labelled alike.
@@ -119,12 +120,11 @@ def _fit(
             note=_note(new, len(encoded), known),
             progress=progress,
         )
-    text = _for_all(fitted.text, known, data.classes)
-    counts = [fitted.images.get(name, 0) if name in new else KNOWN for name in data.classes]
+    kept = dict.fromkeys(fitted.text.classes, KNOWN) | dict(fitted.images)
     return {
-        **features_to_arrays(text),
+        **features_to_arrays(_for_all(fitted.text, data.classes)),
         **write_sources(_sources(encoded, data.classes)),
-        "fitted": np.array(counts, np.int64),
+        "fitted": np.array([kept.get(name, 0) for name in data.classes], np.int64),
     }
 
 
@@ -146,26 +146,19 @@ def _chosen(data: Dataset) -> list[LabelledImage]:
     return [LabelledImage(s.id, s.image, tuple(data.classes[k] for k in s.labels)) for s in samples]
 
 
-def _for_all(
-    text: TextFeatures, known: TextFeatures | None, classes: tuple[str, ...]
-) -> TextFeatures:
+def _for_all(text: TextFeatures, classes: tuple[str, ...]) -> TextFeatures:
     """Return vectors of all classes, in mask order.
 
-    A class that no image shows is never asked for, so that what stands for it does not matter.
+    A class that no image shows is never asked for: it does not matter what stands for it until it
+    has an image, and then all is fitted anew.
     """
     absent = text.lacks(classes)
-    stand_ins = [_of(name, known, text) for name in absent]
-    text = replace(
+    anything = text.background_vectors[[-1] * len(absent)]
+    return replace(
         text,
         classes=(*text.classes, *absent),
-        class_vectors=np.concatenate([text.class_vectors, *stand_ins]),
-    )
-    return text.for_classes(classes)
-
-
-def _of(name: str, known: TextFeatures | None, text: TextFeatures) -> Float32Array:
-    there = known is not None and not known.lacks([name])
-    return known.for_classes((name,)).class_vectors if there else text.background_vectors[-1:]
+        class_vectors=np.concatenate([text.class_vectors, anything]),
+    ).for_classes(classes)
 
 
 def _sources(encoded: Sequence[EncodedImage], classes: tuple[str, ...]) -> list[Source]:
@@ -186,7 +179,7 @@ def _note(new: Sequence[str], images: int, known: TextFeatures | None) -> str:
 
 
 def _say_fitted(fitted: Mapping[str, int], path: Path, listener: Listener) -> None:
-    counts = ", ".join(f"{name} {count}" for name, count in fitted.items())
+    counts = ", ".join(f"{name} {count}" for name, count in fitted.items() if count)
     listener.say(f"text: {path}, fitted to this run; images of each class: {counts}")
     few = [name for name, count in fitted.items() if 0 < count < ENOUGH]
     if few:

@@ -62,13 +62,21 @@ def fit_beside(
     Raises:
         VocabularyError: All images are labelled alike.
     """
-    check_labels(images)
     counts = Counter(name for image in images for name in image.names)
     names = tuple(sorted(counts))
     if known is None:
-        about = {"logit_scale": logit_scale, "model": model, "note": note}
-        return fit(images, names, params=params, progress=progress, **about)
+        return fit(
+            images,
+            names,
+            logit_scale=logit_scale,
+            model=model,
+            note=note,
+            params=params,
+            progress=progress,
+        )
     new = known.lacks(names)
+    if new:
+        check_labels(images)
     given = known.for_classes(tuple(name for name in names if name not in new))
     pool, common = Pool.of(images), _mean_direction(known)
     fixed = torch.zeros(len(names), known.class_vectors.shape[1])
@@ -95,7 +103,8 @@ def fit_beside(
 def _mean_direction(known: TextFeatures) -> Float32Array:
     """Return what all vectors have in common: (E,), of length 1."""
     rows = np.concatenate([known.class_vectors, known.background_vectors])
-    return unit_rows(rows.mean(0, keepdims=True))[0]
+    mean: Float32Array = unit_rows(rows.mean(0, keepdims=True))[0]
+    return mean
 
 
 def _own_parts(vectors: Float32Array, common: Float32Array) -> Tensor:

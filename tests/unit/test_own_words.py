@@ -44,8 +44,7 @@ class TestBesideWhatIsKnown:
 
     def fitted(self, known: TextFeatures | None) -> Fitted:
         planted = [plant(names, seed)[0] for seed, names in enumerate(self.images * 2)]
-        about = {"logit_scale": 100.0, "model": "m", "note": "n"}
-        return fit_beside(planted, known, progress=silent, **about)
+        return fit_beside(planted, known, logit_scale=100.0, model="m", note="n", progress=silent)
 
     @pytest.mark.parametrize("known", [known_vectors(), None])
     def test_what_is_new_is_found_in_other_images(self, known: TextFeatures | None) -> None:
@@ -170,6 +169,21 @@ def test_the_first_image_of_a_class_makes_them_stale_whatever_is_to_be_kept(
     fitted(data, run, backbone, weights)
     changed = replace(data, samples=(*data.samples, replace(data.samples[0], id="q", labels=(2,))))
     assert not words_are_current(run, changed, keep=True)
+
+
+def test_what_is_known_and_not_shown_gets_its_vector_with_its_first_image(
+    data: Dataset, run: Run, backbone: Backbone, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = unit_rows(np.random.default_rng(1).standard_normal((3, 32)) + 2)
+    shipped = TextFeatures(("unicorn", "okapi"), ("wall",), rows[:2], rows[2:], "m")
+    monkeypatch.setattr(stage, "stand_in", lambda: shipped)
+    made = own_words(data, run, backbone, weights, 1600, Heard().listener)
+    assert made.images == {"tapir": 3, "unicorn": 0}
+    shows = replace(data, samples=(*data.samples, replace(data.samples[0], id="q", labels=(2,))))
+    assert not words_are_current(run, shows)
+    again = own_words(shows, run, backbone, weights, 1600, Heard().listener)
+    assert again.images == {"tapir": 3}
+    assert not np.allclose(again.text.class_vectors[2], made.text.class_vectors[2])
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive"])
