@@ -92,16 +92,19 @@ def run_stages(kind: str, data: Path, ids: Sequence[str], options: argparse.Name
             write_json(path, scores_to_json(scored))
 
 
-def make_maps(images: DataRequest, text: Path, preset: str, run: Run) -> None:
-    """Make maps as ``clipes cam`` does on the registry's weights; stop if an image fails.
+def make_maps(
+    images: DataRequest, text: Path, preset: str, run: Run, weights: str = "registry"
+) -> None:
+    """Make maps as ``clipes cam`` does; stop if an image fails.
 
     Args:
         images: The images.
         text: The file of class and background vectors.
         preset: Name of the preset.
         run: The run folder.
+        weights: CLIP's.
     """
-    clip = ClipRequest("registry", text_features=text)
+    clip = ClipRequest(weights, text_features=text)
     settings = get_preset(preset).for_dataset(images.dataset)
     outcome = cam(
         CamRequest(images, clip, settings, command=_COMMAND), run, Resources(), listener()

@@ -1,10 +1,12 @@
 """Vectors of new classes beside vectors that are known, from the few images of a run.
 
 What is known stays as it is: its vectors tell new classes from what stands around them, which a few
-images cannot. What is new is fitted as in ``clipes.standin.fit``, but the covariance of so few
-patches is not to be believed, hence the ridge: vectors are all but the means of claimed patches.
-All vectors get the run's own common part, and no own part has a share in it, so that no name is
-preferred for what all images of the run have in common.
+images cannot. What is new is fitted as in ``clipes.standin.fit``, with two differences. Whole
+images would begin with their surroundings, which a few images may well share; so each begins with
+those patches that look like some in the other images of its class and unlike all in the rest. And
+the covariance of so few patches is not to be believed, hence the ridge: vectors are all but the
+means of claimed patches. All vectors get the run's own common part, and no own part has a share in
+it, so that no name is preferred for what all images of the run have in common.
 """
 
 from __future__ import annotations
@@ -26,11 +28,16 @@ from clipes.standin.fit import (
     check_labels,
     fit,
 )
-from clipes.types import Float32Array, Progress
+from clipes.types import Float32Array, Progress, evenly_spaced
 from clipes.words.features import TextFeatures, unit_rows
 
-FEW = FitParams(rounds=10, ridge=3.0)
+FEW = FitParams(ridge=3.0, prior=1.0)
 """Settings for some images of each class; see ``benchmarks/words.py``."""
+
+
+_COMPARED = 4096  # patches of all images together that each patch is compared with, or one of each
+
+_TYPICAL = 0.25  # share of an image's patches that its classes begin with
 
 
 @torch.inference_mode()
@@ -93,11 +100,47 @@ def fit_beside(
     row = {name: index for index, name in enumerate(names)}
     labels = [torch.tensor([row[name] for name in image.names]) for image in images]
     turns = Turns(images, labels, len(names), len(names) + 1, logit_scale)
-    rows = unit_rows(turns.fit(pool, put_together, params, progress).numpy())
+    lent = typical_patches(pool, labels, len(names) + 1)
+    rows = unit_rows(turns.fit(pool, lent, put_together, params, progress).numpy())
     text = TextFeatures(
         names, given.background_words, rows[: len(names)], rows[len(names) :], model, note
     )
     return Fitted(text, {name: counts[name] for name in new})
+
+
+def typical_patches(pool: Pool, labels: Sequence[Tensor], n_names: int) -> tuple[Tensor, Tensor]:
+    """Return sums (M, E) and weights (M,) when each image lends its names what is typical of them.
+
+    Args:
+        pool: The patches of the images.
+        labels: (K,) rows of the names of each image.
+        n_names: M.
+    """
+    sums, weights = torch.zeros(n_names, pool.patches.shape[1]), torch.zeros(n_names)
+    shows = torch.zeros(len(labels), n_names, dtype=torch.bool)
+    for image, label in enumerate(labels):
+        shows[image, label] = True
+    unit = F.normalize(pool.patches, dim=1).split(pool.counts)
+    each = max(1, _COMPARED // len(unit))
+    some = [part[evenly_spaced(len(part), each)] for part in unit]
+    others = torch.cat(some)
+    owner = torch.arange(len(some)).repeat_interleave(torch.tensor([len(part) for part in some]))
+    for image, patches in enumerate(pool.patches.split(pool.counts)):
+        cosines = unit[image] @ others.T
+        for name in labels[image].tolist():
+            same = shows[owner, name]
+            typical = _highest(cosines, same & (owner != image)) - _highest(cosines, ~same)
+            best = typical.topk(max(1, round(_TYPICAL * len(patches)))).indices
+            sums[name] += patches[best].mean(0)
+            weights[name] += 1
+    return sums, weights
+
+
+def _highest(cosines: Tensor, among: Tensor) -> Tensor:
+    """Return the highest cosine of each row among some columns; 0 if there are none."""
+    if not among.any():
+        return torch.zeros(len(cosines))
+    return cosines[:, among].max(1).values
 
 
 def _mean_direction(known: TextFeatures) -> Float32Array:

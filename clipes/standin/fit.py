@@ -203,7 +203,8 @@ def fit(
         return _vectors(pool.common, own, len(classes), params.spread)
 
     turns = Turns(images, labels, len(classes), len(names), logit_scale)
-    rows = unit_rows(turns.fit(pool, put_together, params, progress).numpy())
+    lent = pool.lend(labels, len(names))
+    rows = unit_rows(turns.fit(pool, lent, put_together, params, progress).numpy())
     text = TextFeatures(
         classes=tuple(classes),
         background_words=names[len(classes) :],
@@ -236,6 +237,7 @@ class Turns:
     def fit(
         self,
         pool: Pool,
+        lent: tuple[Tensor, Tensor],
         put_together: Callable[[Tensor], Tensor],
         params: FitParams,
         progress: Progress,
@@ -244,12 +246,13 @@ class Turns:
 
         Args:
             pool: The patches of the images.
+            lent: Sums (M, E) and weights (M,) of the patches that names have to begin with; the
+                last name has none, which makes its mean 0.
             put_together: Makes unit vectors, those of the classes first, of the (M, E) own parts.
             params: Settings.
             progress: Called after each round.
         """
-        sums, weights = pool.lend(self.labels, self.n_names)
-        # Nothing has been lent to the last name: its mean is 0.
+        sums, weights = lent
         first = sums / weights.clamp_min(1e-6)[:, None]
         vectors = put_together(pool.discriminants(first, weights, params.ridge))
         progress(0, params.rounds)

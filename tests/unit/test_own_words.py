@@ -18,7 +18,7 @@ from clipes.stages import own_words as stage
 from clipes.stages.own_words import ENOUGH, own_words
 from clipes.stages.words_sources import words_are_current
 from clipes.standin.beside import fit_beside
-from clipes.standin.fit import Fitted
+from clipes.standin.fit import EncodedImage, Fitted
 from clipes.towers.clip import Backbone
 from clipes.types import Sample
 from clipes.weights import Weights
@@ -70,6 +70,23 @@ class TestBesideWhatIsKnown:
         after = text.class_vectors[0] - text.background_vectors[0]
         cosine = before @ after / np.linalg.norm(before) / np.linalg.norm(after)
         assert cosine > 0.9
+
+    def test_what_stands_around_in_all_images_of_a_class_is_not_taken_for_it(self) -> None:
+        """Dogs stand in grass that also surrounds a few trains; whole images are mostly grass."""
+        named = (("dog", "grass"), ("dog", "grass"), ("train", "grass"), ("train",), ("cat",))
+        images = []
+        for seed in range(10):
+            image, _ = plant(named[seed % 5], seed)
+            shown = tuple(name for name in image.names if name != "grass")
+            images.append(EncodedImage(shown, image.features))
+        text = fit_beside(
+            images, known_vectors(), logit_scale=100.0, model="", note="", progress=silent
+        ).text
+        image, owners = plant(("dog", "grass"), 1000)
+        vector = text.class_vectors[text.classes.index("dog")] - text.background_vectors[-1]
+        scores = image.features.patches.astype(np.float32) @ vector
+        dog, grass = (scores[owners == KINDS[name]] for name in ("dog", "grass"))
+        assert np.median(dog) > np.quantile(grass, 0.95)
 
     def test_images_that_are_all_labelled_alike_teach_nothing(self) -> None:
         planted = [plant(("dog",), seed)[0] for seed in range(3)]
