@@ -220,7 +220,7 @@ class PseudoLabeler:
         def make_maps(listener: Listener) -> Outcome:
             words = self._vocabulary
             clip = (
-                load_for(maps, words, data, run, listener)
+                load_for(maps, words, data, run, how.workers or 1, listener)
                 if isinstance(self._loaded, UnknownClassError)
                 else self._complete
             )

@@ -51,6 +51,7 @@ def own_words(
     listener: Listener,
     *,
     keep: bool = False,
+    workers: int = 1,
 ) -> Fitted:
     """Fit vectors to a run's labels, or read those that were fitted before.
 
@@ -65,6 +66,7 @@ def own_words(
         max_patches: Size above which images are shrunk, see ``CamParams``.
         listener: Told what is done and why, and how it goes.
         keep: Keep what was fitted whatever has changed since.
+        workers: Images at once.
 
     Returns:
         The vectors, and how many images each class had whose vector was fitted; 0 where none shows
@@ -87,7 +89,7 @@ def own_words(
             )
             same = False
         if arrays is None or not same:
-            arrays = _fit(data, backbone, weights, max_patches, listener)
+            arrays = _fit(data, backbone, weights, max_patches, workers, listener)
             arrays["made_with"] = np.array(made_with)
             write_arrays(run.words_path, arrays, compress=False)
         # Read back even when just made: scaling to length 1 on load moves the last bit.
@@ -99,7 +101,12 @@ def own_words(
 
 
 def _fit(
-    data: Dataset, backbone: Backbone, weights: Weights, max_patches: int, listener: Listener
+    data: Dataset,
+    backbone: Backbone,
+    weights: Weights,
+    max_patches: int,
+    workers: int,
+    listener: Listener,
 ) -> dict[str, npt.NDArray[Any]]:
     """Return what is kept: the vectors, what they were fitted to, and how many images each had."""
     known = _known(backbone)
@@ -110,7 +117,8 @@ def _fit(
     )
     images = _chosen(data)
     # The last pass says what is wrong with an image.
-    encoded = encode(backbone, images, replace(listener, report=ignore), max_patches=max_patches)
+    quiet = replace(listener, report=ignore)
+    encoded = encode(backbone, images, quiet, max_patches=max_patches, workers=workers)
     with listener.progress("fit") as progress:
         fitted = fit_beside(
             encoded,

@@ -59,7 +59,7 @@ def make_maps(
     """
     device = choose_device(request.clip.device, local_rank())
     workers, batch = share_processor(device, resources.workers), batch_size(device, resources.batch)
-    clip = load_for(request, vocabulary, data, run, listener)
+    clip = load_for(request, vocabulary, data, run, workers, listener)
     unusable: Sequence[Failure] = data.failures
     if request.data.automatic:
         data, unusable = _tagged(request, data, clip, run, resources, listener)
@@ -127,18 +127,31 @@ def maps_with(
 
 
 def load_for(
-    request: CamRequest, vocabulary: Vocabulary, data: Dataset, run: Run, listener: Listener
+    request: CamRequest,
+    vocabulary: Vocabulary,
+    data: Dataset,
+    run: Run,
+    workers: int,
+    listener: Listener,
 ) -> Clip:
     """Load CLIP for a run; classes that no vector knows get one from the run's own labels.
 
-    Arguments and errors are those of ``make_maps``.
+    Other arguments and errors are those of ``make_maps``.
+
+    Args:
+        request: What is asked for.
+        vocabulary: The words.
+        data: The images.
+        run: The run folder.
+        workers: Images at once.
+        listener: Who is told how it goes.
     """
     params, patches = request.preset.cam, request.preset.cam.patches
     others = () if patches is None else patches.towers
     fit = None
     # What is to be tagged has no labels to learn from.
     if request.clip.fit and not request.data.automatic:
-        fit = partial(_fitted, request, data, run, listener)
+        fit = partial(_fitted, request, data, run, workers, listener)
     positions = params.fp16_positions
     return load_clip(
         request.clip, vocabulary, listener, fp16_positions=positions, others=others, fit=fit
@@ -149,6 +162,7 @@ def _fitted(
     request: CamRequest,
     data: Dataset,
     run: Run,
+    workers: int,
     listener: Listener,
     backbone: Backbone,
     weights: Weights,
@@ -163,8 +177,8 @@ def _fitted(
             towers=told.towers,
         )
         run.check_settings(STAGE, wanted.to_dict())
-    most = request.preset.cam.max_patches
-    return own_words(data, run, backbone, weights, most, listener, keep=request.keep_looks)
+    most, keep = request.preset.cam.max_patches, request.keep_looks
+    return own_words(data, run, backbone, weights, most, listener, keep=keep, workers=workers)
 
 
 def _tagged(

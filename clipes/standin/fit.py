@@ -134,6 +134,7 @@ def encode(
     *,
     max_patches: int,
     params: FitParams | None = None,
+    workers: int = 1,
 ) -> list[EncodedImage]:
     """Run the tower over images.
 
@@ -143,6 +144,7 @@ def encode(
         listener: Who is told of each image that cannot be read and is left out, and how it goes.
         max_patches: Size above which images are shrunk, see ``CamParams``.
         params: Settings; says how many patches are kept.
+        workers: Images at once, each in a thread; see ``share_processor``.
     """
     params = params or FitParams()
     limit = max(1, min(params.patches_per_image, params.max_patches // max(1, len(images))))
@@ -158,7 +160,7 @@ def encode(
 
     encoded = []
     with listener.progress("encode") as progress:
-        for result in in_order(work, images, progress=progress):
+        for result in in_order(work, images, workers=workers, progress=progress):
             if isinstance(result, Failure):
                 listener.report(result)
             else:

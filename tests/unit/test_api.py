@@ -15,7 +15,13 @@ from PIL import Image
 import clipes
 from clipes.config import get_preset
 from clipes.disk.images import read_image
-from clipes.errors import ArtifactError, ImageError, UsageError, VocabularyError
+from clipes.errors import (
+    ArtifactError,
+    ImageError,
+    UnknownClassError,
+    UsageError,
+    VocabularyError,
+)
 from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import pseudo_label
@@ -23,6 +29,8 @@ from clipes.run.folder import Run
 from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
 from clipes.types import Sample
+from tests.cli.small_data import CLASSES as SMALL_CLASSES
+from tests.cli.small_data import write_clip, write_photos
 from tests.dino_support import write_dino
 
 CLASSES = ["cat", "sofa", "dog"]
@@ -317,3 +325,30 @@ def test_images_beyond_the_limit_are_known(
     labeler: clipes.PseudoLabeler, size: tuple[int, int], shrinks: bool
 ) -> None:
     assert labeler._maker.shrinks(size) == shrinks
+
+
+def test_a_folder_teaches_classes_that_nobody_knows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "clip.safetensors"
+    write_clip(weights, tmp_path / "text.npz")
+    write_photos(tmp_path / "photos", 4)
+    load = partial(clipes.load, weights, list(SMALL_CLASSES), preset="fast", device="cpu")
+    with pytest.raises(UnknownClassError, match="channels, the weights"):
+        load(fit=False)
+    labeler = load()
+    assert "run() fits vectors to its images and labels" in labeler.note
+    assert labeler.note in caplog.text
+    assert labeler.classes == SMALL_CLASSES
+    photo = tmp_path / "photos" / "images" / "p000.jpg"
+    with pytest.raises(UnknownClassError, match=r"call run\(\) on images with labels"):
+        labeler.segment(photo, "cat")
+
+    result = labeler.run(tmp_path / "photos", tmp_path / "run", workers=1)
+    assert (result.maps.done, result.masks.done, result.failures) == (4, 4, ())
+    again = labeler.run(tmp_path / "photos", tmp_path / "run", workers=1)
+    assert (again.maps.done, again.maps.skipped) == (0, 4)
+    later = load(text_features=result.run.words_path)
+    np.testing.assert_array_equal(
+        later.maps(photo, "cat").maps.astype(np.float16), result.run.load_cams("p000").maps
+    )
