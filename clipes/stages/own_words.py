@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from clipes.datasets import Dataset
 from clipes.disk.files import write_arrays
+from clipes.errors import ImageError
 from clipes.listener import Listener, ignore
 from clipes.run.folder import Run
 from clipes.run.origin import digest
@@ -73,6 +74,7 @@ def own_words(
         the class, which has no vector of its own.
 
     Raises:
+        ImageError: None of the images can be read.
         VocabularyError: All images are labelled alike.
         WriteError: The run folder cannot be written to.
     """
@@ -119,6 +121,11 @@ def _fit(
     # The last pass says what is wrong with an image.
     quiet = replace(listener, report=ignore)
     encoded = encode(backbone, images, quiet, max_patches=max_patches, workers=workers)
+    if not encoded:
+        raise ImageError(
+            f"none of {len(images)} images can be read, so no vectors can be fitted to them",
+            "'clipes check' says what is wrong with each",
+        )
     with listener.progress("fit") as progress:
         fitted = fit_beside(
             encoded,

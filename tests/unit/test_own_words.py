@@ -12,7 +12,7 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from PIL import Image
 
 from clipes.datasets import Dataset
-from clipes.errors import VocabularyError
+from clipes.errors import ImageError, VocabularyError
 from clipes.run.folder import Run
 from clipes.stages import own_words as stage
 from clipes.stages.own_words import ENOUGH, own_words
@@ -220,6 +220,16 @@ def test_other_weights_get_other_vectors(
 ) -> None:
     fitted(data, run, backbone, weights)
     assert "encode" in fitted(data, run, backbone, replace(weights, sha256="b" * 64)).steps
+
+
+def test_images_of_which_none_can_be_read_are_an_error(
+    data: Dataset, run: Run, backbone: Backbone, weights: Weights
+) -> None:
+    for sample in data.samples:
+        sample.image.write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="none of 5 images can be read"):
+        fitted(data, run, backbone, weights)
+    assert not run.words_path.exists()
 
 
 def test_of_many_images_some_of_each_class_are_looked_at(
