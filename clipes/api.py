@@ -214,7 +214,7 @@ class PseudoLabeler:
         data = open_dataset(
             dataset, root=source.root, split=split, labels=chosen, classes=self.classes
         )
-        run, device = Run(Path(out)), self._clip.towers.device
+        run, device = Run(Path(out)), choose_device(self._asked.device)
         how = Resources(workers=share_processor(device, workers), batch=batch_size(device, None))
 
         def make_maps(listener: Listener) -> Outcome:
