@@ -19,7 +19,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,7 +28,7 @@ import torch
 from common import sample, write_text_features
 from tapes import FOLDS, Photo, Row, Score, score_row, tape_all
 
-from clipes.config import LooksRound, get_preset
+from clipes.config import LooksRound, NeighbourParams, get_preset
 from clipes.datasets import open_dataset
 from clipes.device import keep_freed_memory
 from clipes.listener import Listener
@@ -83,6 +83,7 @@ def sections(kind: str) -> Sections:
             *_each(default, "words_weight", (0.0, 0.25, 1.0)),
         ],
         "Rounds and towers": [default, *_rounds(default)],
+        "Neighbours": [default, *_neighbours(default)],
         "Whose patches say what the classes look like": [
             *(_patches(default, name, statistics_images=count) for name, count in small),
             replace(others, main=True),
@@ -98,33 +99,60 @@ def _row(name: str, kind: str) -> Row:
 
 def _rounds(default: Row) -> list[Row]:
     """Return the rows about how often, with which towers and whose background it is looked."""
-    clip, dino, both = (LooksRound(towers) for towers in (("clip",), ("dino",), ("clip", "dino")))
-
-    alike = replace(both, likeness_weight=0.5)
-
-    def own(share: float) -> tuple[LooksRound, ...]:
-        return (replace(dino, own_background=share), alike)
+    assert default.cam.patches is not None
+    dino, alike = default.cam.patches.rounds
+    clip, both = LooksRound(), replace(alike, likeness_weight=0.0)
 
     def rounds(name: str, *some: LooksRound) -> Row:
         return _vary(_patches(default, name, rounds=some), name, main=True)
 
+    shares = (replace(dino, own_background=share) for share in (0.0, 0.25, 0.5))
     weighed = (replace(both, likeness_weight=weight) for weight in (0.35, 0.65, 1.0))
     return [
         rounds("CLIP twice", clip, clip),
         rounds("DINOv2 once", dino),
         rounds("both towers once, and their walk", alike),
-        rounds("DINOv2, then both, CLIP's walk", *own(0.15)[:1], both),
+        rounds("DINOv2, then both, CLIP's walk", dino, both),
         rounds("DINOv2, then both, their walk twice", replace(alike, towers=dino.towers), alike),
-        *(rounds(f"own background {share:g}", *own(share)) for share in (0.0, 0.25, 0.5)),
-        rounds("three rounds", *own(0.15), alike),
-        rounds(
-            "own background in both rounds", *own(0.15)[:1], replace(alike, own_background=0.15)
-        ),
-        *(
-            rounds(f"likeness' weight {one.likeness_weight:g}", *own(0.15)[:1], one)
-            for one in weighed
-        ),
+        *(rounds(f"own background {one.own_background:g}", one, alike) for one in shares),
+        rounds("three rounds", dino, alike, alike),
+        rounds("own background in both rounds", dino, replace(alike, own_background=0.15)),
+        *(rounds(f"likeness' weight {one.likeness_weight:g}", dino, one) for one in weighed),
         *_each(default, "likeness_temperature", (0.07, 0.15)),
+    ]
+
+
+_AROUND_NEIGHBOURS: Mapping[str, tuple[float, ...]] = {
+    "regions": (12, 48),
+    "neighbours": (10, 50),
+    "temperature": (0.05, 0.1),
+    "balance": (0.0, 1.0),
+    "sure": (0.75, 0.95),
+    "doubted": (0.4, 0.6),
+    "least_images": (2, 8),
+}
+
+
+def _neighbours(default: Row) -> list[Row]:
+    """Return the rows about asking neighbours: never, with other settings, after both rounds."""
+    assert default.cam.patches is not None
+    first, second = default.cam.patches.rounds
+    assert first.neighbours is not None
+
+    def asking(name: str, neighbours: NeighbourParams | None) -> Row:
+        rounds = (replace(first, neighbours=neighbours), second)
+        return _vary(_patches(default, name, rounds=rounds), name, main=True)
+
+    return [
+        asking("no neighbours", None),
+        *(
+            asking(
+                f"neighbours: {name.replace('_', ' ')} {value:g}",
+                replace(first.neighbours, **{name: value}),
+            )
+            for name, values in _AROUND_NEIGHBOURS.items()
+            for value in values
+        ),
     ]
 
 

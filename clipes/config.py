@@ -87,7 +87,7 @@ class NeighbourParams:
     neighbours: int = 25
     temperature: float = 0.07
     balance: float = 0.5
-    sure: float = 0.75
+    sure: float = 0.9
     doubted: float = 0.5
     least_images: int = 4
 

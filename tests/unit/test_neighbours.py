@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -113,7 +111,7 @@ def test_a_map_where_others_see_background_is_contradicted_if_enough_others_know
 
 
 def test_where_no_one_sees_the_class_the_map_stays() -> None:
-    neighbours = Neighbours(harbour(6), CPU, replace(PARAMS, sure=0.75))
+    neighbours = Neighbours(harbour(6), CPU, PARAMS)
     rows = torch.stack([WATER] * 30)
     votes = neighbours.votes("0", rows, (0,))
     assert neighbours.contradict("0", [np.arange(30) < 24], votes, (0,)) == []
