@@ -352,6 +352,7 @@ class FrozenPreset:
         name: Name on the command line.
         tokens: What it reads: CLIP's tokens after blocks 4 to 10, what its last block attends
             with, and DINOv2's last.
+        linear: Of these, what a linear discriminant reads, which training starts from.
         width: Channels inside.
         blocks: Transformer blocks.
         heads: Attention heads of a block.
@@ -372,6 +373,7 @@ class FrozenPreset:
 
     name: str
     tokens: tuple[str, ...] = ("clip.4", "clip.6", "clip.8", "clip.10", "clip.11", "dino.12")
+    linear: tuple[str, ...] = ("clip.11", "dino.12")
     width: int = 256
     blocks: int = 2
     heads: int = 8

@@ -11,7 +11,7 @@ channels of all the towers that a round looks with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from clipes.config import PatchParams
 from clipes.maps.patches import strong_patches
 from clipes.masks.values import value_of
-from clipes.types import Float32Array
+from clipes.types import BoolArray, Float32Array
 
 _Float64Array = npt.NDArray[np.float64]
 
@@ -73,10 +73,22 @@ def image_statistics(
         classes: C.
         patches: Settings of the choice of patches.
     """
+    chosen = strong_patches(maps, patches)
+    rows = (0, *map(value_of, labels))
+    return statistics_of(tokens, dict(zip(rows, chosen, strict=True)), classes)
+
+
+def statistics_of(tokens: Tensor, shown: Mapping[int, BoolArray], classes: int) -> Statistics:
+    """Return the statistics of one image.
+
+    Args:
+        tokens: (N, D) float32 of its patches.
+        shown: (N,) by mask value: which of its patches show it; no patch shows two.
+        classes: C.
+    """
     values = tokens.cpu().numpy()
     found = Statistics.empty(classes, values.shape[1])
-    chosen = strong_patches(maps, patches)
-    for row, here in zip((0, *map(value_of, labels)), chosen, strict=True):
+    for row, here in shown.items():
         count = int(here.sum())
         if count:
             part = values[here]
@@ -148,6 +160,23 @@ def class_means(
     return means
 
 
+def discriminant(means: _Float64Array, looks: Looks) -> tuple[Tensor, Tensor]:
+    """Return the linear discriminant between some means.
+
+    Args:
+        means: (L, D).
+        looks: Has the covariance within classes.
+
+    Returns:
+        Directions (L, D) and offsets (L,), float32, on the CPU.
+    """
+    directions = means @ looks.precision
+    offsets = -(directions * means).sum(1) / 2
+    return torch.from_numpy(directions.astype(np.float32)), torch.from_numpy(
+        offsets.astype(np.float32)
+    )
+
+
 @torch.inference_mode()
 def looks_sources(
     tokens: Tensor,
@@ -171,12 +200,7 @@ def looks_sources(
     Returns:
         (K, N) probabilities of the classes.
     """
-    directions = means @ looks.precision
-    offsets = -(directions * means).sum(1, keepdims=True) / 2
-    weights, bias = (
-        torch.from_numpy(part.astype(np.float32)).to(tokens.device)
-        for part in (directions, offsets)
-    )
-    log_looks = weights @ tokens.T + bias
+    directions, offsets = (part.to(tokens.device) for part in discriminant(means, looks))
+    log_looks = directions @ tokens.T + offsets[:, None]
     log_odds = patches.looks_weight * log_looks + patches.words_weight * log_words
     return log_odds.softmax(0)[1:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -57,6 +57,8 @@ class FrozenSpec(Spec):
         dropout: Share of the fused channels that is dropped in training.
         max_patches: Larger images are shrunk to at most this many patches.
         digests: sha256 of the towers' weights, by the name of the tower.
+        linear: Names of the inputs that a linear discriminant reads, which the decoder's logits are
+            added to; none for none.
     """
 
     kind: ClassVar[str] = "frozen"
@@ -69,6 +71,7 @@ class FrozenSpec(Spec):
     dropout: float = 0.1
     max_patches: int = 1600
     digests: Mapping[str, str] = field(default_factory=dict)
+    linear: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,6 +89,8 @@ class FrozenSpec(Spec):
             return "its decoder reads no tokens that there are"
         if not 0 <= self.blocks <= _DEEPEST or self.width % self.heads or not 0 <= self.dropout < 1:
             return f"there is no decoder of {self.blocks} blocks and {self.heads} heads"
+        if not {*self.linear} <= {one.name for one in self.inputs}:
+            return "its discriminant reads tokens that it does not have"
         return ""
 
     def towers(self) -> Mapping[str, str]:
@@ -121,7 +126,14 @@ class FrozenDecoder(Model):
         self.fuse = nn.Linear(width * len(spec.inputs), width)
         self.dropout = nn.Dropout(spec.dropout)
         self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.blocks))
-        self.classify = nn.Linear(width, value_count(len(spec.classes)))
+        labels = value_count(len(spec.classes))
+        self.classify = nn.Linear(width, labels)
+        self.discriminant = None
+        if spec.linear:
+            read = [one.width for one in spec.inputs if one.name in spec.linear]
+            self.discriminant = Discriminant(sum(read), labels)
+            nn.init.zeros_(self.classify.weight)
+            nn.init.zeros_(self.classify.bias)
 
     def forward(self, grids: Tensor, *tokens: Tensor) -> list[Tensor]:
         """Return logits of background and classes.
@@ -139,8 +151,45 @@ class FrozenDecoder(Model):
         fused = self.dropout(self.fuse(torch.cat(read, 1)))
         for block in self.blocks:
             fused = block(fused, counts)
-        logits = self.classify(fused).split(counts)
-        return [one.T.unflatten(1, size)[None] for one, size in zip(logits, sizes, strict=True)]
+        logits = self.classify(fused)
+        if self.discriminant is not None:
+            logits = logits.float() + self.discriminant(self.read_linearly(tokens))
+        parts = logits.split(counts)
+        return [one.T.unflatten(1, size)[None] for one, size in zip(parts, sizes, strict=True)]
+
+    def read_linearly(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Return (S, D) float32 that the discriminant reads of (S, D) of each input."""
+        named = zip(self.spec.inputs, tokens, strict=True)
+        return torch.cat(
+            [one.float() for source, one in named if source.name in self.spec.linear], 1
+        )
+
+
+class Discriminant(nn.Module):
+    """Linear scores of labels, which are found in closed form and not trained.
+
+    Args:
+        width: Channels.
+        labels: Number of labels.
+
+    Attributes:
+        directions: (L, D), see ``clipes.maps.looks.discriminant``; 0 at first.
+        offsets: (L,).
+    """
+
+    directions: Tensor
+    offsets: Tensor
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__()
+        self.register_buffer("directions", torch.zeros(labels, width))
+        self.register_buffer("offsets", torch.zeros(labels))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (S, L) for (S, D) float32."""
+        # Large terms cancel here: bf16 would round what is left of them.
+        with torch.autocast(tokens.device.type, enabled=False):
+            return functional.linear(tokens, self.directions, self.offsets)
 
 
 class Block(nn.Module):

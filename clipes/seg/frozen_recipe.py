@@ -20,10 +20,11 @@ from clipes.run.tokens import CachedTokens
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Draws, choose_draws
 from clipes.seg.frozen import FrozenDecoder, FrozenSpec, TokenInput, TokenSpec, flat_tokens
+from clipes.seg.frozen_start import fit_discriminant
 from clipes.seg.loss import Guidance, weighted_loss
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights
 from clipes.seg.resize import resize, shrink
-from clipes.types import IGNORE, UInt8Array
+from clipes.types import IGNORE, Progress, UInt8Array
 
 LABELS_PER_TOKEN = 4
 """Labels along each side of a patch: those of every fourth pixel, where patches have 16."""
@@ -72,6 +73,7 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
             preset.dropout,
             preset.max_patches,
             dict(source.digests),
+            preset.linear,
         )
 
     @property
@@ -88,6 +90,13 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
         count = sum(parameter.numel() for parameter in model.parameters())
         say(f"decoder: {count / 1e6:.1f} million weights on {', '.join(self.preset.tokens)}")
         return self
+
+    def start(
+        self, model: FrozenDecoder, pairs: Sequence[TrainingPair], progress: Progress
+    ) -> None:
+        """Find the discriminant between labels: one look at every image, and nothing trained."""
+        if model.discriminant is not None:
+            fit_discriminant(model, pairs, self.tokens, self.guidance, progress)
 
     def optimizer(self, model: FrozenDecoder) -> AdamW:
         """Return AdamW; only matrices decay."""

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, default_collate
 from clipes.config import AnySegmenterPreset
 from clipes.errors import ClipesError, UsageError
 from clipes.masks.values import value_count
-from clipes.types import Float32Array, UInt8Array
+from clipes.types import Float32Array, Progress, UInt8Array
 
 if TYPE_CHECKING:
     from clipes.seg.data import TrainingPair
@@ -253,6 +253,18 @@ class Recipe(ABC, Generic[M, P]):
 
         Raises:
             WeightsError: The file cannot be used for this model.
+        """
+
+    def start(self, model: M, pairs: Sequence[TrainingPair], progress: Progress) -> None:
+        """Give a new model what examples say before any training; here nothing.
+
+        Args:
+            model: The model, as ``initialise`` left it.
+            pairs: The examples.
+            progress: Called after each of them, where they are looked at.
+
+        Raises:
+            ClipesError: An example cannot be read.
         """
 
     def state(self) -> Mapping[str, Any]:

@@ -291,12 +291,15 @@ def _fit(job: _Job, model: Model, recipe: Recipe[Any, Any], latest: Checkpoint |
     """
     if latest is not None:
         recipe = recipe.resume(latest.training.recipe or {})
+    if job.tokens is not None:
+        _encode(job, job.tokens)
+    if latest is None:
+        with job.listener.progress("start") as progress:
+            recipe.start(model, job.pairs, progress)
     trainer = Trainer(model, recipe, job.request.options, job.processes)
     if latest is not None:
         trainer.restore(latest)
         job.listener.say(f"going on after iteration {trainer.iteration}: {latest.path}")
-    if job.tokens is not None:
-        _encode(job, job.tokens)
     _train(job, trainer, recipe.examples(job.pairs, job.request.options.seed))
 
 

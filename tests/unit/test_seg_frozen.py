@@ -15,13 +15,13 @@ from PIL import Image
 from torch.nn import functional
 
 from clipes.config import FrozenPreset, get_segmenter_preset
-from clipes.disk.images import write_confidence, write_mask
+from clipes.disk.images import read_image, read_mask, write_confidence, write_mask
 from clipes.errors import ArtifactError, UsageError
 from clipes.run.tokens import CachedTokens
-from clipes.seg.checkpoint import FINAL, load_checkpoint, saved_iterations
+from clipes.seg.checkpoint import FINAL, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import EvenClasses, Passes
-from clipes.seg.frozen import Block, FrozenDecoder, FrozenSpec, TokenInput
+from clipes.seg.frozen import Block, FrozenDecoder, FrozenSpec, TokenInput, flat_tokens
 from clipes.seg.frozen_recipe import FrozenRecipe
 from clipes.seg.kinds import predictor_for, recipe_for
 from clipes.seg.loss import Guidance
@@ -37,6 +37,7 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 PRESET = FrozenPreset(
     "test",
     tokens=("clip.4", "dino.12"),
+    linear=(),
     width=16,
     blocks=2,
     heads=2,
@@ -113,6 +114,97 @@ def trainer(made: FrozenRecipe, **options: object) -> tuple[FrozenDecoder, Train
     torch.manual_seed(0)
     model = made.spec.build()
     return model, Trainer(model, made, replace(TrainOptions(save_every=2), **options), ALONE)
+
+
+LINEAR = replace(PRESET, linear=("dino.12",))
+
+
+@pytest.fixture
+def noisy(pairs: list[TrainingPair]) -> list[TrainingPair]:
+    """The pairs, their colours not as pure."""
+    for number, pair in enumerate(pairs):
+        image = read_image(pair.image).astype(np.int64)
+        image += np.random.default_rng(number).integers(-29, 30, image.shape)
+        Image.fromarray(image.astype(np.uint8)).save(pair.image)
+    return pairs
+
+
+def cells(pair: TrainingPair, made: FrozenRecipe) -> tuple[np.ndarray, np.ndarray]:
+    """Return DINOv2's tokens (N, 8) and the 16 labels (N, 16) of each patch, (4h, 4w) in all."""
+    tokens = made.tokens.read(pair.id, pair.image)["dino.12"].float().numpy()
+    mask, (h, w) = read_mask(pair.mask), tokens.shape[:2]
+    rows = ((np.arange(4 * h) + 0.5) * mask.shape[0] / (4 * h)).astype(int)
+    columns = ((np.arange(4 * w) + 0.5) * mask.shape[1] / (4 * w)).astype(int)
+    small = mask[np.ix_(rows, columns)].reshape(h, 4, w, 4).swapaxes(1, 2)
+    return tokens.reshape(h * w, -1), small.reshape(h * w, 16)
+
+
+def test_a_decoder_starts_from_what_sums_know(tmp_path: Path, noisy: list[TrainingPair]) -> None:
+    made, seen = recipe(tmp_path, LINEAR), []
+    model = made.spec.build().eval()
+    made.start(model, noisy, lambda *count: seen.append(count))
+    assert seen[-1] == (len(noisy), len(noisy))
+    right = []
+    for pair in noisy:
+        grid, flat = flat_tokens(made.tokens.read(pair.id, pair.image), made.spec)
+        (logits,) = model(torch.tensor([grid]), *flat)
+        labels = cells(pair, made)[1]
+        pure = (labels == labels[:, :1]).all(1)
+        right.append((logits[0].argmax(0).numpy().ravel() == labels[:, 0])[pure])
+    assert np.concatenate(right).mean() > 0.98
+
+
+def test_the_discriminant_is_that_of_means_and_one_covariance(
+    tmp_path: Path, noisy: list[TrainingPair]
+) -> None:
+    made = recipe(tmp_path, LINEAR)
+    model = made.spec.build()
+    made.start(model, noisy[1::2], lambda *_: None)  # the second class is in no mask
+    sums, outer, mass = np.zeros((2, 8)), np.zeros((8, 8)), np.zeros(2)
+    for pair in noisy[1::2]:
+        rows, labels = cells(pair, made)
+        for label in (0, 1):
+            part = rows[(labels == label).mean(1) >= 0.75]
+            weight = len(part) ** -0.5
+            sums[label] += weight * part.sum(0)
+            mass[label] += weight * len(part)
+            outer += weight * part.T @ part
+    means = sums / mass[:, None]
+    within = (outer - (mass[:, None] * means).T @ means) / mass.sum()
+    inverse = np.linalg.inv(within + 0.02 * np.trace(within) / 8 * np.eye(8))
+    assert model.discriminant is not None
+    got = model.discriminant.directions.numpy()
+    np.testing.assert_allclose(got[:2], 0.1 * means @ inverse, rtol=1e-3, atol=5e-3)
+    bias = -0.05 * ((means @ inverse) * means).sum(1)
+    offsets = model.discriminant.offsets.numpy()
+    np.testing.assert_allclose(offsets[:2], bias, rtol=1e-3, atol=5e-3)
+    assert offsets[2] < -1000
+
+
+def test_what_a_decoder_starts_from_is_kept_and_not_trained(
+    tmp_path: Path, pairs: list[TrainingPair]
+) -> None:
+    made = recipe(tmp_path, LINEAR)
+    torch.manual_seed(0)
+    model = made.spec.build()
+    made.start(model, pairs, lambda *_: None)
+    assert model.discriminant is not None
+    before = model.discriminant.directions.clone()
+    Trainer(model, made, TrainOptions(), ALONE).run(
+        made.examples(pairs, 0), tmp_path, lambda _: None
+    )
+    kept = load_checkpoint(tmp_path / FINAL)
+    again = kept.spec.build()
+    fill_model(again, kept)
+    torch.testing.assert_close(again.discriminant.directions, before, rtol=0, atol=0)
+    assert bool((again.classify.weight != 0).any())
+    # A file of before knows of no discriminant.
+    assert FrozenSpec((TokenInput("clip.4", 12),), ("a",)).build().discriminant is None
+
+
+def test_a_discriminant_of_other_tokens_cannot_be_built() -> None:
+    assert "does not have" in spec(linear=("clip.9",)).problem()
+    assert spec(linear=("clip.4",)).problem() == ""
 
 
 def spec(**fields: object) -> FrozenSpec:

@@ -1,0 +1,91 @@
+"""What a decoder on frozen tokens begins with: a linear discriminant between labels.
+
+What is learnt in the first hundred updates of a decoder, sums know at once: a mean for each label
+and one covariance, as for the looks of a run (``clipes.maps.looks``), but of masks, and for
+background and all classes at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipes.config import PatchParams
+from clipes.maps.looks import Looks, Statistics, discriminant, statistics_of
+from clipes.masks.values import value_count
+from clipes.run.tokens import CachedTokens
+from clipes.seg.data import TrainingPair
+from clipes.seg.frozen import FrozenDecoder, flat_tokens
+from clipes.seg.loss import Guidance
+from clipes.seg.resize import shrink
+from clipes.types import IGNORE, BoolArray, Progress
+
+_ALONG = 4  # labels looked at along each side of a patch
+_MOST_OF = 0.75  # share of them that have to agree
+_NEVER = -1e4  # logit of a label that no mask has
+
+
+def fit_discriminant(
+    model: FrozenDecoder,
+    pairs: Sequence[TrainingPair],
+    tokens: CachedTokens,
+    guidance: Guidance,
+    progress: Progress,
+) -> None:
+    """Give a decoder the discriminant between what the labels of some images look like.
+
+    It stays as it is, none at all, if masks say nothing.
+
+    Args:
+        model: Reads some of its tokens linearly.
+        pairs: The images and their masks.
+        tokens: Where tokens come from.
+        guidance: Says which labels count.
+        progress: Called after each image.
+
+    Raises:
+        ClipesError: An image or its masks cannot be read.
+    """
+    assert model.discriminant is not None
+    classes = len(model.spec.classes)
+    total = Statistics.empty(classes, model.discriminant.directions.shape[1])
+    for done, pair in enumerate(pairs, start=1):
+        grid, flat = flat_tokens(tokens.read(pair.id, pair.image), model.spec)
+        shown = _shown(pair, grid, guidance, value_count(classes))
+        total.add(statistics_of(model.read_linearly(flat), shown, classes))
+        progress(done, len(pairs))
+    params = PatchParams()
+    looks = Looks.of(total, params)
+    if looks is None:
+        return
+    there = looks.mass > 0
+    means = looks.sums / np.where(there, looks.mass, 1)[:, None]
+    directions, offsets = discriminant(means, looks)
+    never = torch.from_numpy(~there)
+    model.discriminant.directions.copy_(params.looks_weight * directions)
+    model.discriminant.offsets.copy_((params.looks_weight * offsets).masked_fill(never, _NEVER))
+
+
+def _shown(
+    pair: TrainingPair, grid: tuple[int, int], guidance: Guidance, labels: int
+) -> dict[int, BoolArray]:
+    """Return which patches (N,) show nothing but a label, by the label."""
+    mask, confidence = pair.read_labels(labels)
+    size = _ALONG * grid[0], _ALONG * grid[1]
+    maps = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(confidence)
+    cut, weights = guidance.weigh(*(shrink(one[None], size) for one in maps))
+    cut = cut.masked_fill(weights <= 0, IGNORE)
+    patches = _patches(cut[0], grid)
+    shares = {int(label): (patches == label).float().mean(1) for label in patches.unique()}
+    return {
+        label: (share >= _MOST_OF).numpy() for label, share in shares.items() if label != IGNORE
+    }
+
+
+def _patches(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return (N, 16) of (4h, 4w)."""
+    cells = labels.view(grid[0], _ALONG, grid[1], _ALONG)
+    return cells.transpose(1, 2).reshape(grid[0] * grid[1], -1)
