@@ -313,6 +313,7 @@ class SegmenterPreset:
         train_scales: Scales of the training branches; more than one adds their maximum.
         freeze_norms: Whether the backbone's batch normalisation stays as pre-trained; without
             pre-trained weights it learns.
+        even_classes: As in ``FrozenPreset``.
         test_scales: Scales whose probabilities are averaged in prediction.
         flip: Whether prediction also averages over the mirrored image.
         crf: Whether prediction ends with the dense CRF.
@@ -335,13 +336,17 @@ class SegmenterPreset:
     colour: float = 0.0
     train_scales: tuple[float, ...] = TRAIN_SCALES
     freeze_norms: bool = True
+    even_classes: bool = False
     test_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
     flip: bool = True
     crf: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data, for run.json."""
-        return asdict(self)
+        settings = asdict(self)
+        if not self.even_classes:  # an older clipes knew no choice; its trainings are gone on with
+            del settings["even_classes"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -469,7 +474,7 @@ class WeakClipPreset:
             whole images, whose tokens are computed once and kept.
         scale: Range of the random factor on the shorter side, which is ``crop`` before; for views.
         max_patches: Larger whole images are shrunk to at most this many patches.
-        even_classes: As in ``FrozenPreset``; for whole images.
+        even_classes: As in ``FrozenPreset``.
         boundary_crf: The CRF that the boundary loss learns from, on pixels of stride 8.
         boundary_present: Whether it knows which classes an image has.
         boundary_every: Of so many images one has a boundary loss, which counts so many times.

@@ -67,6 +67,10 @@ AccumulateOption = Annotated[
 ]
 CropOption = Annotated[int | None, typer.Option(min=8, help="Side of the views, in pixels.")]
 LrOption = Annotated[float | None, typer.Option(min=0, help="Highest learning rate.")]
+EvenClassesOption = Annotated[
+    bool | None,
+    typer.Option(help="Draw classes evenly, so that rare ones come as often as others."),
+]
 MultiScaleOption = Annotated[
     bool | None, typer.Option(help="Train at scales 1, .75, .5 and on their maximum.")
 ]

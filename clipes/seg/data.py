@@ -20,7 +20,7 @@ from clipes.disk.images import read_confidence, read_image, read_mask
 from clipes.errors import ArtifactError, BackendError, ClipesError
 from clipes.masks.values import require_classes
 from clipes.seg.augment import Example, augment, normalise
-from clipes.seg.draws import Passes
+from clipes.seg.draws import choose_draws
 from clipes.seg.loss import Guidance
 from clipes.seg.recipes import Batch, Examples
 from clipes.types import Float32Array, Int64Array, Progress, UInt8Array
@@ -152,12 +152,12 @@ def _count(mask: UInt8Array, labels: int) -> Int64Array:
 
 
 class TrainingSet(Examples):
-    """Random views, pass after pass over the examples.
+    """Random views, pass after pass over the examples, or class after class.
 
     Args:
         pairs: The examples.
         labels: Number of labels, background included.
-        preset: Augmentation.
+        preset: Augmentation, and which examples come.
         seed: Chooses the sequence.
     """
 
@@ -167,7 +167,7 @@ class TrainingSet(Examples):
         self._pairs = pairs
         self._labels = labels
         self._preset = preset
-        self._draws = Passes(len(pairs), seed)
+        self._draws = choose_draws([pair.labels for pair in pairs], seed, even=preset.even_classes)
 
     def __getitem__(self, position: int) -> Batch | ClipesError:
         """Return a view, or the error of an example that cannot be read.

@@ -19,7 +19,7 @@ from clipes.errors import ClipesError
 from clipes.masks.values import value_count
 from clipes.seg.augment import Example, crop, scale
 from clipes.seg.data import TrainingPair
-from clipes.seg.draws import Passes
+from clipes.seg.draws import choose_draws
 from clipes.seg.frozen_recipe import TokenExamples
 from clipes.seg.recipes import Batch, Examples
 from clipes.seg.weakclip import PATCH
@@ -64,7 +64,7 @@ class WholeExamples(TokenExamples):
 
 
 class ViewExamples(Examples):
-    """Random views, pass after pass over the images.
+    """Random views, pass after pass over the images, or class after class.
 
     An example is its view (3, S, S) float32, normalised, labels (S, S) int64 and confidence (S, S)
     float32, a small copy (S / 8, S / 8, 3) uint8, the classes that it may show (C,) bool, and its
@@ -73,7 +73,7 @@ class ViewExamples(Examples):
     Args:
         pairs: The images and their masks.
         classes: C.
-        preset: Augmentation.
+        preset: Augmentation, and which images come.
         colours: What is taken off.
         seed: Chooses the sequence.
     """
@@ -90,7 +90,7 @@ class ViewExamples(Examples):
         self._classes = classes
         self._preset = preset
         self._colours = colours
-        self._draws = Passes(len(pairs), seed)
+        self._draws = choose_draws([pair.labels for pair in pairs], seed, even=preset.even_classes)
 
     def __getitem__(self, position: int) -> Batch | ClipesError:
         """Return a view, or the error of an example that cannot be read."""

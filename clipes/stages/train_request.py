@@ -84,6 +84,7 @@ class Changes:
     test_scales: tuple[float, ...] | None = None
     flip: bool | None = None
     multi_scale: bool | None = None
+    even_classes: bool | None = None
 
     def foreign_to(self, preset: AnySegmenterPreset) -> list[str]:
         """Return the names of what is asked for and a preset knows nothing of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,19 @@ def test_every_pass_shows_every_example_in_another_order(pairs: list[TrainingPai
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in passes)
     assert len({tuple(order) for order in passes}) > 1
     assert not torch.equal(data[0][0], data[5 + passes[1].index(passes[0][0])][0])
+
+
+def test_a_rare_class_comes_as_often_as_another_if_that_is_asked_for(
+    pairs: list[TrainingPair],
+) -> None:
+    flat = SegmenterPreset("test", crop=8, scale=(1.0, 1.0), even_classes=True)
+    for index, pair in enumerate(pairs):
+        write_mask(pair.mask, np.full((40, 50), index, np.uint8))
+    labelled = [replace(pair, labels=(index // 4,)) for index, pair in enumerate(pairs)]
+    data = TrainingSet(labelled, 5, flat, seed=0)
+    shown = [int(data[position][1].max()) for position in range(16)]
+    assert shown.count(4) == 8
+    assert set(shown) == {0, 1, 2, 3, 4}
 
 
 # Python warns about forks in processes with threads; the loader's children only read files.
