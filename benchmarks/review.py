@@ -27,9 +27,11 @@ from clipes.report.measure import Row
 from clipes.report.review import (
     AMBIGUOUS,
     DISAGREEMENT,
+    DRIFT,
     EMPTY,
     FULL,
     FULL_AREA,
+    SCARCITY,
     TINY,
     UNSURE,
     Signs,
@@ -49,9 +51,11 @@ _GRID = {
     "unsure": (0.0, 10.0, 20.0, 40.0, 80.0),
     "ambiguous": (0.0, 2.0, 4.0, 8.0, 16.0),
     "disputed": (0.0, 0.1, 0.2, 0.5, 1.0),
+    "drift": (0.0, 0.5, 1.0, 2.0),
     "tiny": (0.0, 0.6, 1.2, 2.4),
     "full": (0.0, 0.3, 0.6, 1.2),
     "empty": (2.0,),
+    "scarcity": (2.0,),
 }
 
 
@@ -170,7 +174,7 @@ def _sign(signs: Signs | None, name: str) -> float:
 
 
 def _words(weights: Mapping[str, float]) -> str:
-    shipped = (UNSURE, AMBIGUOUS, DISAGREEMENT, TINY, FULL, EMPTY)
+    shipped = (UNSURE, AMBIGUOUS, DISAGREEMENT, DRIFT, TINY, FULL, EMPTY, SCARCITY)
     pairs = zip(weights.items(), shipped, strict=True)
     return ", ".join(f"{name} {value:.2f} (shipped {now:g})" for (name, value), now in pairs)
 

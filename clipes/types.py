@@ -64,11 +64,15 @@ class CamMaps:
         labels: (K,) int64, 0-based class indices.
         maps: (K, h, w) float in [0, 1] at patch resolution.
         size: (H0, W0) of the image the maps belong to.
+        drift: (K,) float in [0, 1], how far each class is from where its word alone puts it; see
+            ``clipes.masks.pseudo.disagreement``. None where words alone were asked, or it was not
+            kept.
     """
 
     labels: Int64Array
     maps: FloatArray
     size: tuple[int, int]
+    drift: FloatArray | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,14 @@ UNREAD_SUFFIXES = (
 MAX_LIST_BYTES = 64 * 2**20
 """Largest list of images, labels or classes that is read: about a million lines."""
 
+RARE, RARE_SHARE = 5, 100
+"""A class is rare if fewer images show it than the first, or at most one in the second.
+
+What a class looks like is a mean over its images. That of n is off by 1 / sqrt(n) of what one image
+is off by: with 5, by less than half. And a name that was misread or misspelt is on few images. Of
+what is on one in a hundred, a training sees little that is drawn image by image.
+"""
+
 _KNOWN_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
 _SPLIT_FOLDER = Path("ImageSets", "Segmentation")
 
@@ -332,6 +340,16 @@ def collect(
         tuple(problem.id for problem in problems.values() if not problem.kind.stops),
         tuple(remarks),
     )
+
+
+def is_rare(images: int, of: int) -> bool:
+    """Tell whether some images show a class, but few.
+
+    Args:
+        images: Number of those that do.
+        of: Number of all.
+    """
+    return 0 < images < RARE or 0 < RARE_SHARE * images <= of
 
 
 def _split_places(root: Path, split: str) -> list[Path]:

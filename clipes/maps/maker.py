@@ -21,6 +21,7 @@ from clipes.maps.looks import Looks, Statistics, class_means, image_statistics, 
 from clipes.maps.neighbours import Neighbours, Regions, regions_of
 from clipes.maps.patches import strong_patches
 from clipes.maps.vectors import WordVectors
+from clipes.masks.pseudo import disagreement
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.types import CamMaps, Float32Array, UInt8Array, size_text
 from clipes.words.features import TextFeatures
@@ -134,8 +135,10 @@ class CamMaker:
         labels = self._vectors.by_name(image.labels)
         with _memory_for(image.size):
             refined = self._after(image, len(self._looks), in_statistics)
-        given = refined[[labels.index(label) for label in image.labels]]
-        return CamMaps(np.array(image.labels, np.int64), given, image.size)
+            words = first_maps(image.evidence, self._params) if self._looks else None
+        given = [labels.index(label) for label in image.labels]
+        drift = None if words is None else disagreement(words, refined)[given]
+        return CamMaps(np.array(image.labels, np.int64), refined[given], image.size, drift)
 
     def lesson(
         self, image: EncodedImage, name: str = "", neighbours: Neighbours | None = None

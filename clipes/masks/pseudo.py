@@ -88,7 +88,8 @@ def in_mask_order(cams: CamMaps) -> CamMaps:
     Sums over labels round, and of equal scores ``label_pixels`` takes the first.
     """
     order = np.argsort(cams.labels, kind="stable")
-    return replace(cams, labels=cams.labels[order], maps=cams.maps[order])
+    drift = None if cams.drift is None else cams.drift[order]
+    return replace(cams, labels=cams.labels[order], maps=cams.maps[order], drift=drift)
 
 
 def label_pixels(scores: Float32Array, labels: Int64Array) -> UInt8Array:
@@ -104,6 +105,25 @@ def label_pixels(scores: Float32Array, labels: Int64Array) -> UInt8Array:
     values = np.array([0, *map(value_of, labels.tolist())], np.uint8)
     mask: UInt8Array = values[scores.argmax(0)]
     return mask
+
+
+def disagreement(one: Float32Array, other: Float32Array) -> Float32Array:
+    """Return how little two sets of maps agree on where each class is, patch by patch.
+
+    Args:
+        one: (K, h, w) in [0, 1].
+        other: Likewise, of the same classes.
+
+    Returns:
+        (K,) float32, 1 - IoU of the patches that each labels with a class, the background score
+        being 1 - max_k map_k; 1 for a class that neither labels anywhere.
+    """
+    first, second = (with_background(maps, 1.0).argmax(0) for maps in (one, other))
+    numbers = np.arange(1, 1 + len(one))[:, None, None]
+    here, there = first == numbers, second == numbers
+    union = (here | there).sum((1, 2))
+    both = (here & there).sum((1, 2))
+    return np.asarray(1 - both / np.maximum(union, 1), np.float32)
 
 
 def cam_mask(cams: CamMaps, exponent: float) -> UInt8Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -62,6 +62,12 @@ class Row:
     def urgency(self) -> float:
         """What the review queue is sorted by, highest first: what cannot be used leads it."""
         return float("inf") if self.score is None or self.failure else self.score
+
+
+def review_queue(rows: Iterable[Row]) -> list[Row]:
+    """Return the images that need a person, most first; what one corrected needs none."""
+    waiting = [row for row in rows if row.failure or not row.corrected]
+    return sorted(waiting, key=lambda row: -row.urgency)
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,7 @@ def measure(
     classes: Sequence[str],
     exponent: float,
     current: Freshness,
+    images: Mapping[int, int],
     *,
     use_corrected: bool = True,
 ) -> tuple[list[Row], Tally]:
@@ -170,6 +177,7 @@ def measure(
         classes: Class names in mask order.
         exponent: alpha of the background score.
         current: Tells what is out of date, and cannot be used.
+        images: How many images of the run are labelled with a class, by its 0-based number.
         use_corrected: Whether a person's masks are looked at, too.
 
     Returns:
@@ -182,7 +190,7 @@ def measure(
         try:
             if reason := current.unusable(sample) or chosen.unusable(sample):
                 raise ArtifactError(reason)
-            row = _measure(sample, chosen, classes, exponent, tally)
+            row = _measure(sample, chosen, classes, exponent, images, tally)
         except ClipesError as error:
             row = Row(sample.id, _known(sample, classes), (0, 0), failure=str(error))
         rows.append(row)
@@ -255,14 +263,19 @@ def _known(sample: Sample, classes: Sequence[str]) -> tuple[int, ...]:
 
 
 def _measure(
-    sample: Sample, chosen: Chosen, classes: Sequence[str], exponent: float, tally: Tally
+    sample: Sample,
+    chosen: Chosen,
+    classes: Sequence[str],
+    exponent: float,
+    images: Mapping[int, int],
+    tally: Tally,
 ) -> Row:
     cams, pseudo = load_outputs(chosen.run, sample, len(classes))
     mended = load_corrected(chosen, sample, len(classes))
     size, _ = read_header(sample.image)
     check_image(sample, size, cams)
     coarse = cam_mask(cams, exponent)
-    signs = read_signs(cams, coarse, pseudo, exponent)
+    signs = read_signs(cams, coarse, pseudo, exponent, images)
     truth = None
     if sample.mask is not None and sample.mask.is_file():
         truth = read_mask(sample.mask)

@@ -15,10 +15,11 @@ import jinja2
 import numpy as np
 
 from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.datasets.base import is_rare
 from clipes.disk.files import atomic_write
 from clipes.masks.scores import Scores
 from clipes.report.charts import confidence_histogram, coverage_curve
-from clipes.report.measure import Row, Tally
+from clipes.report.measure import Row, Tally, review_queue
 from clipes.report.overlays import CONFIDENCE, HEAT, Ramp, class_colour
 from clipes.report.pictures import Pictures
 
@@ -108,8 +109,7 @@ def write_queue(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> None
         table = csv.writer(file, lineterminator="\n")
         columns = ("place", "image", "score", "reasons", "labels", "confident", "agreement", "miou")
         table.writerow(columns)
-        queue = [row for row in rows if row.failure or not row.corrected]
-        for place, row in enumerate(sorted(queue, key=lambda row: -row.urgency), start=1):
+        for place, row in enumerate(review_queue(rows), start=1):
             reasons = [f"cannot be shown: {row.failure}"] if row.failure else []
             table.writerow(
                 [
@@ -161,6 +161,7 @@ class _Doubt:
 
     label: int
     images: int
+    rare: bool
     empty: int
     agreement: float
     score: float
@@ -179,6 +180,7 @@ def _doubts(rows: Sequence[Row], classes: int) -> list[_Doubt]:
         _Doubt(
             label,
             int(images[label]),
+            is_rare(int(images[label]), len(rows)),
             int(empty[label]),
             1 - disputed[label] / images[label],
             scores[label] / images[label],

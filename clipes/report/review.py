@@ -7,19 +7,25 @@ them again on each half and holds them to the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from clipes.config import CONFIDENCE_THRESHOLD
+from clipes.datasets.base import RARE
 from clipes.masks.pseudo import with_background
 from clipes.masks.values import value_of
 from clipes.types import CamMaps, PseudoLabel, UInt8Array
 
-UNSURE, AMBIGUOUS, DISAGREEMENT, TINY, FULL, EMPTY = 15.0, 6.0, 0.5, 0.7, 0.6, 2.0
+UNSURE, AMBIGUOUS, DISAGREEMENT, DRIFT, TINY, FULL, EMPTY = 15.0, 6.0, 0.5, 1.0, 0.7, 0.6, 2.0
 """What each sign adds to the score: per share of the pixels (the first two), per class that is in
-dispute, tiny or empty, and for an image without background."""
+dispute, for the class that drifted most, per class that is tiny or empty, and for an image without
+background."""
+
+SCARCITY = 2.0
+"""What the only image of a class adds, by as much as its mask counts for the class: one of n images
+adds the n-th part. It says nothing of the mask, but what a person's minute is worth."""
 
 TINY_AREA = 0.005
 """Share of the image below which a class counts as tiny."""
@@ -29,6 +35,7 @@ FULL_AREA = 0.9
 
 _CLOSE = 0.2  # two scores of a map this close: either label could have won
 _MANY_AMBIGUOUS, _MUCH_DISPUTED, _MANY_UNSURE = 0.2, 0.4, 0.04  # worth saying; the score adds all
+_FAR = 0.75  # likewise, of the drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +46,16 @@ class ClassSigns:
         label: The class, 0-based.
         area: Share of the image that the mask gives it.
         disagreement: 1 - IoU of the map's mask and the CRF's; None before the CRF.
+        drift: 1 - IoU of where the map and where the word alone put it; None where words alone were
+            asked.
+        images: How many images of the run show it, this one included; 0 where that is not known.
     """
 
     label: int
     area: float
     disagreement: float | None
+    drift: float | None = None
+    images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +92,23 @@ class Signs:
         """Sum of the disagreement over the classes, 0 where it is not known."""
         return sum(one.disagreement or 0.0 for one in self.classes)
 
+    @property
+    def drift(self) -> float:
+        """The largest drift of a class, 0 where it is not known."""
+        return max((one.drift or 0.0 for one in self.classes), default=0.0)
+
+    @property
+    def scarcity(self) -> float:
+        """Share that the image has in those of its rarest class."""
+        return max((1 / one.images for one in self.classes if one.images), default=0.0)
+
 
 def read_signs(
-    cams: CamMaps, cam_mask: UInt8Array, pseudo: PseudoLabel | None, exponent: float
+    cams: CamMaps,
+    cam_mask: UInt8Array,
+    pseudo: PseudoLabel | None,
+    exponent: float,
+    images: Mapping[int, int],
 ) -> Signs:
     """Look at what was made for one image.
 
@@ -91,13 +117,14 @@ def read_signs(
         cam_mask: (H0, W0) mask that the maps make alone.
         pseudo: Its mask and confidence, where they were made; else ``cam_mask`` is judged.
         exponent: alpha of the background score.
+        images: How many images of the run show a class, by its 0-based number.
     """
     mask = cam_mask if pseudo is None else pseudo.mask
     pairs = np.bincount((cam_mask.astype(np.uint16) << 8 | mask).ravel(), minlength=1 << 16)
     table = pairs.reshape(256, 256)
     before, now, both = table.sum(1), table.sum(0), np.diag(table)
     classes = []
-    for label in cams.labels.tolist():
+    for index, label in enumerate(cams.labels.tolist()):
         value = value_of(label)
         union = before[value] + now[value] - both[value]
         disagreement = 1 - float(both[value] / union) if union else 1.0
@@ -106,6 +133,8 @@ def read_signs(
                 label,
                 float(now[value] / mask.size),
                 None if pseudo is None else disagreement,
+                None if cams.drift is None else float(cams.drift[index]),
+                images.get(label, 0),
             )
         )
     scores = np.sort(with_background(cams.maps.astype(np.float32), exponent), axis=0)
@@ -122,14 +151,16 @@ def score(signs: Signs) -> float:
         UNSURE * (signs.unsure or 0.0)
         + AMBIGUOUS * signs.ambiguous
         + DISAGREEMENT * signs.disputed
+        + DRIFT * signs.drift
         + TINY * signs.tiny
         + FULL * (signs.labelled > FULL_AREA)
         + EMPTY * signs.empty
+        + SCARCITY * signs.scarcity
     )
 
 
 def reasons(signs: Signs, classes: Sequence[str]) -> tuple[str, ...]:
-    """Return what stands out in an image, in words, what weighs most first.
+    """Return what stands out in an image, in words, what weighs most first, rare classes last.
 
     Args:
         signs: What was seen of it.
@@ -142,6 +173,9 @@ def reasons(signs: Signs, classes: Sequence[str]) -> tuple[str, ...]:
 def _reasons(signs: Signs, classes: Sequence[str]) -> Iterator[tuple[float, str]]:
     for one in signs.classes:
         name, disputed = classes[one.label], one.disagreement or 0.0
+        if 0 < one.images < RARE:
+            among = "the only image" if one.images == 1 else f"one of {one.images} images"
+            yield 0.0, f"{among} of {name}"  # nothing is wrong with that
         if not one.area:
             yield EMPTY + TINY, f"{name}: nothing labelled"
             continue
@@ -149,6 +183,11 @@ def _reasons(signs: Signs, classes: Sequence[str]) -> Iterator[tuple[float, str]
             yield TINY, f"{name}: only {_percent(one.area, 2)} of the image"
         if disputed >= _MUCH_DISPUTED:
             yield DISAGREEMENT * disputed, f"map and CRF disagree on {_percent(disputed)} of {name}"
+        if one.drift is not None and one.drift >= _FAR:
+            yield (
+                DRIFT * one.drift,
+                f"map and word alone disagree on {_percent(one.drift)} of {name}",
+            )
     if signs.labelled > FULL_AREA:
         yield FULL, f"hardly any background: {_percent(signs.labelled)} of the image is labelled"
     if signs.unsure is not None and signs.unsure >= _MANY_UNSURE:

@@ -3,7 +3,8 @@
 ::
 
     runs/voc/run.json             what made it: schema, command, settings, hashes, package versions
-             cams/<id>.npz        labels (K,) int64, maps (K, h, w) float16, size (H0, W0)
+             cams/<id>.npz        labels (K,) int64, maps (K, h, w) float16, size (H0, W0), and
+                                  drift (K,) float16 where classes were learnt
              pseudo/<id>.png      8-bit palette PNG: 0 background, 1..C, 255 ignore
              confidence/<id>.png  16-bit grey, round(65535 * p)
              looks/               what the classes look like, over many images
@@ -169,6 +170,8 @@ class Run:
             "maps": cams.maps.astype(np.float16),
             "size": np.array(cams.size, np.int64),
         }
+        if cams.drift is not None:
+            arrays["drift"] = cams.drift.astype(np.float16)
         if origin:
             arrays["origin"] = np.array(origin)
         write_arrays(self.cams_path(image_id), arrays, compress=True)
@@ -184,6 +187,7 @@ class Run:
         try:
             arrays = read_arrays(path, _LARGEST_MAPS)
             labels, maps, size = arrays["labels"], arrays["maps"], arrays["size"]
+            drift = arrays.get("drift")
         except (OSError, ValueError, KeyError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ArtifactError(f"cannot read maps {path}: {reason}", remedy) from error
@@ -196,6 +200,7 @@ class Run:
             and size.shape == (2,)
             and size.dtype.kind == "i"
             and bool((size > 0).all())
+            and (drift is None or (drift.dtype.kind == "f" and drift.shape == labels.shape))
         )
         if not well_formed:
             raise ArtifactError(
@@ -206,13 +211,15 @@ class Run:
         problem = ""
         if labels.min() < 0 or labels.max() >= MAX_CLASSES:
             problem = f"there is no class {labels.min() if labels.min() < 0 else labels.max()}"
-        elif not 0 <= maps.min() <= maps.max() <= 1:  # values that are no numbers fail this, too
+        elif not all(  # values that are no numbers fail this, too
+            0 <= part.min() <= part.max() <= 1 for part in (maps, drift) if part is not None
+        ):
             problem = "its values do not lie in [0, 1]"
         elif int(size[0]) * int(size[1]) > MAX_PIXELS:
             problem = f"no image has {size[0]} x {size[1]} pixels"
         if problem:
             raise ArtifactError(f"maps {path}: {problem}", remedy)
-        return CamMaps(labels, maps, (int(size[0]), int(size[1])))
+        return CamMaps(labels, maps, (int(size[0]), int(size[1])), drift)
 
     def maps_origin(self, image_id: str) -> str:
         """Return what the maps of an image say that they were made from; empty if they do not.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipes.datasets import Dataset, open_dataset
+from clipes.datasets.base import is_rare
 from clipes.datasets.problems import Kind, Problem
 from clipes.disk.images import read_image, read_mask
 from clipes.errors import ImageError
@@ -20,25 +21,14 @@ from clipes.stages.cam import DataRequest
 from clipes.types import IGNORE, Sample, UInt8Array, size_text
 from clipes.words.vocabulary import load_vocabulary
 
-RARE = 5
-"""Fewer images than that are few for a class.
-
-What a class looks like is a mean over its images. That of n is off by 1 / sqrt(n) of what one image
-is off by: with 5, by less than half. And a name that was misread or misspelt is on few images.
-"""
-
 
 @dataclass(frozen=True)
 class ClassCount:
-    """A class, and the number of usable images that are labelled with it."""
+    """A class, the number of usable images that are labelled with it, and whether that is few."""
 
     name: str
     images: int
-
-    @property
-    def rare(self) -> bool:
-        """Whether some images show it, but fewer than ``RARE``."""
-        return 0 < self.images < RARE
+    rare: bool
 
 
 @dataclass(frozen=True)
@@ -152,7 +142,10 @@ def count_classes(data: Dataset) -> tuple[ClassCount, ...]:
     """Return how many samples show each class, in mask order; none if no sample has a label."""
     counts = Counter(label for sample in data.samples for label in sample.labels)
     named = enumerate(data.classes) if counts else ()
-    return tuple(ClassCount(name, counts[label]) for label, name in named)
+    total = len(data.samples)
+    return tuple(
+        ClassCount(name, counts[label], is_rare(counts[label], total)) for label, name in named
+    )
 
 
 def _no_class(samples: Sequence[Sample], values: set[int]) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -141,7 +141,7 @@ def measure_run(
 
     Args:
         run: The run folder.
-        samples: Images that have maps.
+        samples: All images that have maps.
         classes: Class names in mask order.
         workers: Threads; None for as many as there are cores.
         progress: Called after every few images.
@@ -158,6 +158,7 @@ def measure_run(
         classes=classes,
         exponent=exponent,
         current=current,
+        images=Counter(label for sample in samples for label in sample.labels),
         use_corrected=use_corrected,
     )
     groups = in_groups(samples, _CHUNK)

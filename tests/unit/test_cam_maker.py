@@ -323,7 +323,7 @@ class Arrived:
         return np.zeros(self.shape, np.float32)
 
 
-@pytest.mark.parametrize(("name", "crossings"), [("gradient", (1, 1)), ("patches", (1, 2))])
+@pytest.mark.parametrize(("name", "crossings"), [("gradient", (1, 1)), ("patches", (1, 3))])
 def test_only_maps_leave_a_gpu(name, crossings, text, images, monkeypatch):
     """A GPU's tensors, pretended: they have a shape and a device, and mixing devices raises."""
     crossed: list[tuple[str, torch.Size]] = []

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from clipes.datasets import Dataset, open_dataset
+from clipes.datasets.base import RARE, RARE_SHARE, is_rare
 from clipes.datasets.problems import Kind
 from clipes.disk.images import write_mask
 from clipes.listener import Listener
 from clipes.masks.scores import ConfusionMatrix
-from clipes.stages.check import RARE, Findings, check
+from clipes.stages.check import Findings, check
 from clipes.types import IGNORE
 from tests.unit.coco_support import write_image
 
@@ -130,6 +131,13 @@ def test_classes_are_counted_and_the_rare_ones_marked(tmp_path):
     assert "rows of one image add up, as those of 0.jpg and 3 more" in remark
     unlabelled = open_dataset("folder", root=tmp_path, labelled=False, classes=("cat",))
     assert run(unlabelled).to_json()["classes"] == []
+
+
+@pytest.mark.parametrize("total", [50, RARE * RARE_SHARE, 9999])
+def test_few_images_or_one_in_a_hundred_are_rare(total):
+    for images in range(130):
+        expected = images >= 1 and (images < 5 or images / total <= 0.01)
+        assert is_rare(images, total) == expected
 
 
 def test_a_clean_data_set_and_one_without_masks_are_fine(tmp_path):

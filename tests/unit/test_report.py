@@ -306,7 +306,7 @@ def test_classes_are_told_the_most_doubtful_first(tmp_path: Path) -> None:
         Row("c", (2,), (4, 4), failure="gone"),
     ]
     words = written(tmp_path, rows=rows).text
-    assert "dog & <b>wolf</b> 1 0 50.0 4.00 cat 2 1 37.5 2.50" in words
+    assert "dog & <b>wolf</b> 1 rare 0 50.0 4.00 cat 2 rare 1 37.5 2.50" in words
     assert "bird" not in words
 
 

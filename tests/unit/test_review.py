@@ -27,6 +27,7 @@ from clipes.types import IGNORE, CamMaps, PseudoLabel
 from tests.report_support import CLASSES, Made, make_run
 
 FINE = Signs((ClassSigns(0, 0.3, 0.1),), 0.05, 0.01)
+SHOWN = {0: 2, 1: 4, 2: 5}
 shares = st.floats(0, 1)
 
 
@@ -43,7 +44,7 @@ def test_signs_are_what_slow_loops_count(made: Made) -> None:
     for id_, pseudo in made.pseudo.items():
         cams = made.run.load_cams(id_)
         coarse = cam_mask(cams, 1.0)
-        signs = read_signs(cams, coarse, pseudo, 1.0)
+        signs = read_signs(cams, coarse, pseudo, 1.0, SHOWN)
         assert [one.label for one in signs.classes] == cams.labels.tolist()
         for one in signs.classes:
             now = {i for i, value in enumerate(pseudo.mask.ravel()) if value == one.label + 1}
@@ -63,8 +64,8 @@ def test_before_the_crf_the_mask_of_the_maps_is_judged(made: Made) -> None:
     cams = made.run.load_cams("b")
     coarse = np.zeros(cams.size, np.uint8)
     coarse[:12] = 1
-    signs = read_signs(cams, coarse, None, 1.0)
-    assert signs.classes == (ClassSigns(0, 0.25, None), ClassSigns(2, 0.0, None))
+    signs = read_signs(cams, coarse, None, 1.0, SHOWN)
+    assert signs.classes == (ClassSigns(0, 0.25, None, None, 2), ClassSigns(2, 0.0, None, None, 5))
     assert signs.unsure is None
     assert "bird: nothing labelled" in reasons(signs, CLASSES)
 
@@ -75,6 +76,11 @@ def test_each_sign_alone_raises_the_score(area: float, unsure: float, close: flo
     assert score(signs) >= 0
     assert score(replace(signs, unsure=min(1, unsure + 0.01))) >= score(signs)
     assert score(replace(signs, ambiguous=min(1, close + 0.01))) >= score(signs)
+    (one,) = signs.classes
+    far = replace(signs, classes=(replace(one, drift=dis),))
+    assert score(far) == pytest.approx(score(signs) + dis)
+    alone, among = (replace(signs, classes=(replace(one, images=n),)) for n in (1, 20))
+    assert score(alone) > score(among) > score(signs)
     empty = replace(signs, classes=(*signs.classes, ClassSigns(1, 0.0, 1.0)))
     assert score(empty) > score(signs) + 2
 
@@ -82,16 +88,24 @@ def test_each_sign_alone_raises_the_score(area: float, unsure: float, close: flo
 def test_a_usual_mask_gives_no_reason_and_reasons_come_by_weight() -> None:
     assert reasons(FINE, CLASSES) == ()
     bad = Signs(
-        (ClassSigns(0, 0.0, 1.0), ClassSigns(1, 0.002, 0.97), ClassSigns(2, 0.95, 0.43)), 0.3, 0.061
+        (
+            ClassSigns(0, 0.0, 1.0),
+            ClassSigns(1, 0.002, 0.97, 0.8, 5),
+            ClassSigns(2, 0.95, 0.43, 0.7, 3),
+        ),
+        0.3,
+        0.061,
     )
     assert reasons(bad, CLASSES) == (
         "cat: nothing labelled",
         "map undecided on 30 % of the image",
         "6.1 % of the pixels below confidence 0.95",
+        "map and word alone disagree on 80 % of dog & <b>wolf</b>",
         "dog & <b>wolf</b>: only 0.20 % of the image",
         "hardly any background: 95 % of the image is labelled",
         "map and CRF disagree on 97 % of dog & <b>wolf</b>",
         "map and CRF disagree on 43 % of bird",
+        "one of 3 images of bird",
     )
     assert score(bad) > 3 * score(FINE)
 
@@ -164,10 +178,10 @@ def test_an_image_has_the_mean_iou_of_the_labels_that_it_or_its_mask_holds(made:
 @pytest.mark.parametrize("size", [1, 3])
 def test_parts_add_up_to_the_whole(made: Made, size: int) -> None:
     samples = reopen(made.run, None).samples
-    whole_rows, whole = measure(samples, made.run, CLASSES, 1.0, Freshness.of(made.run, CLASSES))
     rows, tally, current = [], Tally(4), Freshness.of(made.run, CLASSES)
+    whole_rows, whole = measure(samples, made.run, CLASSES, 1.0, current, SHOWN)
     for at in range(0, len(samples), size):
-        some, sums = measure(samples[at : at + size], made.run, CLASSES, 1.0, current)
+        some, sums = measure(samples[at : at + size], made.run, CLASSES, 1.0, current, SHOWN)
         rows += some
         tally.add(sums)
     assert rows == whole_rows
@@ -266,4 +280,5 @@ def test_what_cannot_be_shown_takes_no_place() -> None:
 def test_a_run_without_maps_of_these_images(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"a": (0,)}).run
     assert isinstance(run, Run)
-    assert measure([], run, CLASSES, 1.0, Freshness(run, CLASSES, cam={}, looks=None))[0] == []
+    current = Freshness(run, CLASSES, cam={}, looks=None)
+    assert measure([], run, CLASSES, 1.0, current, SHOWN)[0] == []
