@@ -96,8 +96,11 @@ class Exporter:
     def steps(self) -> list[tuple[int, int]]:
         return self.heard.steps["export"]
 
-    def __call__(self, name: str, out: Path | None = None, **options: object) -> Path:
-        request = ExportRequest(name, None, out, Options(**options), "clipes export")
+    def __call__(
+        self, name: str, out: Path | None = None, first: int | None = None, **options: object
+    ) -> Path:
+        chosen = Options(**options)
+        request = ExportRequest(name, None, out, chosen, "clipes export", first=first)
         folder, self.summary = export(request, self.run, self.heard.listener)
         assert not self.failures
         return folder

@@ -53,6 +53,10 @@ def export(
         bool,
         typer.Option("--upright", help="coco, labelme, cvat: add the images, turned upright."),
     ] = False,
+    first: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only so many images: the first of the review queue."),
+    ] = None,
     use_corrected: UseCorrectedOption = True,
     root: RootOption = None,
 ) -> None:
@@ -65,7 +69,7 @@ def export(
     from clipes.stages.export import export as export_stage
 
     options = Options(confidence, components, tolerance, copy, grey, polygons, upright)
-    request = ExportRequest(format_.value, root, out, options, command_line(), use_corrected)
+    request = ExportRequest(format_.value, root, out, options, command_line(), use_corrected, first)
     target, summary = export_stage(request, open_run(run), listener())
     conclude(format_.value, target, summary, "images written")
 

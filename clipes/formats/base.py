@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -68,6 +67,7 @@ class Plan:
         samples: The images, those that were written before included.
         classes: Class names in mask order.
         split: What the list of images is called.
+        images: The folder that all images of the run lie in or below, whichever are written.
         numbers: A number from 1 for each id, the same however many images are ready.
         options: What the user chose.
     """
@@ -76,13 +76,9 @@ class Plan:
     samples: tuple[Sample, ...]
     classes: tuple[str, ...]
     split: str
+    images: Path
     numbers: dict[str, int]
     options: Options = Options()
-
-    @cached_property
-    def images(self) -> Path:
-        """The folder that all images lie in or below."""
-        return common_folder(self.samples)
 
     def name(self, sample: Sample) -> str:
         """Return what an image is called in the tool: its path below ``images``, with slashes."""
@@ -229,7 +225,7 @@ class FileWriter(Writer):
         return (self.path(sample),)
 
     def written(self) -> list[Sample]:
-        """Return the images whose file is there, in the order of the data set."""
+        """Return the images whose file is there, in their order in the plan."""
         return [sample for sample in self.plan.samples if self.path(sample).exists()]
 
 

@@ -12,14 +12,17 @@ from clipes.disk.claim import remove_leftovers
 from clipes.disk.files import sha256_of
 from clipes.errors import ArtifactError, UsageError
 from clipes.formats import FORMATS, Format, Item, Options, Plan, Writer
+from clipes.formats.base import common_folder
 from clipes.formats.written import Written
 from clipes.listener import Listener
+from clipes.report.measure import review_queue
 from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Summary, for_each, waiting
 from clipes.run.origin import digest
 from clipes.run.reopen import orphans, reopen, unmade
+from clipes.stages.report import measure_run
 from clipes.types import Failure, Sample
 
 
@@ -34,6 +37,7 @@ class ExportRequest:
         options: What the user chose.
         command: The command line, for the record.
         use_corrected: Whether masks that a person corrected go before the run's.
+        first: Only so many images, those that need a person most; None for all.
     """
 
     name: str
@@ -42,6 +46,12 @@ class ExportRequest:
     options: Options = field(default_factory=Options)
     command: str = ""
     use_corrected: bool = True
+    first: int | None = None
+
+    @property
+    def folder_name(self) -> str:
+        """What the folder of the output is called by default."""
+        return self.name if self.first is None else f"{self.name}-first-{self.first}"
 
 
 def export(request: ExportRequest, run: Run, listener: Listener) -> tuple[Path, Summary]:
@@ -75,15 +85,20 @@ def export(request: ExportRequest, run: Run, listener: Listener) -> tuple[Path, 
     fresh = Freshness.of(run, data.classes)
     masks = Chosen(run, fresh, request.use_corrected)
     samples = _ready(masks, data.samples, form, options, listener)
-    folder = request.out or run.root / "export" / name
+    if request.first is not None:
+        samples = _first(request, run, samples, data, listener)
+    folder = request.out or run.root / "export" / request.folder_name
     settings = {
         "format": name,
         "run": str(run.root.absolute()),
         "classes": data.classes,
+        "first": request.first,
         **_chosen(form, options),
     }
-    written = Written(folder, settings, request.command, _chosen(form, Options()))
-    plan = Plan(folder, samples, data.classes, _split(run), _numbers(data), options)
+    unknown = {"first": None, **_chosen(form, Options())}  # to an older clipes
+    written = Written(folder, settings, request.command, unknown)
+    images = common_folder(data.samples)
+    plan = Plan(folder, samples, data.classes, _split(run), images, _numbers(data), options)
     with form.write(plan) as writer:
         job = _Job(masks, fresh, plan, form, writer, written)
         summary = job.run_all(listener)
@@ -157,12 +172,12 @@ class _Job:
         removed = [id_ for id_ in others if self.written.remove(id_)]
         self.written.save()
         if removed:
-            say(f"removed: the files of {_images(removed)} that cannot be exported any more")
+            say(f"removed: the files of {_images(removed)} that are not in this export any more")
         edited = [(id_, path) for id_ in others if (path := self.written.edited(id_))]
         if edited:
             say(
-                f"kept: the files of {_images([id_ for id_, _ in edited])} that cannot be exported "
-                f"any more; they were edited since they were written: {edited[0][1]}"
+                f"kept: the files of {_images([id_ for id_, _ in edited])} that are not in this "
+                f"export any more; they were edited since they were written: {edited[0][1]}"
             )
 
     def _is_done(self, sample: Sample, made_from: str) -> bool:
@@ -258,6 +273,34 @@ def _ready(
     if remark := unmade(samples, present, what, remedy):
         listener.say(remark)
     return ready
+
+
+def _first(
+    request: ExportRequest,
+    run: Run,
+    ready: Sequence[Sample],
+    data: Dataset,
+    listener: Listener,
+) -> tuple[Sample, ...]:
+    """Return the first images of the review queue as it is now, in its order.
+
+    Raises:
+        ArtifactError: No image is in it.
+    """
+    present, mended = set(run.ids("cams")), request.use_corrected
+    with_maps = [sample for sample in data.samples if sample.id in present]
+    with listener.progress("queue") as progress:
+        rows, _ = measure_run(run, with_maps, data.classes, None, progress, use_corrected=mended)
+    by_id = {sample.id: sample for sample in ready}
+    queue = [by_id[row.id] for row in review_queue(rows) if not row.failure and row.id in by_id]
+    if not queue:
+        raise ArtifactError(
+            f"no image of {run.root} is in the review queue",
+            f"see 'clipes report {run.root}': a person corrected all of them, or none can be used",
+        )
+    chosen = tuple(queue[: request.first])
+    listener.say(f"the first {len(chosen)} of {len(queue)} images in the review queue")
+    return chosen
 
 
 def _split(run: Run) -> str:
