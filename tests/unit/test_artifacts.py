@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from clipes.disk.files import read_arrays
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
+from clipes.masks.pseudo import in_mask_order
 from clipes.run.folder import Run, latest_run
 from clipes.types import CamMaps, PseudoLabel
 
@@ -30,6 +32,22 @@ def test_maps_survive_as_float16(tmp_path: Path) -> None:
     assert loaded.size == (60, 75)
     np.testing.assert_allclose(loaded.maps, maps.maps, atol=5e-4)
     assert run.ids("cams") == ["a"]
+
+
+def test_drift_survives_with_its_classes_and_nonsense_is_refused(tmp_path: Path) -> None:
+    run, maps = Run(tmp_path), make_maps()
+    run.save_cams("a", maps)
+    assert run.load_cams("a").drift is None
+    run.save_cams("a", replace(maps, drift=np.array([0.25, 1.0], np.float32)))
+    loaded = run.load_cams("a")
+    assert loaded.drift is not None
+    assert loaded.drift.tolist() == [0.25, 1.0]
+    ordered = in_mask_order(loaded)
+    assert (ordered.labels.tolist(), ordered.drift.tolist()) == ([0, 3], [1.0, 0.25])
+    for wrong in ([0.5], [0.5, 2.0], [0.5, np.nan], [[0.5, 0.5]]):
+        run.save_cams("a", replace(maps, drift=np.array(wrong)))
+        with pytest.raises(ArtifactError, match="delete it and run 'clipes cam' again"):
+            run.load_cams("a")
 
 
 def test_the_same_maps_make_the_same_bytes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from clipes.config import CrfParams
 from clipes.errors import ImageError
 from clipes.masks.pseudo import (
     cam_mask,
+    disagreement,
     label_pixels,
     most_probable,
     of_present,
@@ -19,6 +20,21 @@ from clipes.masks.pseudo import (
     with_background,
 )
 from clipes.types import CamMaps
+
+
+def test_disagreement_is_what_counting_patches_says() -> None:
+    one, other = np.random.default_rng(0).random((2, 3, 6, 7), dtype=np.float32)
+    one[2] = other[2] = 0
+    found = disagreement(one, other)
+    masks = []
+    for maps in (one, other):
+        scores = [[[1 - maps[:, y, x].max(), *maps[:, y, x]] for x in range(7)] for y in range(6)]
+        masks.append(np.argmax(scores, axis=2))
+    for k in (0, 1):
+        first, second = ({*zip(*np.nonzero(mask == k + 1), strict=True)} for mask in masks)
+        assert found[k] == pytest.approx(1 - len(first & second) / len(first | second))
+    assert found[2] == 1, "what neither labels anywhere"
+    assert not disagreement(one, one)[:2].any()
 
 
 def test_upsampling_is_bilinear_between_pixel_centres() -> None:
