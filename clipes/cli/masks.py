@@ -33,6 +33,7 @@ from clipes.cli.options import (
     TagThresholdOption,
     TemplateOption,
     TextFeaturesOption,
+    TileOption,
     WeightsOption,
     command_line,
     finish,
@@ -99,6 +100,7 @@ def cam(
     dino: DinoOption = "auto",
     keep_looks: _KeepLooks = False,
     fit: _Fit = True,
+    tile: TileOption = None,
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
 
@@ -129,6 +131,7 @@ def cam(
         get_preset(preset.value).for_dataset(kind_of(kind, prompts), box_threshold),
         keep_looks,
         command_line(),
+        tile,
     )
     outcome = cam_stage(request, run, Resources(this_part(shard), workers, batch), listener())
     finish("maps", run, outcome.summary, outcome.unusable)
@@ -156,6 +159,7 @@ def refine(
         typer.Option(min=1, help="Images at once. (default: one per core)"),
     ] = None,
     shard: ShardOption = None,
+    tile: TileOption = None,
 ) -> None:
     """Maps and images to pseudo-masks and confidence maps, with a dense CRF.
 
@@ -165,7 +169,7 @@ def refine(
     from clipes.stages.refine import refine as refine_stage
 
     folder = open_run(run)
-    request = RefineRequest(root, preset and preset.value, crf.value, command_line())
+    request = RefineRequest(root, preset and preset.value, crf.value, command_line(), tile)
     how = RefineResources(this_part(shard), workers, backend.value)
     outcome = refine_stage(request, folder, how, listener())
     finish("masks", folder, outcome.summary, outcome.unusable)

@@ -127,7 +127,14 @@ ShardOption = Annotated[
     ),
 ]
 
-
+TileOption = Annotated[
+    int | None,
+    typer.Option(
+        min=256,
+        help="Work on larger pictures in tiles of so many pixels a side. (default: only beyond 120 "
+        "megapixels)",
+    ),
+]
 UseCorrectedOption = Annotated[
     bool,
     typer.Option(

@@ -10,6 +10,7 @@ from clipes.cli.options import (
     RootOption,
     RunArgument,
     ShardOption,
+    TileOption,
     UseCorrectedOption,
     WeightsOption,
     command_line,
@@ -135,6 +136,7 @@ def predict(
     weights: WeightsOption = "auto",
     dino: DinoOption = "auto",
     device: DeviceOption = "auto",
+    tile: TileOption = None,
 ) -> None:
     """Masks of any images with a trained segmenter: OUT/<id>.png, VOC colours.
 
@@ -148,7 +150,8 @@ def predict(
     from clipes.stages.token_source import TowerRequest
 
     way = _scales(scales), flip, crf, window
-    request = PredictRequest(checkpoint, images, out, *way, device, TowerRequest(weights, dino))
+    towers = TowerRequest(weights, dino)
+    request = PredictRequest(checkpoint, images, out, *way, device, towers, tile=tile)
     outcome = predict_stage(request, this_part(None), listener())
     finish("masks", Run(out), outcome.summary, outcome.unusable)
 

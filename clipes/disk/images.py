@@ -9,17 +9,15 @@ colours, not labels.
 from __future__ import annotations
 
 import struct
-import threading
-import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
 from clipes.disk.files import atomic_write
@@ -27,7 +25,10 @@ from clipes.errors import ImageError
 from clipes.types import Float32Array, FloatArray, UInt8Array
 
 MAX_PIXELS = 120_000_000
-"""Largest picture that is decoded (360 MB as RGB); above the largest phone cameras' 108 MP."""
+"""Largest picture that is decoded at once (360 MB as RGB); above phone cameras' 108 MP."""
+
+MAX_TILED_PIXELS = 1_000_000_000
+"""Largest picture that is worked on in tiles (``clipes.disk.large``), and largest mask."""
 
 _PIXELS_AT_ONCE = 1 << 22  # lest a large map in float64 takes gigabytes
 READS_AVIF = "avif" in features.modules and bool(features.check_module("avif"))
@@ -37,7 +38,7 @@ _PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(("AVIF",) if RE
 
 # Pillow documents no common base for what its decoders raise on damaged files; these were seen, or
 # follow from what they are written with.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -52,8 +53,8 @@ _DECODE_ERRORS = (
     zlib.error,
 )
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -62,15 +63,14 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_ITS_SIDE = (5, 6, 7, 8)
+ON_ITS_SIDE = (5, 6, 7, 8)
 
-_ORIGIN = "clipes origin"  # keyword of a text chunk
+ORIGIN = "clipes origin"
+"""Keyword of the text chunk in which a PNG says what it was made from."""
 
 _PNG_HEADER = struct.Struct(">8x4x4sIIBB")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
-
-_open_lock = threading.Lock()
 
 
 def read_image(path: str | Path) -> UInt8Array:
@@ -91,7 +91,7 @@ def read_image(path: str | Path) -> UInt8Array:
         ImageError: The file is missing, empty, truncated, no picture, of a mode whose range is
             unknown (32-bit), or has more than ``MAX_PIXELS`` pixels.
     """
-    with _opened(Path(path), _PHOTO_FORMATS) as image:
+    with opened(Path(path)) as image:
         return to_pixels(image, str(path))
 
 
@@ -114,18 +114,19 @@ def to_pixels(image: Image.Image, name: str = "the picture") -> UInt8Array:
         raise _too_large(name, f"{width} x {height}") if width * height else _no_pixels(name)
     try:
         image.load()
-        upright = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-        rgb = _to_rgb(image, name)
+        upright = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
+        rgb = to_rgb(image, name)
         return np.array(rgb if upright is None else rgb.transpose(upright), dtype=np.uint8)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise _unreadable(name, error) from error
 
 
-def read_header(path: str | Path) -> tuple[tuple[int, int], bool]:
+def read_header(path: str | Path, *, most: int = 0) -> tuple[tuple[int, int], bool]:
     """Tell the size of a photo as ``read_image`` returns it, without decoding it.
 
     Args:
         path: As for ``read_image``.
+        most: Most pixels that it may have; 0 for ``MAX_PIXELS``.
 
     Returns:
         (H, W), and whether the EXIF orientation turns or mirrors the picture that is stored.
@@ -133,11 +134,16 @@ def read_header(path: str | Path) -> tuple[tuple[int, int], bool]:
     Raises:
         ImageError: As ``read_image``, as far as the start of the file tells.
     """
-    with _opened(Path(path), _PHOTO_FORMATS) as image:
-        width, height = image.size
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        size = (width, height) if orientation in _ON_ITS_SIDE else (height, width)
-        return size, orientation in _UPRIGHT
+    with opened(Path(path), most=most) as image:
+        return upright_size(image), image.getexif().get(EXIF_ORIENTATION, 1) in UPRIGHT
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (H, W) as ``read_image`` returns it, of a picture that is not decoded yet."""
+    width, height = image.size
+    turned = image.getexif().get(EXIF_ORIENTATION, 1) in ON_ITS_SIDE
+    # Of a TIFF, Pillow says its size upright before it turns it.
+    return (width, height) if turned and image.format != "TIFF" else (height, width)
 
 
 def read_mask(path: str | Path) -> UInt8Array:
@@ -159,7 +165,7 @@ def read_mask(path: str | Path) -> UInt8Array:
             f"{path} holds {bits}-bit {kind} pixels, not labels",
             "save masks as palette or 8-bit grey PNG that holds label numbers, not colours",
         )
-    with _opened(path, ("PNG",)) as image:
+    with opened(path, ("PNG",), most=MAX_TILED_PIXELS) as image:
         return np.array(image, dtype=np.uint8)
 
 
@@ -193,8 +199,8 @@ def read_origin(path: str | Path) -> str:
     Raises:
         ImageError: The file is missing, damaged, or another kind of picture.
     """
-    with _opened(Path(path), ("PNG",)) as image:
-        return str(image.info.get(_ORIGIN, ""))
+    with opened(Path(path), ("PNG",), most=MAX_TILED_PIXELS) as image:
+        return str(image.info.get(ORIGIN, ""))
 
 
 def read_confidence(path: str | Path) -> Float32Array:
@@ -216,7 +222,7 @@ def read_confidence(path: str | Path) -> Float32Array:
             f"{path} holds {bits}-bit {kind} pixels, not confidence",
             "a confidence map is a 16-bit grey PNG; make it again with 'clipes refine'",
         )
-    with _opened(path, ("PNG",)) as image:
+    with opened(path, ("PNG",), most=MAX_TILED_PIXELS) as image:
         return np.asarray(image).astype(np.float32) / np.float32(65535)
 
 
@@ -252,7 +258,7 @@ def _origin_chunk(origin: str) -> PngInfo | None:
     if not origin:
         return None
     chunk = PngInfo()
-    chunk.add_text(_ORIGIN, origin)
+    chunk.add_text(ORIGIN, origin)
     return chunk
 
 
@@ -276,33 +282,51 @@ def voc_palette() -> UInt8Array:
 
 
 @contextmanager
-def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """Open a picture, refuse one that is too large, and name what goes wrong inside the block."""
+def opened(
+    path: Path, formats: tuple[str, ...] = _PHOTO_FORMATS, *, most: int = 0
+) -> Iterator[Image.Image]:
+    """Open a picture without decoding it, and name what goes wrong inside the block.
+
+    Args:
+        path: The file.
+        formats: Pillow's names of those that are tried.
+        most: Most pixels that it may have; 0 for ``MAX_PIXELS``.
+
+    Raises:
+        ImageError: As for ``read_image``.
+    """
     try:
         with path.open("rb") as file:
             if not file.read(1):
                 raise ImageError(f"{path} is empty (0 bytes)", "replace or remove the file")
-            file.seek(0)
-            # The limit is checked below; Pillow's own, lower one would print a warning first, and
-            # the filters of warnings belong to all threads.
-            with _open_lock, warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(file, formats=formats)
+            image = _identified(file, formats)
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _too_large(str(path), f"{width} x {height}")
+            if width * height > (most or MAX_PIXELS):
+                raise _too_large(str(path), f"{width} x {height}", most)
             yield image
     except FileNotFoundError as error:
         raise ImageError(f"no picture at {path}", "check the file name") from error
-    except Image.DecompressionBombError as error:
-        raise _too_large(str(path), "more than 178 million") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{path} is damaged or no {', '.join(formats)} picture",
             "convert it, or replace or remove the file",
         ) from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise _unreadable(str(path), error) from error
+
+
+def _identified(file: IO[bytes], formats: tuple[str, ...]) -> ImageFile.ImageFile:
+    """As ``Image.open``, whose own limit of pixels is another, and belongs to all threads."""
+    Image.init()
+    file.seek(0)
+    prefix = file.read(16)
+    for name in formats:
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(prefix) is True:
+            file.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return factory(file, "")
+    raise UnidentifiedImageError(f"none of {', '.join(formats)}")
 
 
 def _unreadable(name: str, error: BaseException) -> ImageError:
@@ -314,14 +338,20 @@ def _no_pixels(name: str) -> ImageError:
     return ImageError(f"{name} has no pixels", "give a picture of at least 1 x 1")
 
 
-def _too_large(name: str, size: str) -> ImageError:
+def _too_large(name: str, size: str, most: int = 0) -> ImageError:
+    allowed = (most or MAX_PIXELS) // 1_000_000
     return ImageError(
-        f"{name} has {size} pixels, more than the {MAX_PIXELS // 1_000_000} million allowed",
-        "shrink the picture",
+        f"{name} has {size} pixels, more than the {allowed} million allowed",
+        "shrink the picture" if most else "cam, refine and predict take it; shrink it for the rest",
     )
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Return a picture, or a part of one, as RGB on white; see ``read_image``.
+
+    Raises:
+        ImageError: Its mode has no range that is known.
+    """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         grey: npt.NDArray[Any] = np.asarray(image)
         return Image.fromarray(((grey.astype(np.int64) + 128) // 257).astype(np.uint8)).convert(

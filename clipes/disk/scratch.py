@@ -1,7 +1,11 @@
-"""A file of intermediate results that nobody sees and nobody has to clean up."""
+"""Files of intermediate results that nobody sees and nobody has to clean up."""
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
+import sys
 import tempfile
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -12,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipes.disk.files import room_on_disk
+from clipes.errors import WriteError
 
 _Place: TypeAlias = tuple[int, str, tuple[int, ...]]
 
@@ -82,3 +87,47 @@ class Scratch:
         """Forget everything."""
         self._kept.clear()
         self._file.close()
+
+
+class ScratchArray:
+    """An array on disk that nobody sees, so large that memory is not to hold it.
+
+    Its room on disk is taken at once: a disk that fills up later would end the process without a
+    word.
+
+    Args:
+        folder: Where there is disk; None for what the system takes for such files.
+        shape: Of the array.
+        dtype: Of its elements.
+
+    Attributes:
+        values: The array, all 0 at first; parts of it come into memory as they are used.
+
+    Raises:
+        WriteError: There is not enough room.
+    """
+
+    def __init__(self, folder: Path | None, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+                self._map = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            place = folder or tempfile.gettempdir()
+            raise WriteError(
+                f"no room for {size / 1e9:.1f} GB of intermediate results in {place}: "
+                f"{error.strerror or error}",
+                "make room",
+            ) from error
+        self.values: npt.NDArray[Any] = np.frombuffer(self._map, dtype).reshape(shape)
+
+    def release(self) -> None:
+        """Give back the memory of all parts; they stay on disk."""
+        if hasattr(mmap, "MADV_DONTNEED") and sys.platform == "linux":
+            self._map.madvise(mmap.MADV_DONTNEED)  # elsewhere it may lose what was written

@@ -9,7 +9,7 @@ products of A with the K maps. Shapes: N = h*w patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from clipes.config import CamParams
 from clipes.maps.gradcam import min_max
+from clipes.masks.mosaic import Grid as Tiles
+from clipes.masks.mosaic import Window
 from clipes.types import Float32Array, UInt8Array
 
 
@@ -37,11 +39,45 @@ class Walk:
     rows: Tensor
     columns: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.attention.device
+
     def step(self, maps: Tensor) -> Tensor:
         """Return T applied to the columns of ``maps`` (N, K)."""
         rows, columns = self.rows[:, None], self.columns[:, None]
         forward = rows * (self.attention @ (columns * maps))
         return (forward + columns * (self.attention.T @ (rows * maps))) / 2
+
+
+@dataclass(frozen=True)
+class TiledWalk:
+    """A walk over a picture whose patches know of those of their tiles alone.
+
+    Each step is a step in every tile, averaged where tiles overlap.
+
+    Attributes:
+        tiles: The tiles, in patches.
+        of_tile: Makes the walk of a tile, by its number and its place; all at once would take
+            memory.
+        device: Where it is.
+    """
+
+    tiles: Tiles
+    of_tile: Callable[[int, Window], Walk]
+    device: torch.device
+
+    def step(self, maps: Tensor) -> Tensor:
+        """Return T applied to the columns of ``maps`` (N, K)."""
+        height, width = self.tiles.rows[-1].stop, self.tiles.columns[-1].stop
+        before = maps.view(height, width, -1)
+        after = torch.zeros_like(before)
+        for number, (tile, weight) in enumerate(zip(self.tiles, self.tiles.weights(), strict=True)):
+            part = before[tile]
+            walked = self.of_tile(number, tile).step(part.flatten(0, 1)).view_as(part)
+            after[tile] += walked * torch.from_numpy(weight).to(self.device)[..., None]
+        return after.view_as(maps)
 
 
 def sinkhorn(attention: Tensor, iterations: int) -> Walk:
@@ -109,12 +145,16 @@ def box_mask(cam: Float32Array, threshold: float, *, last_row_in_box: bool = Tru
     return mask
 
 
-def propagate(walk: Walk, sources: Float32Array, params: CamParams, power: int) -> Float32Array:
+def propagate(
+    walk: Walk | TiledWalk, sources: Float32Array, params: CamParams, power: int
+) -> Float32Array:
     """Spread activation maps over their objects and scale them to [0, 1]; see ``spread``."""
     return min_max(spread(walk, sources, params, power))
 
 
-def spread(walk: Walk, sources: Float32Array, params: CamParams, power: int) -> Float32Array:
+def spread(
+    walk: Walk | TiledWalk, sources: Float32Array, params: CamParams, power: int
+) -> Float32Array:
     """Spread activation maps over their objects: T^power (box * source).
 
     Args:
@@ -133,7 +173,7 @@ def spread(walk: Walk, sources: Float32Array, params: CamParams, power: int) -> 
         ]
     )
     inside = torch.from_numpy((sources * boxes).reshape(len(sources), -1).T.copy())
-    reached = inside.to(walk.attention.device)
+    reached = inside.to(walk.device)
     for _ in range(power):
         reached = walk.step(reached)
     found: Float32Array = reached.T.cpu().numpy().reshape(sources.shape)

@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from clipes.config import CamParams
-from clipes.maps.affinity import Walk, blend, likeness, propagate, sinkhorn
+from clipes.maps.affinity import TiledWalk, Walk, blend, likeness, propagate, sinkhorn
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.patches import compare, patch_features
 from clipes.maps.vectors import WordVectors
+from clipes.masks.mosaic import Grid as Tiles
+from clipes.masks.mosaic import Window
 from clipes.towers.clip import Backbone
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Grid, LastBlock, Taps
@@ -57,10 +60,13 @@ class PatchEvidence(Evidence):
     Attributes:
         tokens: (N, D) float16 of each tower, by its name; CLIP's after ``ln_1`` of the last block.
         log_words: (1 + K, N) float32, log-probability of the background and of each class.
+        tiles: Of a picture that was looked at in tiles, those, in patches: ``attention`` is (T, n,
+            n) then, of n patches in each of T tiles. None for a picture that was seen whole.
     """
 
     tokens: Mapping[str, Tensor]
     log_words: Tensor
+    tiles: Tiles | None = None
 
     @property
     def grid(self) -> Grid:
@@ -72,11 +78,24 @@ class PatchEvidence(Evidence):
         """Return the tokens of some towers side by side: (N, D) float32."""
         return torch.cat([self.tokens[name].float() for name in towers], 1)
 
+    def of_tile(self, number: int, tile: Window) -> PatchEvidence:
+        """Return what a tile says, by its number and its place."""
+        tokens = {
+            name: part.unflatten(0, self.grid)[tile].flatten(0, 1)
+            for name, part in self.tokens.items()
+        }
+        words = self.log_words.unflatten(1, self.grid)[:, tile[0], tile[1]].flatten(1)
+        return PatchEvidence(
+            self.sources[:, tile[0], tile[1]], self.attention[number], tokens, words
+        )
+
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return all of it as arrays, to be kept."""
         tokens = {f"tokens.{name}": part for name, part in self.tokens.items()}
         tensors = {"attention": self.attention, "log_words": self.log_words, **tokens}
-        return {"sources": self.sources, **{k: part.cpu().numpy() for k, part in tensors.items()}}
+        side = {} if self.tiles is None else {"side": np.array(self.tiles.side)}
+        arrays = {k: part.cpu().numpy() for k, part in tensors.items()}
+        return {"sources": self.sources, **side, **arrays}
 
     @classmethod
     def from_arrays(
@@ -86,14 +105,17 @@ class PatchEvidence(Evidence):
         tensors = {
             name: torch.from_numpy(array).to(device)
             for name, array in arrays.items()
-            if name != "sources"
+            if name not in ("sources", "side")
         }
         tokens = {
             name.removeprefix("tokens."): part
             for name, part in tensors.items()
             if name.startswith("tokens.")
         }
-        return cls(arrays["sources"], tensors["attention"], tokens, tensors["log_words"])
+        sources, tiles = arrays["sources"], None
+        if "side" in arrays:
+            tiles = Tiles.of((sources.shape[1], sources.shape[2]), int(arrays["side"]))
+        return cls(sources, tensors["attention"], tokens, tensors["log_words"], tiles)
 
 
 def evidence_of(towers: Towers, vectors: WordVectors, params: CamParams) -> EvidenceOf:
@@ -154,34 +176,62 @@ def by_patches(
 ) -> list[Evidence]:
     """Return the evidence of patches compared with words; arguments as for ``by_gradient``."""
     assert params.patches is not None
-    clip, temperature = towers.clip, params.patches.temperature
+    found: list[Evidence] = []
+    for seen, chosen in zip(look(towers, params, pixels), labels, strict=True):
+        sources, log_words = compared(
+            seen.features, vectors, chosen, seen.grid, params.patches.temperature
+        )
+        tokens = {name: _rounded(part) for name, part in seen.tokens.items()}
+        found.append(PatchEvidence(sources, seen.attention, tokens, log_words))
+    return found
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the towers see in an image before any word is said.
+
+    Attributes:
+        grid: (h, w) of the patches.
+        features: What each patch shows, two ways; see ``patch_features``.
+        tokens: (N, D) of each tower, by its name.
+        attention: As in ``PatchEvidence``.
+    """
+
+    grid: Grid
+    features: tuple[Tensor, Tensor]
+    tokens: Mapping[str, Tensor]
+    attention: Tensor
+
+
+def look(towers: Towers, params: CamParams, pixels: Pixels) -> list[Seen]:
+    """Return what the towers see in images of one size; arguments as for ``by_gradient``."""
+    clip = towers.clip
     taps = Taps(attention=clip.last_blocks(params.affinity_blocks), last="inputs")
     encoded = clip.encode(pixels[CLIP], taps)
     tokens = {CLIP: encoded.last.activations}
     tokens |= {name: tower.encode(pixels[name]) for name, tower in towers.others.items()}
-    features = patch_features(clip, encoded.last)
-    found: list[Evidence] = []
-    for image, chosen in enumerate(labels):
-        both = features[0][image], features[1][image]
-        sources, log_words = _compared(both, vectors, chosen, encoded.grid, temperature)
-        found.append(
-            PatchEvidence(
-                sources,
-                _rounded(encoded.attention[image] * len(both[0])),
-                {name: _rounded(part[image]) for name, part in tokens.items()},
-                log_words,
-            )
+    first, second = patch_features(clip, encoded.last)
+    return [
+        Seen(
+            encoded.grid,
+            (first[image], second[image]),
+            {name: part[image] for name, part in tokens.items()},
+            _rounded(encoded.attention[image] * len(first[image])),
         )
-    return found
+        for image in range(len(first))
+    ]
 
 
 def first_maps(evidence: Evidence, params: CamParams) -> Float32Array:
     """Spread what the words say over the objects: (K, h, w) float32 in [0, 1]."""
-    walk = sinkhorn(evidence.attention.float(), params.sinkhorn_iterations)
-    return propagate(walk, evidence.sources, params, params.walk_power)
+
+    def walk(part: Evidence) -> Walk:
+        return sinkhorn(part.attention.float(), params.sinkhorn_iterations)
+
+    return propagate(_tile_by_tile(walk, evidence), evidence.sources, params, params.walk_power)
 
 
-def walk_of(evidence: PatchEvidence, params: CamParams, weight: float) -> Walk:
+def walk_of(evidence: PatchEvidence, params: CamParams, weight: float) -> Walk | TiledWalk:
     """Return the affinity of an image's patches.
 
     Args:
@@ -191,20 +241,44 @@ def walk_of(evidence: PatchEvidence, params: CamParams, weight: float) -> Walk:
     """
     assert params.patches is not None
     patches = params.patches
-    affinities = [(evidence.attention.float(), 1 - weight)]
-    if weight:
-        alike = likeness(evidence.of((patches.likeness_of,)), patches.likeness_temperature)
-        affinities.append((alike, weight))
-    return sinkhorn(blend(affinities), params.sinkhorn_iterations)
+
+    def walk(part: PatchEvidence) -> Walk:
+        affinities = [(part.attention.float(), 1 - weight)]
+        if weight:
+            alike = likeness(part.of((patches.likeness_of,)), patches.likeness_temperature)
+            affinities.append((alike, weight))
+        return sinkhorn(blend(affinities), params.sinkhorn_iterations)
+
+    return _tile_by_tile(walk, evidence)
 
 
-def _compared(
+def _tile_by_tile(walk: Callable[[Any], Walk], evidence: Evidence) -> Walk | TiledWalk:
+    if not isinstance(evidence, PatchEvidence) or evidence.tiles is None:
+        return walk(evidence)
+    return TiledWalk(
+        evidence.tiles,
+        lambda number, tile: walk(evidence.of_tile(number, tile)),
+        evidence.attention.device,
+    )
+
+
+def compared(
     features: tuple[Tensor, Tensor],
     vectors: WordVectors,
     labels: Sequence[int],
     grid: Grid,
     temperature: float,
 ) -> tuple[Float32Array, Tensor]:
+    """Compare what patches show with words; see ``compare``, and ``WordVectors.fused``.
+
+    Args:
+        features: As for ``compare``.
+        vectors: The words.
+        labels: (K,) 0-based, in the order of the names.
+        grid: As for ``compare``.
+        temperature: As for ``compare``.
+    """
+
     def make(text: Tensor, background: Tensor) -> tuple[Float32Array, Tensor]:
         return compare(features, text, background, grid, temperature)
 

@@ -20,10 +20,11 @@ from clipes.maps.gradcam import min_max
 from clipes.maps.looks import Looks, Statistics, class_means, image_statistics, looks_sources
 from clipes.maps.neighbours import Neighbours, Regions, regions_of
 from clipes.maps.patches import strong_patches
+from clipes.maps.tiled import Layout, Read, evidence_of_tiles
 from clipes.maps.vectors import WordVectors
 from clipes.masks.pseudo import disagreement
 from clipes.towers.side_by_side import CLIP, Towers
-from clipes.types import CamMaps, Float32Array, UInt8Array, size_text
+from clipes.types import CamMaps, Float32Array, Progress, UInt8Array, size_text
 from clipes.words.features import TextFeatures
 
 _PAIRS_AT_ONCE = 1 << 23  # of patches, in a batch: 14 images of 500 x 375, 400 MB a block
@@ -42,6 +43,23 @@ class Prepared:
     pixels: Mapping[str, Tensor]
     labels: tuple[int, ...]
     size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PreparedTiles:
+    """A picture that the towers are to see in tiles.
+
+    Attributes:
+        read: Reads a part of it.
+        layout: Of the tiles.
+        labels: 0-based classes that it shows.
+        progress: Called after each tile.
+    """
+
+    read: Read
+    layout: Layout
+    labels: tuple[int, ...]
+    progress: Progress = lambda done, total: None
 
 
 @dataclass(frozen=True)
@@ -104,20 +122,63 @@ class CamMaker:
         """
         return self.maps(*self.encode([self.prepare(image, labels)]))
 
-    def prepare(self, image: UInt8Array, labels: Sequence[int]) -> Prepared:
-        """Bring an image to the towers' formats; arguments as for a call."""
-        pixels = self._towers.prepare(image, self._params.max_patches)
-        return Prepared(pixels, tuple(labels), (image.shape[0], image.shape[1]))
+    def prepare(
+        self, image: UInt8Array, labels: Sequence[int], size: tuple[int, int] | None = None
+    ) -> Prepared:
+        """Bring an image to the towers' formats.
 
-    def encode(self, images: Sequence[Prepared]) -> list[EncodedImage]:
+        Args:
+            image: (h, w, 3) RGB uint8.
+            labels: 0-based classes that it shows.
+            size: (H0, W0) of the image that this is a smaller copy of.
+        """
+        pixels = self._towers.prepare(image, self._params.max_patches)
+        return Prepared(pixels, tuple(labels), size or (image.shape[0], image.shape[1]))
+
+    def prepare_tiles(
+        self, read: Read, size: tuple[int, int], side: int, labels: Sequence[int]
+    ) -> PreparedTiles:
+        """Let the towers see a picture in tiles, if the preset ``sees_tiles``.
+
+        Args:
+            read: Reads a part of it.
+            size: (H0, W0).
+            side: Of the tiles, in pixels.
+            labels: 0-based classes that it shows.
+
+        Raises:
+            ImageError: It would have too many patches.
+        """
+        layout = Layout.of(size, side, self._towers.clip.patch, self._params.max_patches)
+        return PreparedTiles(read, layout, tuple(labels))
+
+    @property
+    def sees_tiles(self) -> bool:
+        """Whether it can see in tiles: patches are what is compared across them.
+
+        The gradients of the paper's method vanish where a class is certain, so that tiles cannot be
+        compared by them.
+        """
+        return self._params.patches is not None
+
+    @property
+    def max_patches(self) -> int:
+        """Most patches that are seen at once."""
+        return self._params.max_patches
+
+    def encode(self, images: Sequence[Prepared | PreparedTiles]) -> list[EncodedImage]:
         """Run the towers over images, those of one size together.
 
         Raises:
             BackendError: The GPU has too little memory for one of them.
         """
-        encoded: dict[int, EncodedImage] = {}
+        encoded = {
+            index: self._encode_tiles(image)
+            for index, image in enumerate(images)
+            if isinstance(image, PreparedTiles)
+        }
         for batch in self._of_one_size(images):
-            together = [images[index] for index in batch]
+            together = [one for index in batch if isinstance(one := images[index], Prepared)]
             with self._turn:
                 encoded |= zip(batch, self._encode_together(together), strict=True)
         return [encoded[index] for index in range(len(images))]
@@ -251,11 +312,26 @@ class CamMaker:
             self._patches,
         )
 
-    def _of_one_size(self, images: Sequence[Prepared]) -> Iterator[list[int]]:
+    def _encode_tiles(self, image: PreparedTiles) -> EncodedImage:
+        labels, layout = self._vectors.by_name(image.labels), image.layout
+        with self._turn, _memory_for(layout.size):
+            evidence = evidence_of_tiles(
+                self._towers,
+                self._vectors,
+                self._params,
+                image.read,
+                layout,
+                labels,
+                image.progress,
+            )
+        return EncodedImage(image.labels, layout.size, evidence)
+
+    def _of_one_size(self, images: Sequence[Prepared | PreparedTiles]) -> Iterator[list[int]]:
         """Yield the indices of images that fit into one batch."""
         by_size: dict[torch.Size, list[int]] = {}
         for index, image in enumerate(images):
-            by_size.setdefault(image.pixels[CLIP].shape, []).append(index)
+            if isinstance(image, Prepared):
+                by_size.setdefault(image.pixels[CLIP].shape, []).append(index)
         for (_, height, width), indices in by_size.items():
             patches = height * width // self._towers.clip.patch**2
             most = max(1, _PAIRS_AT_ONCE // patches**2)

@@ -5,6 +5,7 @@ No torch in here: the workers of ``clipes refine`` import this module.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import cv2
@@ -48,10 +49,12 @@ def workable_size(
         crf: Whether the dense CRF is part of the work.
         bytes_per_label: What else is needed for each pixel and label.
     """
-    per_pixel = labels * bytes_per_label
-    if crf:
-        per_pixel += BYTES_PER_PIXEL + labels * BYTES_PER_LABEL
-    return shrunk_size(size, _MEMORY // per_pixel)
+    return shrunk_size(size, _MEMORY // _bytes_per_pixel(labels, crf, bytes_per_label))
+
+
+def _bytes_per_pixel(labels: int, crf: bool, bytes_per_label: int) -> int:
+    needed = labels * bytes_per_label
+    return needed + (BYTES_PER_PIXEL + labels * BYTES_PER_LABEL if crf else 0)
 
 
 def shrunk(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
@@ -61,11 +64,40 @@ def shrunk(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def largest_tile(labels: int, *, crf: bool = True, bytes_per_label: int = 0) -> int:
+    """Return the side of the largest square that fits into memory; see ``workable_size``."""
+    return math.isqrt(_MEMORY // _bytes_per_pixel(labels, crf, bytes_per_label))
+
+
 def upsample(maps: FloatArray, size: tuple[int, int]) -> Float32Array:
     """Resize (K, h, w) maps to ``size`` (H0, W0), bilinear as cv2.resize does it: (K, H0, W0)."""
     height, width = size
     full: Float32Array = np.stack([cv2.resize(m, (width, height)) for m in maps.astype(np.float32)])
     return full
+
+
+def upsample_part(
+    maps: FloatArray, size: tuple[int, int], rows: slice, columns: slice
+) -> Float32Array:
+    """Return a part of what ``upsample`` returns, without the rest: (K, rows, columns)."""
+    if (rows.stop - rows.start, columns.stop - columns.start) == size:
+        return upsample(maps, size)
+    down = _interpolation(maps.shape[1], size[0], rows)
+    across = _interpolation(maps.shape[2], size[1], columns)
+    part: Float32Array = down @ maps.astype(np.float32) @ across.T
+    return part
+
+
+def _interpolation(length: int, full: int, part: slice) -> Float32Array:
+    """Return the weights (part, length) of ``length`` values at some of ``full`` places."""
+    places = (np.arange(part.start, part.stop) + 0.5) * (length / full) - 0.5
+    before = np.floor(places)
+    share = (places - before).astype(np.float32)
+    weights = np.zeros((len(places), length), np.float32)
+    row = np.arange(len(places))
+    for index, weight in ((before, 1 - share), (before + 1, share)):
+        np.add.at(weights, (row, np.clip(index, 0, length - 1).astype(int)), weight)
+    return weights
 
 
 def with_background(maps: Float32Array, exponent: float) -> Float32Array:
@@ -158,16 +190,55 @@ def pseudo_label(
     Raises:
         ImageError: The maps were made from an image of another size.
     """
-    if image.shape[:2] != cams.size:
-        raise ImageError(
-            f"the image is {image.shape[:2]}, but its maps were made at {cams.size}",
-            "run 'clipes cam' again for it",
-        )
+    require_size(image.shape[:2], cams)
     cams = in_mask_order(cams)
     size = workable_size(cams.size, value_count(len(cams.labels)))
     scores = with_background(upsample(cams.maps, size), background_exponent)
     probs = dense_crf(scores, shrunk(image, size), crf, backend=backend)
     return most_probable(probs, cams.labels, cams.size)
+
+
+def require_size(size: tuple[int, ...], cams: CamMaps) -> None:
+    """Refuse maps that were made from an image of another size than (H, W).
+
+    Raises:
+        ImageError: They were.
+    """
+    if size != cams.size:
+        raise ImageError(
+            f"the image is {size}, but its maps were made at {cams.size}",
+            "run 'clipes cam' again for it",
+        )
+
+
+def part_probs(
+    image: UInt8Array,
+    cams: CamMaps,
+    rows: slice,
+    columns: slice,
+    crf: CrfParams,
+    *,
+    background_exponent: float = 1.0,
+    backend: str = "numba",
+) -> Float32Array:
+    """Return what the dense CRF says of a part of an image that knows of that part alone.
+
+    Args:
+        image: (h, w, 3) RGB of the part.
+        cams: Maps of the whole image, in mask order.
+        rows: Of the part.
+        columns: Of the part.
+        crf: As for ``pseudo_label``.
+        background_exponent: As for ``pseudo_label``.
+        backend: As for ``pseudo_label``.
+
+    Returns:
+        (1 + K, h, w) that sum to 1, background first.
+    """
+    scores = with_background(
+        upsample_part(cams.maps, cams.size, rows, columns), background_exponent
+    )
+    return dense_crf(scores, image, crf, backend=backend)
 
 
 def of_present(probs: Float32Array, labels: Int64Array) -> Float32Array:

@@ -42,7 +42,13 @@ from clipes.disk.files import (
     write_arrays,
     write_json,
 )
-from clipes.disk.images import MAX_PIXELS, read_confidence, read_mask, write_confidence, write_mask
+from clipes.disk.images import (
+    MAX_TILED_PIXELS,
+    read_confidence,
+    read_mask,
+    write_confidence,
+    write_mask,
+)
 from clipes.errors import ArtifactError, RunConflictError
 from clipes.run.record import CamRecord, RelabelRecord, TrainRecord, parse_section
 from clipes.types import MAX_CLASSES, CamMaps, PseudoLabel
@@ -215,7 +221,7 @@ class Run:
             0 <= part.min() <= part.max() <= 1 for part in (maps, drift) if part is not None
         ):
             problem = "its values do not lie in [0, 1]"
-        elif int(size[0]) * int(size[1]) > MAX_PIXELS:
+        elif int(size[0]) * int(size[1]) > MAX_TILED_PIXELS:
             problem = f"no image has {size[0]} x {size[1]} pixels"
         if problem:
             raise ArtifactError(f"maps {path}: {problem}", remedy)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from clipes.disk.files import sha256_of
 from clipes.disk.images import read_image, read_origin
+from clipes.disk.large import LargePicture
 from clipes.disk.records import parse_record
 from clipes.errors import ArtifactError, ImageError
 from clipes.types import UInt8Array
@@ -58,7 +59,7 @@ def maps_settings(settings: Mapping[str, Any]) -> str:
             "precision": settings.get("precision"),
             "weights": part("weights", "sha256"),
             "text": part("text", "sha256"),
-            **({"towers": settings["towers"]} if settings.get("towers") else {}),
+            **{name: settings[name] for name in ("towers", "tile") if settings.get(name)},
         }
     )
 
@@ -101,7 +102,25 @@ def read_picture(path: Path) -> tuple[UInt8Array, Picture]:
     Raises:
         ImageError: It cannot be read, or something writes to it meanwhile.
     """
-    image = read_image(path)
+    return _told(path, lambda: read_image(path))
+
+
+def read_large(path: Path, folder: Path | None) -> tuple[LargePicture, Picture]:
+    """As ``read_picture``, for a picture that memory is not to hold.
+
+    Args:
+        path: The file.
+        folder: Where its pixels are kept; None for where the system keeps such files.
+
+    Raises:
+        ImageError: As for ``read_picture``.
+        WriteError: There is no room for its pixels.
+    """
+    return _told(path, lambda: LargePicture(path, folder))
+
+
+def _told(path: Path, read: Callable[[], _T]) -> tuple[_T, Picture]:
+    image = read()
     try:
         picture = Picture.of(path)
     except OSError as error:

@@ -32,6 +32,11 @@ class _Plain:
         return asdict(self)
 
 
+def _without_tile(settings: dict[str, Any]) -> dict[str, Any]:
+    # Files remember a digest of their settings, which is to stay what it was.
+    return {name: value for name, value in settings.items() if name != "tile" or value is not None}
+
+
 @dataclass(frozen=True)
 class WeightsUsed:
     """The weights of a run.
@@ -77,6 +82,7 @@ class CamSettings(_Plain):
         weights: The image tower.
         text: The class vectors.
         towers: sha256 of the weights of each tower beside CLIP, by its name.
+        tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
     """
 
     dataset: str
@@ -89,6 +95,11 @@ class CamSettings(_Plain):
     weights: WeightsUsed | None = None
     text: TextUsed | None = None
     towers: Mapping[str, str] = field(default_factory=dict)
+    tile: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data; what an older clipes did not know only where it was asked."""
+        return _without_tile(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -135,11 +146,17 @@ class RefineSettings(_Plain):
         crf: Settings of the CRF.
         background_exponent: alpha of the background score.
         backend: Implementation of the CRF, of ``CrfBackend``.
+        tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
     """
 
     crf: CrfParams
     background_exponent: float
     backend: str = CrfBackend.numba.value
+    tile: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data; what an older clipes did not know only where it was asked."""
+        return _without_tile(asdict(self))
 
 
 @dataclass(frozen=True)

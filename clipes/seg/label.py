@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from clipes.config import CrfParams
+from clipes.disk.large import LargePicture
 from clipes.masks.crf import dense_crf
-from clipes.masks.pseudo import most_probable, of_present, shrunk, workable_size
+from clipes.masks.mosaic import Grid, LargeLabel, averaged
+from clipes.masks.pseudo import largest_tile, most_probable, of_present, shrunk, workable_size
 from clipes.seg.predict import BYTES_PER_LABEL
 from clipes.seg.recipes import LabelPredictor
-from clipes.types import PseudoLabel, UInt8Array
+from clipes.types import Float32Array, Progress, PseudoLabel, UInt8Array
 
 
 def label_image(
@@ -45,3 +48,47 @@ def label_image(
     if crf is not None:
         probs = dense_crf(probs, view, crf)
     return most_probable(probs, labels, size), work != size
+
+
+def largest_tile_of(predictor: LabelPredictor, crf: CrfParams | None) -> int:
+    """Return the side of the largest tile that a segmenter can be asked about.
+
+    Tiles are averaged, which takes as much memory once more as to ask.
+    """
+    return largest_tile(predictor.labels, crf=crf is not None, bytes_per_label=2 * BYTES_PER_LABEL)
+
+
+def label_tiles(
+    picture: LargePicture,
+    side: int,
+    predictor: LabelPredictor,
+    crf: CrfParams | None,
+    folder: Path,
+    progress: Progress,
+) -> LargeLabel:
+    """Ask a segmenter about a picture tile by tile; each is to it what a photo is.
+
+    Args:
+        picture: The picture.
+        side: Of the tiles, ``largest_tile_of`` at most.
+        predictor: The segmenter.
+        crf: Settings of the dense CRF that comes last in each tile; None for none.
+        folder: Where there is disk.
+        progress: Called after each tile.
+
+    Raises:
+        WriteError: There is no room.
+    """
+    grid, made = Grid.of(picture.size, side), LargeLabel(picture.size, folder)
+
+    def found() -> Iterator[Float32Array]:
+        for done, window in enumerate(grid):
+            progress(done, len(grid))
+            view = picture.window(*window)
+            probs = predictor(view)
+            yield probs if crf is None else dense_crf(probs, view, crf)
+        progress(len(grid), len(grid))
+
+    parts = averaged(grid, found(), predictor.labels, folder)
+    made.fill(parts, np.arange(predictor.labels - 1))
+    return made

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from clipes.masks.mosaic import ramp, windows
 from clipes.seg.augment import normalise
 from clipes.seg.recipes import Model, ModelPredictor
 from clipes.seg.resize import resize
@@ -15,8 +13,6 @@ from clipes.types import Float32Array, UInt8Array
 
 BYTES_PER_LABEL = 12
 """Memory that an image takes for each pixel and label."""
-
-_OVERLAP = 4  # neighbouring windows share 1/4 of their side
 
 
 class Predictor(ModelPredictor[Model]):
@@ -65,8 +61,8 @@ class Predictor(ModelPredictor[Model]):
             for columns in windows(width, side):
                 probs = self._network(view[:, :, rows, columns])
                 # A window knows little beyond its edges: there its neighbour counts more.
-                share = _ramp(probs.shape[2])[:, None] * _ramp(probs.shape[3])
-                share = share.to(view.device)
+                ramps = ramp(probs.shape[2])[:, None] * ramp(probs.shape[3])
+                share = torch.from_numpy(ramps).to(view.device)
                 total[:, :, rows, columns] += probs * share
                 weight[:, :, rows, columns] += share
         return total.div_(weight)
@@ -74,23 +70,3 @@ class Predictor(ModelPredictor[Model]):
     def _network(self, view: Tensor) -> Tensor:
         logits = resize(self._model(view).float(), (view.shape[2], view.shape[3]))
         return logits.softmax(1)
-
-
-def windows(length: int, side: int) -> Iterator[slice]:
-    """Yield slices of at most ``side`` that cover ``length`` and overlap by a quarter at least.
-
-    >>> [(part.start, part.stop) for part in windows(20, 12)]
-    [(0, 12), (8, 20)]
-    """
-    side = min(side, length)
-    step = side - side // _OVERLAP
-    count = 1 + math.ceil((length - side) / step)
-    for index in range(count):
-        start = index * (length - side) // max(count - 1, 1)
-        yield slice(start, start + side)
-
-
-def _ramp(length: int) -> Tensor:
-    """Return weights that rise from the edges to the middle."""
-    position = torch.arange(length, dtype=torch.float32)
-    return torch.minimum(position + 1, length - position)

@@ -14,7 +14,7 @@ from typing import Any
 from clipes.choices import Fusion
 from clipes.config import AUTO_LABELS, Preset, TagParams
 from clipes.datasets import Dataset
-from clipes.errors import WriteError
+from clipes.errors import UsageError, WriteError
 from clipes.listener import Listener
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
@@ -124,6 +124,10 @@ class CamRequest:
         keep_looks: Keep what the classes look like, and their vectors if they were fitted, although
             labels or pictures changed.
         command: The command line, for the record.
+        tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
+
+    Raises:
+        UsageError: Tiles are asked for, and the preset cannot see in tiles.
     """
 
     data: DataRequest
@@ -131,6 +135,16 @@ class CamRequest:
     preset: Preset
     keep_looks: bool = False
     command: str = ""
+    tile: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse tiles where they cannot be compared."""
+        if self.tile is not None and self.preset.cam.patches is None:
+            raise UsageError(
+                f"the preset {self.preset.name} cannot see in tiles: its gradients vanish where a "
+                "class is certain, so that tiles do not compare",
+                "take another preset",
+            )
 
 
 def cam(request: CamRequest, run: Run, resources: Resources, listener: Listener) -> Outcome:
@@ -186,6 +200,7 @@ def known_settings(request: CamRequest, data: Dataset) -> CamSettings:
         difficult=request.data.difficult,
         preset=request.preset,
         precision=request.clip.precision,
+        tile=request.tile,
     )
 
 

@@ -11,11 +11,15 @@ import torch
 
 from clipes.disk.scratch import Scratch
 from clipes.maps.evidence import PatchEvidence
-from clipes.maps.maker import CamMaker, EncodedImage, Prepared
-from clipes.run.origin import Picture, read_picture
+from clipes.maps.maker import CamMaker, EncodedImage, Prepared, PreparedTiles
+from clipes.maps.tiled import usual_side
+from clipes.masks.mosaic import tile_side
+from clipes.run.origin import Picture, read_large, read_picture
+from clipes.stages.tiles import TILE, is_large
 from clipes.types import Sample
 
 _MOST_BYTES = 8 << 30  # 2,700 images of VOC with two towers
+_SMALL_ENOUGH = 1 << 23  # pixels; ten times what towers see
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class ReadImage:
         id: Of its sample.
         image: What the towers are to see, or what they left behind before.
         picture: Its file as it was read.
+        side: Of the tiles that it is seen in; 0 for none.
     """
 
     id: str
-    image: Prepared | EncodedImage
+    image: Prepared | PreparedTiles | EncodedImage
     picture: Picture
+    side: int = 0
 
 
 class ImageSource:
@@ -40,11 +46,17 @@ class ImageSource:
 
     Args:
         folder: Where there is disk; None to keep nothing.
+        pixels: Where there is disk for the pixels of large pictures; None for the system's choice.
+        tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(
+        self, folder: Path | None, *, pixels: Path | None = None, tile: int | None = None
+    ) -> None:
+        self.tile = tile
+        self._pixels = pixels
         self._scratch = None if folder is None else Scratch(folder, _MOST_BYTES)
-        self._known: dict[str, tuple[tuple[int, ...], tuple[int, int], Picture]] = {}
+        self._known: dict[str, tuple[tuple[int, ...], tuple[int, int], Picture, int]] = {}
 
     def __enter__(self) -> ImageSource:
         """Return itself."""
@@ -68,8 +80,20 @@ class ImageSource:
         """
         if (known := self._kept(sample.id, maker.device)) is not None:
             return known
+        if is_large(sample, self.tile):
+            return self._read_large(sample, maker)
         pixels, picture = read_picture(sample.image)
         return ReadImage(sample.id, maker.prepare(pixels, sample.labels), picture)
+
+    def _read_large(self, sample: Sample, maker: CamMaker) -> ReadImage:
+        large, picture = read_large(sample.image, self._pixels)
+        if not maker.sees_tiles:
+            small = large.smaller(_SMALL_ENOUGH)
+            return ReadImage(sample.id, maker.prepare(small, sample.labels, large.size), picture)
+        usual = usual_side(large.size, TILE, maker.max_patches)
+        side = tile_side(large.size, self.tile, usual)
+        tiles = maker.prepare_tiles(large.window, large.size, side, sample.labels)
+        return ReadImage(sample.id, tiles, picture, side)
 
     def encode(self, images: Sequence[ReadImage], maker: CamMaker) -> list[EncodedImage]:
         """Run the towers over those images that they did not see, together.
@@ -77,9 +101,9 @@ class ImageSource:
         Raises:
             BackendError: The GPU has too little memory.
         """
-        prepared = [one.image for one in images if isinstance(one.image, Prepared)]
+        prepared = [one.image for one in images if not isinstance(one.image, EncodedImage)]
         new = iter(maker.encode(prepared))
-        return [next(new) if isinstance(one.image, Prepared) else one.image for one in images]
+        return [one.image if isinstance(one.image, EncodedImage) else next(new) for one in images]
 
     def keep(self, image: ReadImage, encoded: EncodedImage) -> None:
         """Keep what a pass left behind, if that is a thing to keep and there is room."""
@@ -87,7 +111,7 @@ class ImageSource:
         if self._scratch is None or image.id in self._scratch:
             return
         if isinstance(evidence, PatchEvidence):
-            self._known[image.id] = encoded.labels, encoded.size, image.picture
+            self._known[image.id] = encoded.labels, encoded.size, image.picture, image.side
             self._scratch.keep(image.id, evidence.to_arrays())
 
     def _kept(self, image_id: str, device: torch.device) -> ReadImage | None:
@@ -97,6 +121,6 @@ class ImageSource:
             arrays = self._scratch.read(image_id)
         except OSError:  # it can be encoded again
             return None
-        labels, size, picture = self._known[image_id]
+        labels, size, picture, side = self._known[image_id]
         evidence = PatchEvidence.from_arrays(arrays, device)
-        return ReadImage(image_id, EncodedImage(labels, size, evidence), picture)
+        return ReadImage(image_id, EncodedImage(labels, size, evidence), picture, side)

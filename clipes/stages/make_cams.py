@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from clipes.listener import Listener
-from clipes.maps.maker import CamMaker
+from clipes.maps.maker import CamMaker, PreparedTiles
+from clipes.masks.mosaic import TILED
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Summary, for_each_batch
 from clipes.run.origin import Picture, changing
 from clipes.stages.images import ImageSource, ReadImage
+from clipes.stages.tiles import large_last
 from clipes.types import CamMaps, Sample
 
 SHRUNK = "are larger than what CLIP looks at: it saw a smaller copy"
@@ -57,15 +60,27 @@ def make_cams(
         run.save_cams(sample.id, cams, origin=current.maps_origin(sample, picture).text())
         return SHRUNK if maker.shrinks(cams.size) else None
 
-    with listener.progress("cam") as progress:
-        return for_each_batch(
-            lambda sample: images.read(sample, maker),
-            compute,
-            save,
-            samples,
-            size=batch,
-            is_done=current.has_maps,
-            workers=workers,
-            progress=progress,
-            report=listener.report,
-        )
+    def others(samples: Sequence[Sample]) -> Summary:
+        with listener.progress("cam") as progress:
+            return for_each_batch(
+                lambda sample: images.read(sample, maker),
+                compute,
+                save,
+                samples,
+                size=batch,
+                is_done=current.has_maps,
+                workers=workers,
+                progress=progress,
+                report=listener.report,
+            )
+
+    def in_tiles(sample: Sample) -> str | None:
+        one = images.read(sample, maker)
+        with listener.progress(f"cam {sample.id}") as progress:
+            if isinstance(one.image, PreparedTiles):
+                one = replace(one, image=replace(one.image, progress=progress))
+            (made,) = compute([one])
+        remark = save(sample, made)
+        return TILED.format(one.side) if one.side else remark
+
+    return large_last(samples, images.tile, others, in_tiles, current.has_maps, listener)

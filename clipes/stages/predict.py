@@ -15,14 +15,23 @@ from clipes.disk.files import sha256_of
 from clipes.disk.images import read_origin, write_mask
 from clipes.errors import DatasetError, ImageError
 from clipes.listener import Listener
+from clipes.masks.mosaic import TILED, tile_side
 from clipes.masks.pseudo import SHRUNK
 from clipes.processes import local_rank
 from clipes.run.loop import Outcome, Shard, Summary, for_each
-from clipes.run.origin import PredictionOrigin, digest, read_picture, same_picture
+from clipes.run.origin import (
+    Picture,
+    PredictionOrigin,
+    digest,
+    read_large,
+    read_picture,
+    same_picture,
+)
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.kinds import predictor_for
-from clipes.seg.label import label_image
+from clipes.seg.label import label_image, label_tiles, largest_tile_of
 from clipes.seg.recipes import LabelPredictor, TestSettings
+from clipes.stages.tiles import TILE, large_last
 from clipes.stages.token_source import TowerRequest, tokens_of
 from clipes.types import Failure, Sample
 
@@ -42,6 +51,7 @@ class PredictRequest:
         device: ``auto``, or a torch device.
         towers: Where the towers' weights come from, for segmenters that read tokens.
         keep: Whether masks stay that this segmenter, asked like this, made of the same pictures.
+        tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
     """
 
     checkpoint: Path
@@ -54,6 +64,7 @@ class PredictRequest:
     device: str = "auto"
     towers: TowerRequest = field(default_factory=TowerRequest)
     keep: bool = False
+    tile: int | None = None
 
     def settings(self, own: TestSettings) -> TestSettings:
         """Return how images are asked, of a checkpoint whose ``own`` way is given."""
@@ -141,7 +152,8 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     model = saved.build().to(choose_device(request.device, local_rank()))
     source = tokens_of(saved.spec, request.towers, request.device, listener)
     predictor = predictor_for(model, test, source)
-    made_with = digest([sha256_of(request.checkpoint), asdict(test)]) if request.keep else None
+    asked = [sha256_of(request.checkpoint), asdict(test), *([request.tile] if request.tile else [])]
+    made_with = digest(asked) if request.keep else None
     summary = predict_samples(
         part.of(found.samples),
         predictor,
@@ -149,6 +161,7 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
         crf=test.crf,
         listener=listener,
         made_with=made_with,
+        tile=request.tile,
     )
     return Outcome(summary, found.failures)
 
@@ -161,6 +174,7 @@ def predict_samples(
     crf: bool,
     listener: Listener,
     made_with: str | None = None,
+    tile: int | None = None,
 ) -> Summary:
     """Write the mask ``<id>.png`` of every image.
 
@@ -172,30 +186,47 @@ def predict_samples(
         listener: Who is told how it goes.
         made_with: Digest of the segmenter and of how it is asked: masks that say that they were
             made with it, of the pictures that there are, stay. None makes all again.
+        tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
 
     Raises:
         WriteError: A mask cannot be written; the rest is not tried.
     """
     params = CrfParams() if crf else None
 
+    def there(sample: Sample) -> bool:
+        return is_done(out / f"{sample.id}.png", sample.image, made_with)
+
+    def origin(picture: Picture) -> str:
+        made = PredictionOrigin(picture.sha256, picture.size, made_with or "")
+        return made.text() if made_with else ""
+
     def work(sample: Sample) -> str | None:
         pixels, picture = read_picture(sample.image)
         made, was_shrunk = label_image(pixels, predictor, params)
-        origin = PredictionOrigin(picture.sha256, picture.size, made_with or "")
-        path = out / f"{sample.id}.png"
-        write_mask(path, made.mask, origin=origin.text() if made_with else "")
+        write_mask(out / f"{sample.id}.png", made.mask, origin=origin(picture))
         return SHRUNK if was_shrunk else None
 
-    with listener.progress("predict") as progress:
-        return for_each(
-            work,
-            samples,
-            is_done=lambda sample: is_done(out / f"{sample.id}.png", sample.image, made_with),
-            backend=RefineBackend.threading,
-            workers=1,  # the network uses all cores itself
-            progress=progress,
-            report=listener.report,
-        )
+    def in_tiles(sample: Sample) -> str:
+        pixels, picture = read_large(sample.image, out)
+        side = tile_side(pixels.size, tile, TILE, largest_tile_of(predictor, params))
+        with listener.progress(f"predict {sample.id}") as progress:
+            made = label_tiles(pixels, side, predictor, params, out, progress)
+        made.write_mask(out / f"{sample.id}.png", origin=origin(picture))
+        return TILED.format(side)
+
+    def others(samples: Sequence[Sample]) -> Summary:
+        with listener.progress("predict") as progress:
+            return for_each(
+                work,
+                samples,
+                is_done=there,
+                backend=RefineBackend.threading,
+                workers=1,  # the network uses all cores itself
+                progress=progress,
+                report=listener.report,
+            )
+
+    return large_last(samples, tile, others, in_tiles, there, listener)
 
 
 def is_done(path: Path, image: Path, made_with: str | None) -> bool:

@@ -20,7 +20,9 @@ from clipes.run.loop import Outcome, Shard, Summary, for_each, waiting
 from clipes.run.origin import MaskOrigin
 from clipes.run.record import RefineSettings
 from clipes.run.reopen import preset_of, reopen
-from clipes.types import Sample
+from clipes.stages.refine_tiles import refine_tiles
+from clipes.stages.tiles import large_last
+from clipes.types import CamMaps, Sample
 
 STAGE = "refine"
 
@@ -34,12 +36,14 @@ class RefineRequest:
         preset: Name of the preset whose CRF is used; None for that of the maps.
         crf: Implementation of the CRF, of ``CrfBackend``.
         command: The command line, for the record.
+        tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
     """
 
     root: Path | None = None
     preset: str | None = None
     crf: str = CrfBackend.numba.value
     command: str = ""
+    tile: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def refine(
     """
     data = reopen(run, request.root)
     preset = preset_of(run) if request.preset is None else get_preset(request.preset)
-    settings = RefineSettings(preset.crf, preset.background_exponent, request.crf)
+    settings = RefineSettings(preset.crf, preset.background_exponent, request.crf, request.tile)
     run.check_settings(STAGE, settings.to_dict())
     current = Freshness.of(run, data.classes, refine=settings.to_dict())
     mine = resources.part.of(data.samples)
@@ -113,26 +117,33 @@ def make_masks(
     # Workers on other machines, or started before a change of folder, have another idea of ".".
     run = Run(run.root.absolute())
     samples = [replace(sample, image=sample.image.absolute()) for sample in samples]
-    with listener.progress(STAGE) as progress:
-        return for_each(
-            partial(_refine_one, run=run, settings=settings, current=current.at(run)),
-            samples,
-            is_done=current.at(run).has_pseudo,
-            backend=resources.backend,
-            workers=resources.workers,
-            progress=progress,
-            report=listener.report,
+    current = current.at(run)
+
+    def others(samples: Sequence[Sample]) -> Summary:
+        with listener.progress(STAGE) as progress:
+            return for_each(
+                partial(_refine_one, run=run, settings=settings, current=current),
+                samples,
+                is_done=current.has_pseudo,
+                backend=resources.backend,
+                workers=resources.workers,
+                progress=progress,
+                report=listener.report,
+            )
+
+    def in_tiles(sample: Sample) -> str:
+        cams, origin = _usable(sample, run, settings, current)
+        return refine_tiles(
+            sample, cams, run, settings, listener, origin=origin, workers=resources.workers
         )
+
+    return large_last(samples, settings.tile, others, in_tiles, current.has_pseudo, listener)
 
 
 def _refine_one(
     sample: Sample, run: Run, settings: RefineSettings, current: Freshness
 ) -> str | None:
-    if reason := current.maps(sample):
-        raise ArtifactError(reason, "run 'clipes cam' again")
-    if run.has_pseudo(sample.id) and current.is_edited(sample) and (why := current.mask(sample)):
-        raise ArtifactError(f"{why}: {run.pseudo_path(sample.id)}", EDITED_REMEDY)
-    cams, maps = run.load_cams(sample.id), run.maps_origin(sample.id)
+    cams, origin = _usable(sample, run, settings, current)
     pseudo = pseudo_label(
         read_image(sample.image),
         cams,
@@ -140,7 +151,22 @@ def _refine_one(
         background_exponent=settings.background_exponent,
         backend=settings.backend,
     )
-    origin = MaskOrigin.of(maps, settings.to_dict()).text() if maps else ""
     run.save_pseudo(sample.id, pseudo, origin=origin)
     size = workable_size(cams.size, value_count(len(cams.labels)))
     return None if size == cams.size else SHRUNK
+
+
+def _usable(
+    sample: Sample, run: Run, settings: RefineSettings, current: Freshness
+) -> tuple[CamMaps, str]:
+    """Return the maps of an image, and the origin of masks that are made of them.
+
+    Raises:
+        ArtifactError: They are out of date, or a person's work stands where the mask goes.
+    """
+    if reason := current.maps(sample):
+        raise ArtifactError(reason, "run 'clipes cam' again")
+    if run.has_pseudo(sample.id) and current.is_edited(sample) and (why := current.mask(sample)):
+        raise ArtifactError(f"{why}: {run.pseudo_path(sample.id)}", EDITED_REMEDY)
+    cams, maps = run.load_cams(sample.id), run.maps_origin(sample.id)
+    return cams, MaskOrigin.of(maps, settings.to_dict()).text() if maps else ""

@@ -95,7 +95,8 @@ def maps_with(
     samples = resources.part.of(data.samples)
     patches, learnt_from = request.preset.cam.patches, frozenset[str]()
     learns = patches is not None and patches.learns
-    with ImageSource(run.root if learns else None) as images:
+    kept = run.root if learns else None
+    with ImageSource(kept, pixels=run.root, tile=request.tile) as images:
         if patches is not None and learns:
             maker, learnt_from = learn_looks(
                 data.samples,

@@ -104,9 +104,15 @@ class Backbone:
         h, w = -(-size[0] // self.patch), -(-size[1] // self.patch)
         return shrunk_size((h, w), max_patches)
 
-    def prepare(self, image: UInt8Array, max_patches: int) -> Tensor:
-        """Resize an RGB image (H0, W0, 3) to whole patches and normalise it: (3, H, W) float32."""
-        return self._pixels.prepare(image, self.grid(image.shape[:2], max_patches))
+    def prepare(self, image: UInt8Array, max_patches: int, grid: Grid | None = None) -> Tensor:
+        """Resize an RGB image (H0, W0, 3) to whole patches and normalise it: (3, H, W) float32.
+
+        Args:
+            image: The image.
+            max_patches: As for ``grid``.
+            grid: The (h, w) patches, if not those that suit its size.
+        """
+        return self._pixels.prepare(image, grid or self.grid(image.shape[:2], max_patches))
 
     @property
     def depth(self) -> int:

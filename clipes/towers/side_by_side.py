@@ -60,11 +60,19 @@ class Towers:
         """Where they run."""
         return self.clip.device
 
-    def prepare(self, image: UInt8Array, max_patches: int) -> dict[str, Tensor]:
-        """Bring an image (H0, W0, 3) to what each tower looks at, by its name: (3, H, W)."""
-        grid = self.clip.grid((image.shape[0], image.shape[1]), max_patches)
+    def prepare(
+        self, image: UInt8Array, max_patches: int, grid: Grid | None = None
+    ) -> dict[str, Tensor]:
+        """Bring an image (H0, W0, 3) to what each tower looks at, by its name: (3, H, W).
+
+        Args:
+            image: The image.
+            max_patches: As for ``Backbone.grid``.
+            grid: The (h, w) patches, if not those that suit its size.
+        """
+        grid = grid or self.clip.grid((image.shape[0], image.shape[1]), max_patches)
         others = {name: tower.prepare(image, grid) for name, tower in self.others.items()}
-        return {CLIP: self.clip.prepare(image, max_patches), **others}
+        return {CLIP: self.clip.prepare(image, max_patches, grid), **others}
 
     def width(self, name: str) -> int:
         """Return D, the channels of a tower's tokens."""

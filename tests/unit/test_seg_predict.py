@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from clipes.masks.mosaic import windows
 from clipes.seg.augment import normalise
 from clipes.seg.deeplab import DeepLab, DeepLabSpec
-from clipes.seg.predict import Predictor, windows
+from clipes.seg.predict import Predictor
 from clipes.seg.recipes import TestSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
