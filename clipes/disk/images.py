@@ -111,7 +111,7 @@ def to_pixels(image: Image.Image, name: str = "the picture") -> UInt8Array:
     """
     width, height = image.size
     if not 0 < width * height <= MAX_PIXELS:
-        raise _too_large(name, f"{width} x {height}") if width * height else _no_pixels(name)
+        raise _too_large(name, width, height) if width * height else _no_pixels(name)
     try:
         image.load()
         upright = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
@@ -121,12 +121,11 @@ def to_pixels(image: Image.Image, name: str = "the picture") -> UInt8Array:
         raise _unreadable(name, error) from error
 
 
-def read_header(path: str | Path, *, most: int = 0) -> tuple[tuple[int, int], bool]:
+def read_header(path: str | Path) -> tuple[tuple[int, int], bool]:
     """Tell the size of a photo as ``read_image`` returns it, without decoding it.
 
     Args:
         path: As for ``read_image``.
-        most: Most pixels that it may have; 0 for ``MAX_PIXELS``.
 
     Returns:
         (H, W), and whether the EXIF orientation turns or mirrors the picture that is stored.
@@ -134,7 +133,7 @@ def read_header(path: str | Path, *, most: int = 0) -> tuple[tuple[int, int], bo
     Raises:
         ImageError: As ``read_image``, as far as the start of the file tells.
     """
-    with opened(Path(path), most=most) as image:
+    with opened(Path(path)) as image:
         return upright_size(image), image.getexif().get(EXIF_ORIENTATION, 1) in UPRIGHT
 
 
@@ -302,7 +301,7 @@ def opened(
             image = _identified(file, formats)
             width, height = image.size
             if width * height > (most or MAX_PIXELS):
-                raise _too_large(str(path), f"{width} x {height}", most)
+                raise _too_large(str(path), width, height)
             yield image
     except FileNotFoundError as error:
         raise ImageError(f"no picture at {path}", "check the file name") from error
@@ -338,11 +337,14 @@ def _no_pixels(name: str) -> ImageError:
     return ImageError(f"{name} has no pixels", "give a picture of at least 1 x 1")
 
 
-def _too_large(name: str, size: str, most: int = 0) -> ImageError:
-    allowed = (most or MAX_PIXELS) // 1_000_000
+def _too_large(name: str, width: int, height: int) -> ImageError:
+    allowed, remedy = MAX_PIXELS, "only cam, refine and predict work in tiles; shrink the picture"
+    if width * height > MAX_TILED_PIXELS:
+        allowed, remedy = MAX_TILED_PIXELS, "shrink the picture"
     return ImageError(
-        f"{name} has {size} pixels, more than the {allowed} million allowed",
-        "shrink the picture" if most else "cam, refine and predict take it; shrink it for the rest",
+        f"{name} has {width} x {height} pixels, more than the {allowed // 1_000_000} million "
+        "allowed",
+        remedy,
     )
 
 

@@ -22,6 +22,7 @@ from clipes.disk.images import (
     MAX_TILED_PIXELS,
     ON_ITS_SIDE,
     opened,
+    read_image,
     to_rgb,
     upright_size,
 )
@@ -87,6 +88,22 @@ class LargePicture:
             part = self.window(slice(top * factor, bottom * factor), slice(None))
             parts.append(cv2.resize(part, (width, bottom - top), interpolation=cv2.INTER_AREA))
         return np.concatenate(parts).astype(np.uint8, copy=False)
+
+
+def decoded_size(path: Path) -> tuple[int, int]:
+    """Return (H, W) of a picture of up to ``MAX_TILED_PIXELS``, having decoded all of it.
+
+    Raises:
+        ImageError: It cannot be worked on.
+    """
+    with opened(path, most=MAX_TILED_PIXELS) as image:
+        size = upright_size(image)
+        if size[0] * size[1] > MAX_PIXELS:
+            for _ in decoded(image, path):
+                pass
+            return size
+    height, width, _ = read_image(path).shape
+    return height, width
 
 
 def decoded(image: Image.Image, path: Path) -> Iterator[tuple[_Box, UInt8Array]]:

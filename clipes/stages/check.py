@@ -12,7 +12,8 @@ from typing import Any
 from clipes.datasets import Dataset, open_dataset
 from clipes.datasets.base import is_rare
 from clipes.datasets.problems import Kind, Problem
-from clipes.disk.images import read_image, read_mask
+from clipes.disk.images import read_mask
+from clipes.disk.large import decoded_size
 from clipes.errors import ImageError
 from clipes.listener import Listener
 from clipes.masks.values import RULE, classes_in, strange_values, values_in
@@ -184,7 +185,7 @@ def check_sample(
 
     size = None
     try:
-        size = read_image(sample.image).shape[:2]
+        size = decoded_size(sample.image)
     except ImageError as error:
         note(Kind.unreadable_image, str(error))
     if sample.mask is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from clipes.disk.images import MAX_TILED_PIXELS, read_header
+from clipes.disk.images import MAX_TILED_PIXELS, opened
 from clipes.errors import ImageError
 from clipes.listener import Listener
 from clipes.masks.mosaic import tile_side
@@ -24,7 +24,8 @@ def is_large(sample: Sample, tile: int | None) -> bool:
         tile: As for ``clipes.masks.mosaic.tile_side``.
     """
     try:
-        size, _ = read_header(sample.image, most=MAX_TILED_PIXELS)
+        with opened(sample.image, most=MAX_TILED_PIXELS) as image:
+            size = image.size  # upright or not; to know, a PNG would have to be decoded
     except ImageError:
         return False
     return tile_side(size, tile, 1) > 0

@@ -251,7 +251,7 @@ def _(root: Path) -> Command:
 
 @case("an image too large, in `check`")
 def _(root: Path) -> Command:
-    with_bad(root, "bad.png").write_bytes(png(11_000, 11_000))
+    with_bad(root, "bad.png").write_bytes(png(200_000, 200_000))
     return ["check", "--dataset", "folder", "--root", "photos"]
 
 

@@ -176,7 +176,7 @@ def test_missing_file_and_folder(tmp_path):
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, size):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(*size, 8, 2))
-    with pytest.raises(ImageError, match="more than the 120 million allowed; cam, "):
+    with pytest.raises(ImageError, match=r"more than the (120|1000) million allowed; .*shrink"):
         read_image(path)
     path.write_bytes(png(40_000, 40_000, 8, 3))
     with pytest.raises(ImageError, match="more than the 1000 million allowed; shrink"):
