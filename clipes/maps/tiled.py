@@ -110,24 +110,27 @@ def evidence_of_tiles(
         progress: Called after each tile.
     """
     assert params.patches is not None
-    tiles, attention = layout.tiles, []
-    sums: dict[str, Tensor] = {}
+    tiles, sums = layout.tiles, dict[str, Tensor]()
+    attention = torch.empty(0)
     for number, (tile, weight) in enumerate(zip(tiles, tiles.weights(), strict=True)):
         progress(number, len(tiles))
         shape = (weight.shape[0], weight.shape[1])
         prepared = towers.prepare(read(*layout.pixels(tile)), params.max_patches, shape)
         (seen,) = look(towers, params, {name: one[None] for name, one in prepared.items()})
-        attention.append(seen.attention)
+        if not number:
+            attention = seen.attention.new_empty(len(tiles), *seen.attention.shape)
+        attention[number] = seen.attention
         share = torch.from_numpy(weight).to(towers.device)[..., None]
         for name, part in (*zip(_FEATURES, seen.features, strict=True), *seen.tokens.items()):
             if name not in sums:
                 sums[name] = part.new_zeros(*layout.grid, part.shape[1], dtype=torch.float32)
             sums[name][tile] += share * part.float().unflatten(0, shape)
     progress(len(tiles), len(tiles))
-    means = {name: total.flatten(0, 1) for name, total in sums.items()}
-    first, second = (F.normalize(means.pop(name), dim=-1) for name in _FEATURES)
+    first, second = (sums.pop(name).flatten(0, 1) for name in _FEATURES)
+    for part in (first, second):
+        F.normalize(part, dim=-1, out=part)
     sources, log_words = compared(
         (first, second), vectors, labels, layout.grid, params.patches.temperature
     )
-    tokens = {name: part.half() for name, part in means.items()}
-    return PatchEvidence(sources, torch.stack(attention), tokens, log_words, tiles)
+    tokens = {name: sums.pop(name).flatten(0, 1).half() for name in seen.tokens}
+    return PatchEvidence(sources, attention, tokens, log_words, tiles)

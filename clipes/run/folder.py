@@ -43,6 +43,7 @@ from clipes.disk.files import (
     write_json,
 )
 from clipes.disk.images import (
+    MAX_PIXELS,
     MAX_TILED_PIXELS,
     read_confidence,
     read_mask,
@@ -182,11 +183,15 @@ class Run:
             arrays["origin"] = np.array(origin)
         write_arrays(self.cams_path(image_id), arrays, compress=True)
 
-    def load_cams(self, image_id: str) -> CamMaps:
+    def load_cams(self, image_id: str, *, most: int = MAX_PIXELS) -> CamMaps:
         """Read maps.
 
+        Args:
+            image_id: Whose they are.
+            most: Most pixels that the image may have: few stages work in tiles.
+
         Raises:
-            ArtifactError: The file is missing or malformed.
+            ArtifactError: The file is missing or malformed, or the image is larger.
         """
         path = self.cams_path(image_id)
         remedy = "delete it and run 'clipes cam' again"
@@ -223,6 +228,9 @@ class Run:
             problem = "its values do not lie in [0, 1]"
         elif int(size[0]) * int(size[1]) > MAX_TILED_PIXELS:
             problem = f"no image has {size[0]} x {size[1]} pixels"
+        elif int(size[0]) * int(size[1]) > most:
+            problem = f"the image has {size[0]} x {size[1]} pixels, more than are held at once"
+            remedy = "only cam, refine and predict work in tiles"
         if problem:
             raise ArtifactError(f"maps {path}: {problem}", remedy)
         return CamMaps(labels, maps, (int(size[0]), int(size[1])), drift)

@@ -112,6 +112,7 @@ class CamFacts(_Plain):
         kernels: Which code computed what.
         asked: What was asked of CLIP; see ``clipes.stages.cam``.
         fitted: Number of images that the vector of a class was fitted to; empty if none was.
+        tile: Side of the tiles of pictures that cannot be held, at least; 0 if they are shrunk.
     """
 
     root: str = ""
@@ -119,6 +120,7 @@ class CamFacts(_Plain):
     kernels: Mapping[str, str] = field(default_factory=dict)
     asked: Mapping[str, Any] | None = None
     fitted: Mapping[str, int] = field(default_factory=dict)
+    tile: int = 0
 
 
 @dataclass(frozen=True)

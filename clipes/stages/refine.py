@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipes.choices import CrfBackend, RefineBackend
 from clipes.config import get_preset
-from clipes.disk.images import read_image
+from clipes.disk.images import MAX_TILED_PIXELS, read_image
 from clipes.errors import ArtifactError
 from clipes.listener import Listener
 from clipes.masks.pseudo import SHRUNK, pseudo_label, workable_size
@@ -20,7 +20,7 @@ from clipes.run.loop import Outcome, Shard, Summary, for_each, waiting
 from clipes.run.origin import MaskOrigin
 from clipes.run.record import RefineSettings
 from clipes.run.reopen import preset_of, reopen
-from clipes.stages.refine_tiles import refine_tiles
+from clipes.stages.refine_tiles import CRF_TILE, refine_tiles
 from clipes.stages.tiles import large_last
 from clipes.types import CamMaps, Sample
 
@@ -87,7 +87,8 @@ def refine(
     todo = waiting(mine, current.has_pseudo, listener)
     if not todo:
         return Outcome(Summary(0, len(mine), ()), data.failures)
-    run.begin(STAGE, settings=settings.to_dict(), command=request.command)
+    facts = {"tile": settings.tile or CRF_TILE}  # the second of pictures that cannot be held
+    run.begin(STAGE, settings=settings.to_dict(), command=request.command, facts=facts)
     with run.claim(STAGE, shared=resources.part.count > 1):
         summary = make_masks(todo, run, settings, current, resources, listener)
     return Outcome(replace(summary, skipped=len(mine) - len(todo)), data.failures)
@@ -168,5 +169,5 @@ def _usable(
         raise ArtifactError(reason, "run 'clipes cam' again")
     if run.has_pseudo(sample.id) and current.is_edited(sample) and (why := current.mask(sample)):
         raise ArtifactError(f"{why}: {run.pseudo_path(sample.id)}", EDITED_REMEDY)
-    cams, maps = run.load_cams(sample.id), run.maps_origin(sample.id)
+    cams, maps = run.load_cams(sample.id, most=MAX_TILED_PIXELS), run.maps_origin(sample.id)
     return cams, MaskOrigin.of(maps, settings.to_dict()).text() if maps else ""

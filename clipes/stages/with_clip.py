@@ -33,6 +33,7 @@ from clipes.stages.setup import Clip, load_clip
 from clipes.stages.tag import TagRequest, tag
 from clipes.standin.fit import Fitted
 from clipes.towers.clip import Backbone
+from clipes.stages.tiles import TILE
 from clipes.types import Failure
 from clipes.weights import Weights
 from clipes.words.encode import fingerprint
@@ -215,6 +216,7 @@ def _begin(
         kernels=asdict(clip.backbone.kernels),
         asked=asked_of_clip(request, vocabulary, files_of(request, weights.path)),
         fitted=clip.fitted,
+        tile=0 if request.preset.cam.patches is None else request.tile or TILE,
     )
     anew = bool(clip.fitted) and _refitted(settings, run)
     run.begin(STAGE, settings.to_dict(), request.command, facts.to_dict(), anew=anew)
