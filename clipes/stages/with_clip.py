@@ -31,9 +31,9 @@ from clipes.stages.make_cams import make_cams
 from clipes.stages.own_words import own_words
 from clipes.stages.setup import Clip, load_clip
 from clipes.stages.tag import TagRequest, tag
+from clipes.stages.tiles import TILE
 from clipes.standin.fit import Fitted
 from clipes.towers.clip import Backbone
-from clipes.stages.tiles import TILE
 from clipes.types import Failure
 from clipes.weights import Weights
 from clipes.words.encode import fingerprint
