@@ -365,7 +365,7 @@ class FrozenPreset:
         max_patches: Larger images are shrunk to at most this many patches.
         batch: Images per update, over all processes and accumulated parts.
         accumulate: Parts an update's images are put through one after the other.
-        iterations: Updates; so many fit into half an hour of two cores, 484 images encoded.
+        iterations: Updates; with 484 images' encoding, a quarter of an hour of two cores.
         lr: Learning rate of AdamW, at its highest.
         warmup: Updates over which the rate rises; then it falls as half a cosine.
         weight_decay: Of all matrices.
@@ -386,7 +386,7 @@ class FrozenPreset:
     max_patches: int = 1600
     batch: int = 8
     accumulate: int = 1
-    iterations: int = 1200
+    iterations: int = 600
     lr: float = 1e-3
     warmup: int = 30
     weight_decay: float = 0.01
