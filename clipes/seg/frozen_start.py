@@ -25,7 +25,7 @@ from clipes.types import IGNORE, BoolArray, Progress
 
 _ALONG = 4  # labels looked at along each side of a patch
 _MOST_OF = 0.75  # share of them that have to agree
-_NEVER = -1e4  # logit of a label that no mask has
+_UNSEEN = -5.0  # logit of a label that no patch shows alone: rare, but training may raise it
 
 
 def fit_discriminant(
@@ -64,9 +64,9 @@ def fit_discriminant(
     there = looks.mass > 0
     means = looks.sums / np.where(there, looks.mass, 1)[:, None]
     directions, offsets = discriminant(means, looks)
-    never = torch.from_numpy(~there)
+    unseen = torch.from_numpy(~there)
     model.discriminant.directions.copy_(params.looks_weight * directions)
-    model.discriminant.offsets.copy_((params.looks_weight * offsets).masked_fill(never, _NEVER))
+    model.discriminant.offsets.copy_((params.looks_weight * offsets).masked_fill(unseen, _UNSEEN))
 
 
 def _shown(

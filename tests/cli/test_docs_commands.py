@@ -129,7 +129,18 @@ def test_the_commands_of_a_page_run(page, place):
     if page.name in ("formats.md", "report.md"):
         listed = [*SETUP, *listed]
     for command in listed:
+        words = shlex.split(command)
+        if words[1] == "import" and not (place / words[3]).exists():
+            correct(*words[2:6:3], place / words[3])
         run(command)
+
+
+def correct(folder: str, kind: str, file: Path) -> None:
+    """Write what a tool would return if nothing of a run's masks were to correct."""
+    out = file.with_suffix("")
+    run(f"clipes export {folder} --format {kind} --out {shlex.quote(str(out))}")
+    (made,) = (path for path in out.rglob(f"*{file.suffix}") if path.name != "export.json")
+    made.rename(file)
 
 
 def test_the_python_of_the_readme_runs(place):

@@ -53,6 +53,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_outspoken(checkpoint: Path, tokens: Path, out: Path) -> None:
     """Copy a checkpoint that hardly learnt so that it names every label somewhere."""
     model = load_checkpoint(checkpoint).build().eval()
+    for part in model.discriminant.buffers():  # what it started from knows too few answers
+        part.zero_()
     seen = []
     for path in sorted(tokens.iterdir()):
         grid, flat = flat_tokens(load_file(path), model.spec)
@@ -63,6 +65,8 @@ def make_outspoken(checkpoint: Path, tokens: Path, out: Path) -> None:
     content["weights"]["classify.weight"] *= (3 / spread)[:, None]
     bias = content["weights"]["classify.bias"]
     content["weights"]["classify.bias"] = (bias - logits.mean(1)) * 3 / spread
+    for name in ("directions", "offsets"):
+        content["weights"][f"discriminant.{name}"].zero_()
     torch.save(content, out)
 
 
