@@ -55,6 +55,7 @@ def make_outspoken(checkpoint: Path, tokens: Path, out: Path) -> None:
     model = load_checkpoint(checkpoint).build().eval()
     for part in model.discriminant.buffers():  # what it started from knows too few answers
         part.zero_()
+    torch.nn.init.normal_(model.classify.weight, generator=torch.Generator().manual_seed(0))
     seen = []
     for path in sorted(tokens.iterdir()):
         grid, flat = flat_tokens(load_file(path), model.spec)
@@ -62,7 +63,7 @@ def make_outspoken(checkpoint: Path, tokens: Path, out: Path) -> None:
     logits = torch.cat(seen, 1).detach()
     content = torch.load(checkpoint, weights_only=True)
     spread = logits.std(1).clamp(min=1e-6)
-    content["weights"]["classify.weight"] *= (3 / spread)[:, None]
+    content["weights"]["classify.weight"] = model.classify.weight.detach() * (3 / spread)[:, None]
     bias = content["weights"]["classify.bias"]
     content["weights"]["classify.bias"] = (bias - logits.mean(1)) * 3 / spread
     for name in ("directions", "offsets"):
