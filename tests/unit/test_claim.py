@@ -29,9 +29,12 @@ from clipes.disk.claim import claim, temporary_sibling
 folder, shared = Path(sys.argv[1]), sys.argv[2] == "shared"
 with claim(folder, "clipes test", shared=shared):
     temporary_sibling(folder / "x.npz").touch()
-    if sys.argv[2] == "forked" and not os.fork():
+    fork = sys.argv[2] == "forked"
+    if fork and not os.fork():
+        print("held", flush=True)  # by its parent: where this runs, the fork has let go
         time.sleep(60)
-    print("held", flush=True)
+    if not fork:
+        print("held", flush=True)
     sys.stdin.readline()
 """
 
