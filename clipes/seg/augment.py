@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from clipes.config import IMAGENET_MEAN, IMAGENET_STD, SegmenterPreset
 from clipes.types import IGNORE, Float32Array, UInt8Array
 
 _GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
+
+Colours: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and deviation of the channels, RGB in [0, 1]."""
 
 Example = tuple[UInt8Array, UInt8Array, Float32Array]
 """Image (H, W, 3) RGB uint8, mask (H, W) uint8, confidence (H, W) float32."""
@@ -76,6 +83,12 @@ def recolour(image: UInt8Array, strength: float, rng: np.random.Generator) -> UI
     pixels = grey.mean() + (pixels - grey.mean()) * np.float32(contrast)
     coloured: UInt8Array = np.rint(pixels.clip(0, 255)).astype(np.uint8)
     return coloured
+
+
+def in_colours(image: UInt8Array, colours: Colours) -> Tensor:
+    """Return an image (H, W, 3) RGB uint8 as the (3, H, W) float32 that a frozen tower reads."""
+    mean, std = (torch.tensor(one)[:, None, None] for one in colours)
+    return (torch.from_numpy(image).permute(2, 0, 1).float() / 255 - mean) / std
 
 
 def normalise(image: UInt8Array) -> Float32Array:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipes.config import SegmenterPreset
@@ -70,6 +71,12 @@ class TrainingPair:
         """Read mask and confidence alone; otherwise as ``read``."""
         mask = self._read_mask(labels)
         return mask, self._read_confidence(mask.shape)
+
+    def shows(self, classes: int) -> Tensor:
+        """Return which classes its image is labelled with: (C,) bool."""
+        present = torch.zeros(classes, dtype=torch.bool)
+        present[list(self.labels)] = True
+        return present
 
     def _read_mask(self, labels: int) -> UInt8Array:
         if self.mask is None:

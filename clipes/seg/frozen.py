@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clipes.masks.values import value_count
 from clipes.seg.recipes import Model, Spec
+from clipes.seg.resize import shrink
+from clipes.types import Float32Array, UInt8Array
+
+LABELS_PER_TOKEN = 4
+"""Labels along each side of a patch: those of every fourth pixel, where patches have 16."""
 
 _MLP = 4  # times the width, inside the MLP of a block
 
@@ -225,6 +231,26 @@ class Block(nn.Module):
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return (H, N, d) of (1, H, N, d) each."""
     return functional.scaled_dot_product_attention(query, key, value)[0]
+
+
+def label_size(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return (H, W) of the labels of a grid."""
+    return LABELS_PER_TOKEN * grid[0], LABELS_PER_TOKEN * grid[1]
+
+
+def labels_of_tokens(
+    mask: UInt8Array, confidence: Float32Array, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return labels and confidence, (1, H, W) int64 and float32, at the size of a grid's labels.
+
+    Args:
+        mask: (H0, W0).
+        confidence: (H0, W0).
+        grid: (h, w) of the tokens.
+    """
+    labels, sure = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(confidence)
+    size = label_size(grid)
+    return shrink(labels[None], size), shrink(sure[None], size)
 
 
 def flat_tokens(

@@ -19,15 +19,20 @@ from clipes.masks.values import value_count
 from clipes.run.tokens import CachedTokens
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Draws, choose_draws
-from clipes.seg.frozen import FrozenDecoder, FrozenSpec, TokenInput, TokenSpec, flat_tokens
+from clipes.seg.frozen import (
+    FrozenDecoder,
+    FrozenSpec,
+    TokenInput,
+    TokenSpec,
+    flat_tokens,
+    label_size,
+    labels_of_tokens,
+)
 from clipes.seg.frozen_start import fit_discriminant
 from clipes.seg.loss import Guidance, weighted_loss
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights
-from clipes.seg.resize import resize, shrink
+from clipes.seg.resize import resize
 from clipes.types import IGNORE, Progress, UInt8Array
-
-LABELS_PER_TOKEN = 4
-"""Labels along each side of a patch: those of every fourth pixel, where patches have 16."""
 
 _SHOWN = 2  # images of a batch in a picture
 
@@ -203,8 +208,7 @@ class TokenExamples(Examples):
             more = self.beside(position, pair, mask, grid, mirrored=mirrored)
         except ClipesError as error:
             return error
-        maps = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(confidence)
-        small = [shrink(one[None], label_size(grid)).flatten() for one in maps]
+        small = [one.flatten() for one in labels_of_tokens(mask, confidence, grid)]
         return (torch.tensor(grid), *small, *more, *flat)
 
     def beside(
@@ -231,11 +235,6 @@ class TokenExamples(Examples):
         """Return images one behind the other, their grids as (B, 2)."""
         grids, *rest = zip(*examples, strict=True)
         return (torch.stack(grids), *(torch.cat(column) for column in rest))
-
-
-def label_size(grid: tuple[int, int]) -> tuple[int, int]:
-    """Return (H, W) of the labels of a grid."""
-    return LABELS_PER_TOKEN * grid[0], LABELS_PER_TOKEN * grid[1]
 
 
 def cut_up(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:

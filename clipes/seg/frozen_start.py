@@ -18,13 +18,11 @@ from clipes.maps.looks import Looks, Statistics, discriminant, statistics_of
 from clipes.masks.values import value_count
 from clipes.run.tokens import CachedTokens
 from clipes.seg.data import TrainingPair
-from clipes.seg.frozen import FrozenDecoder, flat_tokens
+from clipes.seg.frozen import LABELS_PER_TOKEN, FrozenDecoder, flat_tokens, labels_of_tokens
 from clipes.seg.loss import Guidance
-from clipes.seg.resize import shrink
 from clipes.types import IGNORE, BoolArray, Progress
 
-_ALONG = 4  # labels looked at along each side of a patch
-_MOST_OF = 0.75  # share of them that have to agree
+_MOST_OF = 0.75  # share of a patch's labels that have to agree
 _UNSEEN = -5.0  # logit of a label that no patch shows alone: rare, but training may raise it
 
 
@@ -74,9 +72,7 @@ def _shown(
 ) -> dict[int, BoolArray]:
     """Return which patches (N,) show nothing but a label, by the label."""
     mask, confidence = pair.read_labels(labels)
-    size = _ALONG * grid[0], _ALONG * grid[1]
-    maps = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(confidence)
-    cut, weights = guidance.weigh(*(shrink(one[None], size) for one in maps))
+    cut, weights = guidance.weigh(*labels_of_tokens(mask, confidence, grid))
     cut = cut.masked_fill(weights <= 0, IGNORE)
     patches = _patches(cut[0], grid)
     shares = {int(label): (patches == label).float().mean(1) for label in patches.unique()}
@@ -86,6 +82,6 @@ def _shown(
 
 
 def _patches(labels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return (N, 16) of (4h, 4w)."""
-    cells = labels.view(grid[0], _ALONG, grid[1], _ALONG)
+    """Return (N, 16) of the (4h, 4w) labels of a grid."""
+    cells = labels.view(grid[0], LABELS_PER_TOKEN, grid[1], LABELS_PER_TOKEN)
     return cells.transpose(1, 2).reshape(grid[0] * grid[1], -1)

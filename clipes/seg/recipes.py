@@ -160,6 +160,8 @@ class Part:
     used: Tensor
 
 
+_FIRST_RATE = 1e-6  # share of the rate that the first update gets
+
 M = TypeVar("M", bound=Model)
 P = TypeVar("P", bound=Part)
 
@@ -199,6 +201,16 @@ def refuse_weights(source: str, preset: str, stays: str) -> None:
             f"--backbone-weights {source} means nothing to preset {preset}",
             f"leave it out: {stays}",
         )
+
+
+def warm_up(iteration: int, warmup: int) -> float:
+    """Return the share of the learning rate that an update of the linear rise gets.
+
+    Args:
+        iteration: Updates made, fewer than ``warmup``.
+        warmup: Updates over which the rate rises.
+    """
+    return 1 - (1 - iteration / warmup) * (1 - _FIRST_RATE)
 
 
 class Recipe(ABC, Generic[M, P]):

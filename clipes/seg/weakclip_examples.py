@@ -17,7 +17,7 @@ from clipes.config import WeakClipPreset
 from clipes.disk.images import read_image
 from clipes.errors import ClipesError
 from clipes.masks.values import value_count
-from clipes.seg.augment import Example, crop, scale
+from clipes.seg.augment import Colours, Example, crop, in_colours, scale
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import choose_draws
 from clipes.seg.frozen_recipe import TokenExamples
@@ -32,9 +32,6 @@ _LONGEST = 4  # times the shorter side that a view is cut from: longer images ar
 
 _MOST_OF_ONE, _TRIES = 0.75, 10
 """Largest share of a view's labels that one label may have, and how often another is cut."""
-
-Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and deviation of the channels, RGB in [0, 1]."""
 
 
 class WholeExamples(TokenExamples):
@@ -63,7 +60,7 @@ class WholeExamples(TokenExamples):
         )
 
 
-class ViewExamples(Examples):
+class MaskedViews(Examples):
     """Random views, pass after pass over the images, or class after class.
 
     An example is its view (3, S, S) float32, normalised, labels (S, S) int64 and confidence (S, S)
@@ -101,11 +98,9 @@ class ViewExamples(Examples):
         except ClipesError as error:
             return error
         image, mask, confidence = random_view(example, self._preset, rng)
-        mean, std = (torch.tensor(one)[:, None, None] for one in self._colours)
-        view = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         patches = self._preset.crop // PATCH
         return (
-            (view - mean) / std,
+            in_colours(image, self._colours),
             torch.from_numpy(mask.astype(np.int64)),
             torch.from_numpy(confidence),
             torch.from_numpy(small_copy(image, (patches, patches))),
@@ -122,8 +117,7 @@ def small_copy(image: UInt8Array, grid: tuple[int, int]) -> UInt8Array:
 
 def may_show(pair: TrainingPair, mask: UInt8Array, classes: int) -> Tensor:
     """Return the classes that an image is labelled with, or that its mask has: (C,) bool."""
-    present = torch.zeros(classes, dtype=torch.bool)
-    present[list(pair.labels)] = True
+    present = pair.shows(classes)
     values = np.unique(mask)
     present[values[(values > 0) & (values != IGNORE)].astype(np.int64) - 1] = True
     return present

@@ -16,14 +16,16 @@ from clipes.config import WeakClipPreset
 from clipes.disk.images import voc_palette
 from clipes.errors import UsageError
 from clipes.run.tokens import CachedTokens
+from clipes.seg.augment import Colours
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import choose_draws
-from clipes.seg.frozen_recipe import below_each_other, cut_up, label_size
+from clipes.seg.frozen import label_size
+from clipes.seg.frozen_recipe import below_each_other, cut_up
 from clipes.seg.loss import Guidance
-from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights
+from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights, warm_up
 from clipes.seg.resize import resize, shrink
 from clipes.seg.weakclip import PATCH, LearntContexts, MappedVectors, WeakClip, WeakClipSpec, Words
-from clipes.seg.weakclip_examples import CELLS_PER_TOKEN, Colours, ViewExamples, WholeExamples
+from clipes.seg.weakclip_examples import CELLS_PER_TOKEN, MaskedViews, WholeExamples
 from clipes.seg.weakclip_loss import (
     IDENTITY_WEIGHT,
     boundary_loss,
@@ -35,8 +37,6 @@ from clipes.towers.clip_text import ContextEncoder
 from clipes.towers.side_by_side import CLIP
 from clipes.towers.tokens import TowerTokens
 from clipes.types import IGNORE, UInt8Array
-
-_FIRST_RATE = 1e-6  # share of the rate that the first update gets
 
 _SHOWN = 2  # images of a batch in a picture
 
@@ -184,14 +184,14 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         turn = math.cos(math.pi * iteration / preset.iterations)
         rate = preset.last_lr + (preset.lr - preset.last_lr) * (1 + turn) / 2
         if iteration < preset.warmup:
-            rate *= 1 - (1 - iteration / preset.warmup) * (1 - _FIRST_RATE)
+            rate *= warm_up(iteration, preset.warmup)
         return rate
 
     def examples(self, pairs: Sequence[TrainingPair], seed: int) -> Examples:
         """Return whole images, mirrored or not; or random views."""
         if self.tokens is None:
             colours = self.towers.colours
-            return ViewExamples(pairs, len(self.classes), self.preset, colours, seed)
+            return MaskedViews(pairs, len(self.classes), self.preset, colours, seed)
         draws = choose_draws([pair.labels for pair in pairs], seed, even=self.preset.even_classes)
         return WholeExamples(pairs, self.spec, self.tokens, draws)
 

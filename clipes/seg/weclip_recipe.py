@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -19,20 +18,15 @@ from torch.optim import AdamW
 from clipes.config import WeClipPreset
 from clipes.disk.images import read_image, voc_palette
 from clipes.errors import ClipesError
-from clipes.seg.augment import overlap
+from clipes.seg.augment import Colours, in_colours, overlap
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Passes
-from clipes.seg.recipes import Batch, Examples, Part, Recipe, refuse_weights
+from clipes.seg.recipes import Batch, Examples, Part, Recipe, refuse_weights, warm_up
 from clipes.seg.resize import resize
 from clipes.seg.weclip import WeClip, WeClipSpec
 from clipes.seg.weclip_labels import Seen, Teacher, make_labels
 from clipes.seg.weclip_loss import weclip_loss
 from clipes.types import UInt8Array
-
-Colours: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and deviation of the channels, RGB in [0, 1]."""
-
-_FIRST_RATE = 1e-6  # share of the rate that the first update gets
 
 _SHOWN = 2  # views of a batch in a picture
 
@@ -105,7 +99,7 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
         """Return the learning rate: a linear rise, then a fall as if it had begun at once."""
         preset = self.preset
         if iteration < preset.warmup:
-            return preset.lr * (1 - (1 - iteration / preset.warmup) * (1 - _FIRST_RATE))
+            return preset.lr * warm_up(iteration, preset.warmup)
         return preset.lr * (1 - iteration / preset.iterations)
 
     def examples(self, pairs: Sequence[TrainingPair], seed: int) -> ViewExamples:
@@ -199,12 +193,9 @@ class ViewExamples(Examples):
             image = read_image(pair.image)
         except ClipesError as error:
             return error
-        mean, std = (torch.tensor(one)[:, None, None] for one in self._colours)
-        view = torch.from_numpy(random_view(image, self._preset, rng)).permute(2, 0, 1)
-        present = torch.zeros(self._classes, dtype=torch.bool)
-        present[list(pair.labels)] = True
+        view = in_colours(random_view(image, self._preset, rng), self._colours)
         number = torch.tensor(position // self._preset.batch)
-        return (view.float() / 255 - mean) / std, present, number
+        return view, pair.shows(self._classes), number
 
 
 def random_view(image: UInt8Array, preset: WeClipPreset, rng: np.random.Generator) -> UInt8Array:
