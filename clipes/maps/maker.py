@@ -218,12 +218,11 @@ class CamMaker:
         this, labels = self._patches.rounds[number], self._vectors.by_name(image.labels)
         assert isinstance(evidence, PatchEvidence)
         with _memory_for(image.size):
-            tokens = evidence.of(this.towers)
             maps = self._after(image, number, True, name, neighbours)
-            taught = image_statistics(tokens, maps, labels, len(self._vectors), self._patches)
-            if this.neighbours is None:
-                return Lesson(taught, None)
-            regions = regions_of(name, tokens, maps, labels, len(self._vectors), this.neighbours)
+            taught, regions = self._statistics(image, number, maps), None
+            if this.neighbours is not None:
+                tokens, classes = evidence.of(this.towers), len(self._vectors)
+                regions = regions_of(name, tokens, maps, labels, classes, this.neighbours)
             return Lesson(taught, regions)
 
     def no_statistics(self, number: int) -> Statistics:
@@ -289,8 +288,10 @@ class CamMaker:
         if looks is None or not isinstance(evidence, PatchEvidence):
             return None
         this: LooksRound = self._patches.rounds[rounds - 1]
-        asked = this.own_background or not in_statistics
-        own = self._statistics(image, rounds - 1, in_statistics) if asked else None
+        own = None
+        if this.own_background or not in_statistics:
+            maps = self._after(image, rounds - 1, in_statistics)
+            own = self._statistics(image, rounds - 1, maps)
         labels = self._vectors.by_name(image.labels)
         means = class_means(
             looks, labels, own, in_statistics=in_statistics, own_background=this.own_background
@@ -300,13 +301,13 @@ class CamMaker:
         tokens = evidence.of(this.towers)
         return looks_sources(tokens, evidence.log_words, means, looks, self._patches)
 
-    def _statistics(self, image: EncodedImage, rounds: int, in_statistics: bool) -> Statistics:
-        """Return what an image says in the round after so many."""
+    def _statistics(self, image: EncodedImage, rounds: int, maps: Float32Array) -> Statistics:
+        """Return what an image says in the round after so many, whose maps are given."""
         evidence = image.evidence
         assert isinstance(evidence, PatchEvidence)
         return image_statistics(
             evidence.of(self._patches.rounds[rounds].towers),
-            self._after(image, rounds, in_statistics),
+            maps,
             self._vectors.by_name(image.labels),
             len(self._vectors),
             self._patches,

@@ -133,11 +133,12 @@ def evaluate_run(
     for remark in filter(None, (left_out(data), lost)):
         say(remark)
     scored = [sample for sample in data.samples if sample.id in truths]
-    _say_stale(Freshness.of(run, data.classes), scored, listener)
+    current = Freshness.of(run, data.classes)
+    _say_stale(current, scored, listener)
     with listener.progress("eval") as progress:
         stages = _score_masks(run, data, truths, exponents, progress, say)
         if use_corrected:
-            stages |= _score_corrected(run, data, truths, progress)
+            stages |= _score_corrected(Chosen(run, current), data, truths, progress)
         stages |= score_relabelled(run, gt, data, progress, say)
         stages |= score_segmenter(run, root, gt, data, progress, say)
     if not stages:
@@ -170,10 +171,9 @@ def _score_masks(
 
 
 def _score_corrected(
-    run: Run, data: Dataset, truths: Mapping[str, Path], progress: Progress
+    chosen: Chosen, data: Dataset, truths: Mapping[str, Path], progress: Progress
 ) -> dict[str, Scores]:
     """Score the masks with a person's in place of the run's, if there are any of theirs."""
-    chosen = Chosen(run, Freshness.of(run, data.classes))
     if not chosen.has_some:
         return {}
     paths = {sample.id: chosen.files(sample).pseudo_path(sample.id) for sample in data.samples}

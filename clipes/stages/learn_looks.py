@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from joblib import Parallel, delayed
 
@@ -169,9 +171,13 @@ def _begun(
     before = _unfinished(path)
     if found is None and before.exists():
         found, path = _load(before, maker, len(patches.rounds)), before
-    usable = found is not None and found.total == total and not found.old_ids
-    usable = usable and found is not None and found.can_go_on(patches)
-    if found is None or not usable or count_changed(found.sources, samples, path):
+    if (
+        found is None
+        or found.total != total
+        or found.old_ids
+        or not found.can_go_on(patches)
+        or count_changed(found.sources, samples, path)
+    ):
         return _Learnt([maker.no_statistics(0)], total)
     return found
 
@@ -312,24 +318,37 @@ def _load(path: Path, maker: CamMaker, rounds: int) -> _Learnt:
 
 
 def _regions_of(arrays: Arrays, number: int, path: Path, maker: CamMaker) -> Regions:
-    owners, expected = arrays[_key("owners", number)], maker.no_statistics(number).sums.shape
-    parts = []
-    for name, width in (("centres", expected[1]), ("shares", expected[0])):
-        part = arrays.get(_key(name, number))
-        fits = part is not None and part.shape == (len(owners), width) and part.dtype == np.float16
-        if part is None or not fits or not np.isfinite(part).all():
-            raise damaged(path, f"{path} is of other classes or another model")
-        parts.append(torch.from_numpy(part))
-    centres, shares = parts
-    return Regions(centres, shares, tuple(map(str, owners.tolist())))
+    labels, width = maker.no_statistics(number).sums.shape
+    owners = tuple(map(str, arrays[_key("owners", number)].tolist()))
+    centres, shares = (
+        torch.from_numpy(
+            _checked(arrays, _key(name, number), (len(owners), size), np.float16, path)
+        )
+        for name, size in (("centres", width), ("shares", labels))
+    )
+    return Regions(centres, shares, owners)
 
 
 def _statistics_of(arrays: Arrays, number: int, path: Path, maker: CamMaker) -> Statistics:
-    expected, parts = maker.no_statistics(number), []
-    for name in ("sums", "mass", "moment"):
-        part, like = arrays.get(_key(name, number)), getattr(expected, name)
-        fits = part is not None and part.shape == like.shape and part.dtype == like.dtype
-        if part is None or not fits or not np.isfinite(part).all():
-            raise damaged(path, f"{path} is of other classes or another model")
-        parts.append(part)
-    return Statistics(*parts)
+    expected = maker.no_statistics(number)
+    return Statistics(
+        *(
+            _checked(arrays, _key(name, number), like.shape, like.dtype, path)
+            for name, like in vars(expected).items()
+        )
+    )
+
+
+def _checked(
+    arrays: Arrays, key: str, shape: tuple[int, ...], dtype: npt.DTypeLike, path: Path
+) -> npt.NDArray[Any]:
+    """Return an array of a file.
+
+    Raises:
+        ArtifactError: It is not there, or not what it is to be.
+    """
+    part = arrays.get(key)
+    fits = part is not None and part.shape == shape and part.dtype == dtype
+    if part is None or not fits or not np.isfinite(part).all():
+        raise damaged(path, f"{path} is of other classes or another model")
+    return part
