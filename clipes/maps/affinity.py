@@ -20,8 +20,7 @@ from torch import Tensor
 
 from clipes.config import CamParams
 from clipes.maps.gradcam import min_max
-from clipes.masks.mosaic import Grid as Tiles
-from clipes.masks.mosaic import Window
+from clipes.masks.mosaic import Tiles, Window
 from clipes.types import Float32Array, UInt8Array
 
 

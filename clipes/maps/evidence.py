@@ -23,8 +23,7 @@ from clipes.maps.affinity import TiledWalk, Walk, blend, likeness, propagate, si
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.patches import compare, patch_features
 from clipes.maps.vectors import WordVectors
-from clipes.masks.mosaic import Grid as Tiles
-from clipes.masks.mosaic import Window
+from clipes.masks.mosaic import Tiles, Window
 from clipes.towers.clip import Backbone
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Grid, LastBlock, Taps

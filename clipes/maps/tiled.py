@@ -20,8 +20,7 @@ from clipes.config import CamParams
 from clipes.errors import ImageError
 from clipes.maps.evidence import PatchEvidence, compared, look
 from clipes.maps.vectors import WordVectors
-from clipes.masks.mosaic import Grid as Tiles
-from clipes.masks.mosaic import Window
+from clipes.masks.mosaic import Tiles, Window
 from clipes.towers.side_by_side import Towers
 from clipes.towers.taps import Grid
 from clipes.types import Progress, UInt8Array, size_text

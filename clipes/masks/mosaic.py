@@ -66,7 +66,7 @@ def shares(parts: Sequence[slice]) -> list[Float32Array]:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Tiles:
     """The tiles of a picture, row by row.
 
     Attributes:
@@ -80,7 +80,7 @@ class Grid:
     side: int
 
     @classmethod
-    def of(cls, size: tuple[int, int], side: int) -> Grid:
+    def of(cls, size: tuple[int, int], side: int) -> Tiles:
         """Return the tiles, ``side`` long at most, of a picture of ``size`` (H, W)."""
         return cls(tuple(windows(size[0], side)), tuple(windows(size[1], side)), side)
 
@@ -113,14 +113,14 @@ def tile_side(size: tuple[int, int], asked: int | None, usual: int, most: int = 
 
 
 def averaged(
-    grid: Grid, found: Iterable[Float32Array], labels: int, folder: Path
+    tiles: Tiles, found: Iterable[Float32Array], labels: int, folder: Path
 ) -> Iterator[tuple[Window, Float32Array]]:
     """Yield the mean of what the tiles say, part by part: each pixel once, when it is complete.
 
     Only the overlap with the next row of tiles waits, on disk; the rest is as large as a tile.
 
     Args:
-        grid: The tiles.
+        tiles: The tiles.
         found: What each tile says, (L, h, w), in their order.
         labels: L.
         folder: Where there is disk.
@@ -132,14 +132,14 @@ def averaged(
         WriteError: There is no room for the overlap.
     """
     answers = iter(found)
-    down, across = shares(grid.rows), shares(grid.columns)
-    ends = _starts_of_next(grid.rows)
-    height = max(rows.stop - end for rows, end in zip(grid.rows, ends, strict=True))
-    below = ScratchArray(folder, (labels, max(height, 1), grid.columns[-1].stop), np.float32)
+    down, across = shares(tiles.rows), shares(tiles.columns)
+    ends = _starts_of_next(tiles.rows)
+    height = max(rows.stop - end for rows, end in zip(tiles.rows, ends, strict=True))
+    below = ScratchArray(folder, (labels, max(height, 1), tiles.columns[-1].stop), np.float32)
     waiting = 0  # rows of ``below`` that the row of tiles before has left
-    for rows, end, weight in zip(grid.rows, ends, down, strict=True):
-        for columns, part in _along(grid.columns, across, answers):
-            strip = part if len(grid.rows) == 1 else part * weight[:, None]
+    for rows, end, weight in zip(tiles.rows, ends, down, strict=True):
+        for columns, part in _along(tiles.columns, across, answers):
+            strip = part if len(tiles.rows) == 1 else part * weight[:, None]
             strip[:, :waiting] += below.values[:, :waiting, columns]
             below.values[:, : rows.stop - end, columns] = strip[:, end - rows.start :]
             yield (slice(rows.start, end), columns), strip[:, : end - rows.start]

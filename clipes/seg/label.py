@@ -10,7 +10,7 @@ import numpy as np
 from clipes.config import CrfParams
 from clipes.disk.large import LargePicture
 from clipes.masks.crf import dense_crf
-from clipes.masks.mosaic import Grid, LargeLabel, averaged
+from clipes.masks.mosaic import LargeLabel, Tiles, averaged
 from clipes.masks.pseudo import largest_tile, most_probable, of_present, shrunk, workable_size
 from clipes.seg.predict import BYTES_PER_LABEL
 from clipes.seg.recipes import LabelPredictor
@@ -79,16 +79,16 @@ def label_tiles(
     Raises:
         WriteError: There is no room.
     """
-    grid, made = Grid.of(picture.size, side), LargeLabel(picture.size, folder)
+    tiles, made = Tiles.of(picture.size, side), LargeLabel(picture.size, folder)
 
     def found() -> Iterator[Float32Array]:
-        for done, window in enumerate(grid):
-            progress(done, len(grid))
+        for done, window in enumerate(tiles):
+            progress(done, len(tiles))
             view = picture.window(*window)
             probs = predictor(view)
             yield probs if crf is None else dense_crf(probs, view, crf)
-        progress(len(grid), len(grid))
+        progress(len(tiles), len(tiles))
 
-    parts = averaged(grid, found(), predictor.labels, folder)
+    parts = averaged(tiles, found(), predictor.labels, folder)
     made.fill(parts, np.arange(predictor.labels - 1))
     return made

@@ -6,7 +6,7 @@ import os
 
 from clipes.disk.large import LargePicture
 from clipes.listener import Listener
-from clipes.masks.mosaic import TILED, Grid, LargeLabel, Window, averaged, tile_side
+from clipes.masks.mosaic import TILED, LargeLabel, Tiles, Window, averaged, tile_side
 from clipes.masks.pseudo import in_mask_order, largest_tile, part_probs, require_size
 from clipes.masks.values import value_count
 from clipes.run.folder import Run
@@ -50,7 +50,7 @@ def refine_tiles(
     labels = value_count(len(cams.labels))
     largest = largest_tile(labels)
     side = tile_side(picture.size, settings.tile, CRF_TILE, largest)
-    grid, made = Grid.of(picture.size, side), LargeLabel(picture.size, run.root)
+    tiles, made = Tiles.of(picture.size, side), LargeLabel(picture.size, run.root)
 
     def probs(window: Window) -> Float32Array:
         return part_probs(
@@ -64,8 +64,8 @@ def refine_tiles(
 
     at_once = max(1, min(workers or os.cpu_count() or 1, (largest // side) ** 2))
     with listener.progress(f"refine {sample.id}") as progress:
-        found = in_order(probs, list(grid), workers=at_once, progress=progress)
-        made.fill(averaged(grid, found, labels, run.root), cams.labels)
+        found = in_order(probs, list(tiles), workers=at_once, progress=progress)
+        made.fill(averaged(tiles, found, labels, run.root), cams.labels)
     made.write_confidence(run.confidence_path(sample.id), origin=origin)
     made.write_mask(run.pseudo_path(sample.id), origin=origin)
     return TILED.format(side)

@@ -28,7 +28,7 @@ from clipes.disk.images import (
 from clipes.disk.large import LargePicture
 from clipes.disk.png import write_rows
 from clipes.errors import ImageError
-from clipes.masks.mosaic import Grid, LargeLabel, averaged, tile_side
+from clipes.masks.mosaic import LargeLabel, Tiles, averaged, tile_side
 from clipes.masks.pseudo import part_probs, pseudo_label, upsample, upsample_part
 from clipes.seg.label import label_image, label_tiles
 from clipes.types import CamMaps
@@ -38,23 +38,23 @@ from clipes.types import CamMaps
 @given(height=st.integers(1, 70), width=st.integers(1, 70), side=st.integers(4, 40))
 def test_tiles_that_agree_are_averaged_to_what_they_say(height: int, width: int, side: int) -> None:
     whole = np.random.default_rng(0).random((2, height, width), dtype=np.float32)
-    grid = Grid.of((height, width), side)
+    tiles = Tiles.of((height, width), side)
     together, times = np.zeros_like(whole), np.zeros((height, width), int)
-    for window, part in averaged(grid, (whole[:, r, c].copy() for r, c in grid), 2, None):
+    for window, part in averaged(tiles, (whole[:, r, c].copy() for r, c in tiles), 2, None):
         together[:, window[0], window[1]] = part
         times[window] += 1
     assert (times == 1).all()
     np.testing.assert_allclose(together, whole, atol=1e-6)
     weights = np.zeros((height, width), np.float32)
-    for window, weight in zip(grid, grid.weights(), strict=True):
+    for window, weight in zip(tiles, tiles.weights(), strict=True):
         weights[window] += weight
     np.testing.assert_allclose(weights, 1, atol=1e-6)
 
 
 def test_where_tiles_differ_each_counts_by_how_far_its_edge_is() -> None:
-    grid = Grid.of((1, 20), 12)  # 0 to 12 and 8 to 20
+    tiles = Tiles.of((1, 20), 12)  # 0 to 12 and 8 to 20
     found = [np.full((1, 1, 12), value, np.float32) for value in (0, 1)]
-    parts = [part[0, 0] for _, part in averaged(grid, found, 1, None)]
+    parts = [part[0, 0] for _, part in averaged(tiles, found, 1, None)]
     np.testing.assert_allclose(
         np.concatenate(parts), [0] * 8 + [0.2, 0.4, 0.6, 0.8] + [1] * 8, atol=1e-6
     )
@@ -87,11 +87,12 @@ def test_parts_of_maps_are_those_of_the_whole() -> None:
 
 
 def refined(image: np.ndarray, cams: CamMaps, side: int, folder: Path) -> tuple[bytes, bytes]:
-    grid, made = Grid.of(cams.size, side), LargeLabel(cams.size, folder)
+    tiles, made = Tiles.of(cams.size, side), LargeLabel(cams.size, folder)
     found = (
-        part_probs(image[rows, columns], cams, rows, columns, CrfParams()) for rows, columns in grid
+        part_probs(image[rows, columns], cams, rows, columns, CrfParams())
+        for rows, columns in tiles
     )
-    made.fill(averaged(grid, found, 3, folder), cams.labels)
+    made.fill(averaged(tiles, found, 3, folder), cams.labels)
     made.write_mask(folder / "mask.png", origin="me")
     made.write_confidence(folder / "confidence.png", origin="me")
     return read_mask(folder / "mask.png"), read_confidence(folder / "confidence.png")
