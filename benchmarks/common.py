@@ -8,7 +8,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,36 @@ def run_stages(kind: str, data: Path, ids: Sequence[str], options: argparse.Name
         print_scores(scored, per_class=True)
         for path in (run.root / "scores.json", *([options.json] if options.json else [])):
             write_json(path, scores_to_json(scored))
+
+
+def run_options(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark that looks at a run: see ``run_to_look_at``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--run", type=Path, help="a finished run whose images have ground truth")
+    parser.add_argument("--preset", default="default", help="of the run that is made")
+    return parser
+
+
+@contextmanager
+def run_to_look_at(options: argparse.Namespace) -> Iterator[Run | None]:
+    """Yield the run that was named, else one that is made of voc_sample; None without the data.
+
+    Args:
+        options: See ``run_options``.
+    """
+    if options.run is not None:
+        yield Run(options.run)
+        return
+    data = sample("voc_sample")
+    if data is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run, text = Run(Path(folder, "run")), Path(folder, "text.npz")
+        write_text_features(text, "voc")
+        make_maps(DataRequest("voc", root=data), text, options.preset, run)
+        make_masks(run)
+        yield run
 
 
 def make_maps(

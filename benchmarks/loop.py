@@ -11,14 +11,11 @@ which only ground truth tells.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from common import make_maps, make_masks, sample, write_text_features
+from common import run_options, run_to_look_at
 
 from clipes.cli.console import progress_bar
 from clipes.disk.images import read_mask
@@ -27,7 +24,6 @@ from clipes.masks.values import value_count
 from clipes.report.measure import Row, review_queue
 from clipes.run.folder import Run
 from clipes.run.reopen import reopen
-from clipes.stages.cam import DataRequest
 from clipes.stages.report import measure_run
 from clipes.types import Int64Array, Sample
 
@@ -49,23 +45,12 @@ class Point:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, help="a finished run whose images have ground truth")
-    parser.add_argument("--preset", default="default", help="of the run that is made")
+    parser = run_options(__doc__)
     parser.add_argument("--orders", type=int, default=200, help="random ones")
     options = parser.parse_args()
-    if options.run is not None:
-        print(table(curve(Run(options.run), options.orders)))
-        return
-    data = sample("voc_sample")
-    if data is None:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run, text = Run(Path(folder, "run")), Path(folder, "text.npz")
-        write_text_features(text, "voc")
-        make_maps(DataRequest("voc", root=data), text, options.preset, run)
-        make_masks(run)
-        print(table(curve(run, options.orders)))
+    with run_to_look_at(options) as run:
+        if run is not None:
+            print(table(curve(run, options.orders)))
 
 
 def curve(run: Run, orders: int) -> list[Point]:

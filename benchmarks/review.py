@@ -12,15 +12,12 @@ even images, and on the odd ones, and holds each to the others.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from common import make_maps, make_masks, sample, write_text_features
+from common import run_options, run_to_look_at
 
 from clipes.cli.console import progress_bar
 from clipes.report.measure import Row
@@ -39,7 +36,6 @@ from clipes.report.review import (
 )
 from clipes.run.folder import Run
 from clipes.run.reopen import reopen
-from clipes.stages.cam import DataRequest
 from clipes.stages.report import measure_run
 
 Values = npt.NDArray[np.float64]
@@ -61,23 +57,12 @@ _GRID = {
 
 def main() -> None:
     """Print a row for the score and for each sign."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, help="a finished run whose images have ground truth")
-    parser.add_argument("--preset", default="default", help="of the run that is made")
+    parser = run_options(__doc__)
     parser.add_argument("--choose", action="store_true", help="also look for the best weights")
     options = parser.parse_args()
-    if options.run is not None:
-        judge(Run(options.run), choose=options.choose)
-        return
-    data = sample("voc_sample")
-    if data is None:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run, text = Run(Path(folder, "run")), Path(folder, "text.npz")
-        write_text_features(text, "voc")
-        make_maps(DataRequest("voc", root=data), text, options.preset, run)
-        make_masks(run)
-        judge(run, choose=options.choose)
+    with run_to_look_at(options) as run:
+        if run is not None:
+            judge(run, choose=options.choose)
 
 
 def judge(run: Run, *, choose: bool) -> None:
