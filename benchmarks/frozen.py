@@ -1,12 +1,13 @@
 """Masks and a segmenter from image-level labels alone, on all real VOC images beside the checkout.
 
-    python benchmarks/frozen.py OUT [--preset default] [--seeds 0 1 2] [--truth] [-- OPTIONS]
+    python benchmarks/frozen.py OUT [--preset default] [--segmenter frozen] [--seeds 0 1 2]
+        [--truth] [--relabel] [-- OPTIONS]
 
 One run over voc_sample and voc_more/train, 484 images: maps, masks, their scores on both parts.
-Then ``train-seg --preset frozen`` on these masks (with ``--truth``, also on the ground truth, which
-is the most that can be hoped for), and the scores of its predictions of voc_more/val, 75 images
-without any label, before and after the dense CRF. OPTIONS go to train-seg. Everything continues
-where it was stopped.
+Then ``train-seg`` on these masks (with ``--truth``, also on the ground truth, which is the most
+that can be hoped for), and the scores of its predictions of voc_more/val, 75 images without any
+label, before and after the dense CRF; with ``--relabel`` also those of the masks that it gives the
+images it learnt from. OPTIONS go to train-seg. Everything continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common import clipes, make_maps, make_masks, sample, write_text_features
@@ -28,6 +29,7 @@ from clipes.stages.cam import DataRequest
 
 PARTS = {"voc_sample": ("voc_sample", "train"), "voc_more/train": ("voc_more", "train"),
          "voc_more/val": ("voc_more", "val")}  # fmt: skip
+LEARNT = ("voc_sample", "voc_more/train")
 TRUTH, LISTS = "SegmentationClassAug", Path("ImageSets", "Segmentation")
 
 
@@ -63,7 +65,7 @@ def miou(masks: Path, data: Path, ids: Sequence[str]) -> float:
 def train(run: Path, data: Path, out: Path, val: Sequence[str], options: Sequence[str]) -> str:
     """Train and predict; return minutes, and the scores without and with the CRF, as a row."""
     start = time.monotonic()
-    clipes("train-seg", run, "--preset", "frozen", "--root", data, "--out", out, *options)
+    clipes("train-seg", run, "--root", data, "--out", out, *options)
     minutes = (time.monotonic() - start) / 60
     images = [data / "JPEGImages" / f"{one}.jpg" for one in val]
     checkpoint = out / "checkpoints" / "final.pt"
@@ -72,15 +74,29 @@ def train(run: Path, data: Path, out: Path, val: Sequence[str], options: Sequenc
     return f"{minutes:.1f} | {scores[0]:.2f} | {scores[1]:.2f}"
 
 
-def main() -> None:
-    """Make masks, train, and print both tables."""
+def relabel(run: Run, data: Path, out: Path, ids: Mapping[str, Sequence[str]]) -> str:
+    """Let a trained segmenter label again what it learnt from; return the scores as cells."""
+    clipes("relabel", run.root, "--from", out / "checkpoints" / "final.pt", "--root", data)
+    masks = run.root / "relabelled" / "pseudo"
+    return " | ".join(f"{miou(masks, data, ids[part]):.2f}" for part in LEARNT)
+
+
+def options_of() -> tuple[argparse.Namespace, list[str]]:
+    """Return what is asked for, and what is passed on to train-seg."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--preset", default="default", help="of the masks")
     parser.add_argument("--seeds", nargs="*", default=["0"], help="of the trainings; none: none")
+    parser.add_argument("--segmenter", default="frozen", help="preset of train-seg")
     parser.add_argument("--truth", action="store_true", help="also learn the ground truth")
+    parser.add_argument("--relabel", action="store_true", help="also label the images again")
     behind = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    asked, of_training = parser.parse_args(sys.argv[1:behind]), sys.argv[behind + 1 :]
+    return parser.parse_args(sys.argv[1:behind]), sys.argv[behind + 1 :]
+
+
+def main() -> None:
+    """Make masks, train, and print both tables."""
+    asked, of_training = options_of()
     data, run = (asked.out / "data").absolute(), Run(asked.out / f"masks-{asked.preset}")
     if (ids := join(data)) is None:
         return
@@ -89,17 +105,22 @@ def main() -> None:
     make_maps(DataRequest("voc", root=data, split="train"), text, asked.preset, run)
     make_masks(run)
     print(f"\n| masks of preset {asked.preset} | CRF |\n|---|---|")
-    for part in ("voc_sample", "voc_more/train"):
+    for part in LEARNT:
         print(f"| {part} | {miou(run.root / 'pseudo', data, ids[part]):.2f} |", flush=True)
     rows: dict[str, str] = {}
     for seed in asked.seeds:
         for name in ("masks", "truth")[: 1 + asked.truth]:
-            out = asked.out / f"{asked.preset}-{name}-{seed}"
+            out = asked.out / f"{asked.preset}-{asked.segmenter}-{name}-{seed}"
             truth = ["--no-cgl", "--masks", str(data / TRUTH)] if name == "truth" else []
-            options = [*truth, "--seed", seed, *of_training]
-            rows[f"{name}, seed {seed}"] = train(run.root, data, out, ids["voc_more/val"], options)
+            options = ["--preset", asked.segmenter, *truth, "--seed", seed, *of_training]
+            row = train(run.root, data, out, ids["voc_more/val"], options)
+            if asked.relabel:
+                row += f" | {relabel(run, data, out, ids)}"
+            rows[f"{name}, seed {seed}"] = row
             (asked.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
-    print("\n| learnt from | minutes | voc_more/val | + CRF |\n|---|---|---|---|")
+    again = [f"{part} again" for part in LEARNT if asked.relabel]
+    columns = ["learnt from", "minutes", "voc_more/val", "+ CRF", *again]
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name, row in rows.items():
         print(f"| {name} | {row} |")
 
