@@ -371,6 +371,9 @@ class FrozenPreset:
         weight_decay: Of all matrices.
         average: Share that the mean of earlier weights keeps at an update; the mean is the result.
         even_classes: Draw classes evenly, and then their images, rather than all images in turn.
+        balance: How far rare labels count more than common ones in the loss, between 0, where all
+            pixels count the same, and 1, where all labels do; needs ``linear``.
+        spread: Whether prediction spreads the answers over what the towers hold for one thing.
         test_scales: Scales whose probabilities are averaged in prediction.
         flip: Whether prediction also averages over the mirrored image.
         crf: Whether prediction ends with the dense CRF.
@@ -386,13 +389,15 @@ class FrozenPreset:
     max_patches: int = 1600
     batch: int = 8
     accumulate: int = 1
-    iterations: int = 600
+    iterations: int = 300
     lr: float = 1e-3
     warmup: int = 30
     weight_decay: float = 0.01
     average: float = 0.99
-    even_classes: bool = True
-    test_scales: tuple[float, ...] = (1.0,)
+    even_classes: bool = False
+    balance: float = 0.5
+    spread: bool = True
+    test_scales: tuple[float, ...] = (1.0, 1.5)
     flip: bool = False
     crf: bool = False
 

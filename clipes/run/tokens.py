@@ -50,10 +50,6 @@ class CachedTokens:
         """Tell whether the tokens of a picture are on disk."""
         return self._kept(self._path(image_id), image, load=False) is not None
 
-    def kept(self, image_id: str, image: Path) -> dict[str, Tensor] | None:
-        """Return the tokens of a picture, as ``read`` does, if they are on disk; else None."""
-        return self._kept(self._path(image_id), image)
-
     def keep(self, image_id: str, image: Path) -> bool:
         """Keep the tokens of a picture, and tell whether there was room; errors as for ``read``."""
         return self._make(self._path(image_id), image)[1]

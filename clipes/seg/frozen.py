@@ -65,6 +65,7 @@ class FrozenSpec(Spec):
         digests: sha256 of the towers' weights, by the name of the tower.
         linear: Names of the inputs that a linear discriminant reads, which the decoder's logits are
             added to; none for none.
+        spread: Whether prediction spreads the answers over what the towers hold for one thing.
     """
 
     kind: ClassVar[str] = "frozen"
@@ -78,6 +79,7 @@ class FrozenSpec(Spec):
     max_patches: int = 1600
     digests: Mapping[str, str] = field(default_factory=dict)
     linear: tuple[str, ...] = ()
+    spread: bool = False
 
     @property
     def name(self) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ from clipes.types import IGNORE, Progress, UInt8Array
 
 _SHOWN = 2  # images of a batch in a picture
 
+_RAREST = 1e-4  # no label is taken for rarer: a share of what is seen
+
 
 @dataclass(frozen=True)
 class Grids(Part):
@@ -57,12 +59,15 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
         classes: Class names in mask order.
         guidance: How confidence counts.
         tokens: Where tokens come from.
+        importance: How much each label counts, background first; none before the training starts,
+            or for all the same.
     """
 
     preset: FrozenPreset
     classes: tuple[str, ...]
     guidance: Guidance
     tokens: CachedTokens
+    importance: tuple[float, ...] = ()
 
     @property
     def spec(self) -> FrozenSpec:
@@ -79,6 +84,7 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
             preset.max_patches,
             dict(source.digests),
             preset.linear,
+            preset.spread,
         )
 
     @property
@@ -98,10 +104,23 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
 
     def start(
         self, model: FrozenDecoder, pairs: Sequence[TrainingPair], progress: Progress
-    ) -> None:
+    ) -> FrozenRecipe:
         """Find the discriminant between labels: one look at every image, and nothing trained."""
-        if model.discriminant is not None:
-            fit_discriminant(model, pairs, self.tokens, self.guidance, progress)
+        if model.discriminant is None:
+            return self
+        seen = fit_discriminant(model, pairs, self.tokens, self.guidance, progress)
+        if not self.preset.balance or not seen.any():
+            return self
+        shares = np.maximum(seen / seen.sum(), _RAREST)
+        return replace(self, importance=tuple((shares**-self.preset.balance).tolist()))
+
+    def state(self) -> Mapping[str, Any]:
+        """Return how much each label counts."""
+        return {"importance": list(self.importance)}
+
+    def resume(self, state: Mapping[str, Any]) -> FrozenRecipe:
+        """Return the recipe whose ``state`` a checkpoint holds."""
+        return replace(self, importance=tuple(map(float, state.get("importance", ()))))
 
     def optimizer(self, model: FrozenDecoder) -> AdamW:
         """Return AdamW; only matrices decay."""
@@ -140,9 +159,12 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
         weights = weights.masked_fill(cut == IGNORE, 0)
         sizes = [label_size((int(h), int(w))) for h, w in grids.tolist()]
         targets = list(zip(cut_up(cut, sizes), cut_up(weights, sizes), strict=True))
+        if self.importance:
+            importance = torch.tensor(self.importance, device=weights.device)
+            targets = [(one, balanced(one, weight, importance)) for one, weight in targets]
         return Grids(
             (grids, *tokens),
-            weights.sum()[None],
+            torch.stack([one.sum() for _, one in targets]).sum()[None],
             (labels != IGNORE).sum(),
             (cut != IGNORE).sum(),
             targets,
@@ -235,6 +257,22 @@ class TokenExamples(Examples):
         """Return images one behind the other, their grids as (B, 2)."""
         grids, *rest = zip(*examples, strict=True)
         return (torch.stack(grids), *(torch.cat(column) for column in rest))
+
+
+def balanced(labels: Tensor, weights: Tensor, importance: Tensor) -> Tensor:
+    """Return the weights of an image's pixels such that small things and rare labels count.
+
+    A label counts by the square root of what an image shows of it, as in the discriminant that
+    training starts from, and by its importance.
+
+    Args:
+        labels: (1, H, W) int64 with ``IGNORE``.
+        weights: (1, H, W), 0 where nothing is learnt.
+        importance: (1 + C,).
+    """
+    known = labels.masked_fill(labels == IGNORE, 0)
+    shown = torch.zeros_like(importance).scatter_add_(0, known.flatten(), weights.flatten())
+    return weights * (importance * shown.clamp(min=1).rsqrt())[known]
 
 
 def cut_up(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:

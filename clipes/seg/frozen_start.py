@@ -20,7 +20,7 @@ from clipes.run.tokens import CachedTokens
 from clipes.seg.data import TrainingPair
 from clipes.seg.frozen import LABELS_PER_TOKEN, FrozenDecoder, flat_tokens, labels_of_tokens
 from clipes.seg.loss import Guidance
-from clipes.types import IGNORE, BoolArray, Progress
+from clipes.types import IGNORE, BoolArray, FloatArray, Progress
 
 _MOST_OF = 0.75  # share of a patch's labels that have to agree
 _UNSEEN = -5.0  # logit of a label that no patch shows alone: rare, but training may raise it
@@ -32,10 +32,14 @@ def fit_discriminant(
     tokens: CachedTokens,
     guidance: Guidance,
     progress: Progress,
-) -> None:
+) -> FloatArray:
     """Give a decoder the discriminant between what the labels of some images look like.
 
     It stays as it is, none at all, if masks say nothing.
+
+    Returns:
+        (1 + C,) how much was seen of each label: the sum over images of the square root of its
+        patches.
 
     Args:
         model: Reads some of its tokens linearly.
@@ -58,13 +62,14 @@ def fit_discriminant(
     params = PatchParams()
     looks = Looks.of(total, params)
     if looks is None:
-        return
+        return total.mass
     there = looks.mass > 0
     means = looks.sums / np.where(there, looks.mass, 1)[:, None]
     directions, offsets = discriminant(means, looks)
     unseen = torch.from_numpy(~there)
     model.discriminant.directions.copy_(params.looks_weight * directions)
     model.discriminant.offsets.copy_((params.looks_weight * offsets).masked_fill(unseen, _UNSEEN))
+    return total.mass
 
 
 def _shown(

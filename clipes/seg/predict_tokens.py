@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 
+from clipes.config import CamParams, PatchParams
 from clipes.errors import ArtifactError
+from clipes.maps.affinity import Walk, blend, likeness, sinkhorn
 from clipes.seg.frozen import FrozenDecoder, flat_tokens
 from clipes.seg.recipes import ModelPredictor, Spec, TestSettings
 from clipes.seg.resize import resize
 from clipes.seg.weakclip import WeakClip
-from clipes.towers.tokens import TokenSource
+from clipes.towers.side_by_side import CLIP
+from clipes.towers.tokens import ATTENTION, TokenSource
 from clipes.types import Float32Array, UInt8Array
+
+_LIKENESS = 0.5  # weight of the other towers' likeness beside CLIP's attention
 
 
 class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
@@ -38,66 +41,58 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         check_towers(model.spec, source)
         super().__init__(model, settings)
         self._source = source
+        self._spreads = isinstance(model, FrozenDecoder) and model.spec.spread
 
     @torch.inference_mode()
-    def __call__(
-        self, image: UInt8Array, kept: Mapping[str, torch.Tensor] | None = None
-    ) -> Float32Array:
+    def __call__(self, image: UInt8Array) -> Float32Array:
         """Return (1 + C, H, W) float32 that sum to 1, background first.
 
         Args:
             image: (H, W, 3) RGB uint8.
-            kept: What the towers say of it as it is, where that is known; None to ask them.
         """
         size = (image.shape[0], image.shape[1])
         total = torch.zeros(1, self.labels, *size, device=self._device)
         count = 0
         for scale in self._settings.scales:
-            scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-            view = (
-                image if scaled == size else np.asarray(cv2.resize(image, scaled[::-1]), np.uint8)
-            )
-            known = kept if view is image else None
-            total += self._probs(self._source.tokens(view) if known is None else known, size)
+            total += self._probs(image, scale)
             count += 1
             if self._settings.flip:
-                mirrored = self._source.tokens(np.ascontiguousarray(view[:, ::-1]))
-                total += self._probs(mirrored, size).flip(3)
+                total += self._probs(np.ascontiguousarray(image[:, ::-1]), scale).flip(3)
                 count += 1
         probs: Float32Array = total.div_(count)[0].cpu().numpy()
         return probs
 
-    def _probs(self, found: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-        """Return the probabilities (1, 1 + C, H, W) of a view's tokens at the image's size."""
+    def _probs(self, image: UInt8Array, scale: float) -> torch.Tensor:
+        """Return the probabilities (1, 1 + C, H, W) of an image seen at a scale."""
+        found = self._source.tokens(image, scale, (ATTENTION,) if self._spreads else ())
         grid, tokens = flat_tokens(found, self._model.spec)
         # As in training, where they come from files.
         rounded = [one.half().to(self._device) for one in tokens]
-        logits = self._model(torch.tensor([grid], device=self._device), *rounded)[0]
-        return resize(logits.float(), size).softmax(1)
+        logits = self._model(torch.tensor([grid], device=self._device), *rounded)[0].float()
+        size = (image.shape[0], image.shape[1])
+        if not self._spreads:
+            return resize(logits, size).softmax(1)
+        probs = logits.softmax(1)[0].flatten(1).T
+        reached = _walk(found).step(probs.to(found[ATTENTION].device)).to(self._device)
+        reached /= reached.sum(1, keepdim=True)  # a walk that is symmetric does so only nearly
+        return resize(reached.T.unflatten(1, grid)[None], size)
 
 
-@dataclass(frozen=True)
-class KnownImage:
-    """A ``LabelPredictor`` for one image whose tokens are known; others it asks the towers about.
+def _walk(found: Mapping[str, torch.Tensor]) -> Walk:
+    """Return how answers spread over an image: as its maps do in the last round of preset default.
 
-    Attributes:
-        predictor: The decoder.
-        image: The image, as it will be asked about.
-        kept: Its tokens, (h, w, D) by name.
+    What the towers hold for one thing gets one answer, and a label that a few patches alone are
+    taken for is outvoted.
+
+    Args:
+        found: Tokens (h, w, D) by name, CLIP's attention among them.
     """
-
-    predictor: TokenPredictor
-    image: UInt8Array
-    kept: Mapping[str, torch.Tensor]
-
-    @property
-    def labels(self) -> int:
-        """Number of labels, background included."""
-        return self.predictor.labels
-
-    def __call__(self, image: UInt8Array) -> Float32Array:
-        """Return (1 + C, H, W) float32 that sum to 1, background first, of RGB (H, W, 3) uint8."""
-        return self.predictor(image, self.kept if image is self.image else None)
+    alike = {name: one for name, one in found.items() if name.split(".")[0] != CLIP}
+    affinities = [(found[ATTENTION].flatten(0, 1), 1 - _LIKENESS if alike else 1.0)]
+    for one in alike.values():
+        likely = likeness(one.flatten(0, 1), PatchParams.likeness_temperature)
+        affinities.append((likely, _LIKENESS / len(alike)))
+    return sinkhorn(blend(affinities), CamParams.sinkhorn_iterations)
 
 
 def check_towers(spec: Spec, source: TokenSource) -> None:

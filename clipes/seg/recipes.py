@@ -267,7 +267,7 @@ class Recipe(ABC, Generic[M, P]):
             WeightsError: The file cannot be used for this model.
         """
 
-    def start(self, model: M, pairs: Sequence[TrainingPair], progress: Progress) -> None:
+    def start(self, model: M, pairs: Sequence[TrainingPair], progress: Progress) -> Recipe[M, P]:
         """Give a new model what examples say before any training; here nothing.
 
         Args:
@@ -275,12 +275,16 @@ class Recipe(ABC, Generic[M, P]):
             pairs: The examples.
             progress: Called after each of them, where they are looked at.
 
+        Returns:
+            The recipe that suits these examples.
+
         Raises:
             ClipesError: An example cannot be read.
         """
+        return self
 
     def state(self) -> Mapping[str, Any]:
-        """Return what ``initialise`` decided, as plain data, for checkpoints; here nothing."""
+        """Return what ``initialise`` and ``start`` decided, as plain data, for checkpoints."""
         return {}
 
     def resume(self, state: Mapping[str, Any]) -> Recipe[M, P]:

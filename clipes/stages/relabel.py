@@ -19,14 +19,12 @@ from clipes.run.origin import changing, read_picture
 from clipes.run.record import RelabelSettings
 from clipes.run.relabelled import Relabelled
 from clipes.run.reopen import reopen
-from clipes.run.tokens import CachedTokens
 from clipes.seg.checkpoint import Checkpoint, load_checkpoint
 from clipes.seg.kinds import predictor_for
 from clipes.seg.label import label_image
-from clipes.seg.predict_tokens import KnownImage, TokenPredictor
 from clipes.seg.recipes import LabelPredictor, TestSettings
 from clipes.stages.token_source import TowerRequest, tokens_of
-from clipes.types import Sample, UInt8Array
+from clipes.types import Sample
 
 STAGE = "relabel"
 
@@ -99,7 +97,7 @@ def relabel(request: RelabelRequest, run: Run, part: Shard, listener: Listener) 
     _say_again(todo, current, listener)
     run.begin(STAGE, settings.to_dict(), request.command, anew=True)
     with run.claim(STAGE, shared=part.count > 1):
-        labeller = _labeller(request, saved, settings, run, current, listener)
+        labeller = _labeller(request, saved, settings, current, listener)
         summary = labeller.label_all(todo, listener)
     return Outcome(replace(summary, skipped=len(mine) - len(todo)), data.failures)
 
@@ -135,14 +133,12 @@ class _Labeller:
 
     Attributes:
         predictor: The segmenter.
-        tokens: What its towers said before of the run's images; None if it reads none.
         crf: Settings of the dense CRF; None for none.
         current: Where the files go, and what they say of themselves.
         workers: Images at once.
     """
 
     predictor: LabelPredictor
-    tokens: CachedTokens | None
     crf: CrfParams | None
     current: Relabelled
     workers: int
@@ -167,27 +163,18 @@ class _Labeller:
         if self.current.is_edited(sample) and (reason := self.current.unusable(sample)):
             raise ArtifactError(reason)
         pixels, picture = read_picture(sample.image)
-        asked = self._knowing(sample, pixels)
-        pseudo, was_shrunk = label_image(pixels, asked, self.crf, sample.labels)
+        pseudo, was_shrunk = label_image(pixels, self.predictor, self.crf, sample.labels)
         if not picture.is_still(sample.image):
             raise changing(sample.image)
         origin = self.current.origin(sample, picture).text()
         self.current.files.save_pseudo(sample.id, pseudo, origin=origin)
         return SHRUNK if was_shrunk else None
 
-    def _knowing(self, sample: Sample, pixels: UInt8Array) -> LabelPredictor:
-        """Return the segmenter, with the tokens of the image if they were kept."""
-        if self.tokens is None or not isinstance(self.predictor, TokenPredictor):
-            return self.predictor
-        kept = self.tokens.kept(sample.id, sample.image)
-        return self.predictor if kept is None else KnownImage(self.predictor, pixels, kept)
-
 
 def _labeller(
     request: RelabelRequest,
     saved: Checkpoint,
     settings: RelabelSettings,
-    run: Run,
     current: Relabelled,
     listener: Listener,
 ) -> _Labeller:
@@ -197,8 +184,5 @@ def _labeller(
     test = TestSettings(settings.scales, settings.flip, window=settings.window)
     source = tokens_of(saved.spec, request.towers, request.device, listener)
     predictor = predictor_for(model, test, source)
-    tokens = None
-    if source is not None:  # those of the run are read; a training makes them, and keeps to limits
-        tokens = CachedTokens(lambda: source, run.root / "tokens", limit=0)
     workers = share_processor(device, None if device.type == "cpu" else _AT_ONCE_ON_GPU)
-    return _Labeller(predictor, tokens, settings.crf, current, workers)
+    return _Labeller(predictor, settings.crf, current, workers)

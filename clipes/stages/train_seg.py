@@ -295,7 +295,7 @@ def _fit(job: _Job, model: Model, recipe: Recipe[Any, Any], latest: Checkpoint |
         _encode(job, job.tokens)
     if latest is None:
         with job.listener.progress("start") as progress:
-            recipe.start(model, job.pairs, progress)
+            recipe = recipe.start(model, job.pairs, progress)
     trainer = Trainer(model, recipe, job.request.options, job.processes)
     if latest is not None:
         trainer.restore(latest)

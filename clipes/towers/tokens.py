@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from clipes.config import CamParams
 from clipes.errors import UsageError
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Taps
@@ -18,12 +20,16 @@ from clipes.types import UInt8Array
 JOINT, GLOBAL = "clip.joint", "clip.global"
 """Names of tokens in the space that images and words share: patches, and the image as a whole."""
 
+ATTENTION = "clip.attention"
+"""Name of what a patch attends to: a number for each patch, the mean over CLIP's last blocks."""
+
 
 class TokenSource(Protocol):
     """Frozen towers that see an image on one grid of h x w patches.
 
     Tokens have names such as ``clip.4`` (of CLIP, after block 4) and ``dino.12``. ``clip.joint``
-    are CLIP's in the space that images and words share, ``clip.global`` is the whole image there.
+    are CLIP's in the space that images and words share, ``clip.global`` is the whole image there,
+    ``clip.attention`` are rows of as many numbers as there are patches.
     """
 
     @property
@@ -38,10 +44,17 @@ class TokenSource(Protocol):
     def fingerprint(self) -> str:
         """Digest of all that changes tokens: weights, names, how images are brought to size."""
 
-    def tokens(self, image: UInt8Array) -> dict[str, Tensor]:
+    def tokens(
+        self, image: UInt8Array, scale: float = 1.0, more: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
         """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; large images are shrunk.
 
         What stands for the whole image is (1, 1, D).
+
+        Args:
+            image: The image.
+            scale: Factor of its size at which it is looked at, once it is shrunk.
+            more: Names that are wanted this once beside those that always are.
         """
 
 
@@ -58,6 +71,7 @@ class TowerTokens:
         digests: sha256 of the towers' weights, by the name of the tower.
         max_patches: Larger images are shrunk to at most this many patches.
         raw: Take the tokens of the last block but one as it leaves them, too.
+        attention: How many of the last blocks' attention is meant by ``clip.attention``.
 
     Raises:
         UsageError: A tower has no such tokens.
@@ -71,6 +85,7 @@ class TowerTokens:
         max_patches: int,
         *,
         raw: bool = False,
+        attention: int = CamParams.affinity_blocks,
     ) -> None:
         self._towers = towers
         self._names = tuple(names)
@@ -93,6 +108,7 @@ class TowerTokens:
             tokens=tuple(sorted(set(self._after.values()))),
             last="inputs" if inputs in blocks.values() and not raw else "",
         )
+        self._attending = tuple(range(max(1, depth - attention + 1), depth + 1))
 
     @property
     def widths(self) -> Mapping[str, int]:
@@ -112,21 +128,34 @@ class TowerTokens:
         return hashlib.sha256(json.dumps(changing).encode()).hexdigest()
 
     @torch.inference_mode()
-    def tokens(self, image: UInt8Array) -> dict[str, Tensor]:
-        """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; large images are shrunk."""
-        pixels = self._towers.prepare(image, self._max_patches)
-        found = self.encode({name: one[None] for name, one in pixels.items()})
+    def tokens(
+        self, image: UInt8Array, scale: float = 1.0, more: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; see ``TokenSource``."""
+        pixels = self._towers.prepare(image, self._max_patches, self._grid(image, scale))
+        found = self.encode({name: one[None] for name, one in pixels.items()}, more)
         return {name: one[0] for name, one in found.items()}
 
+    def _grid(self, image: UInt8Array, scale: float) -> tuple[int, int] | None:
+        """Return the grid at a scale; None for the one that an image has."""
+        if scale == 1:
+            return None
+        size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
+        return self._towers.clip.grid(size, max(1, round(self._max_patches * scale**2)))
+
     @torch.inference_mode()
-    def encode(self, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def encode(self, pixels: Mapping[str, Tensor], more: Sequence[str] = ()) -> dict[str, Tensor]:
         """Return (B, h, w, D) float32 of images that are prepared, by name.
 
         Args:
             pixels: (B, 3, H, W) for each tower, as ``Towers.prepare`` makes them of an image.
+            more: Names that are wanted this once: ``clip.attention``.
         """
         found: dict[str, Tensor] = {}
-        encoded = self._towers.clip.encode(pixels[CLIP], self._taps)
+        taps = replace(self._taps, attention=self._attending) if more else self._taps
+        encoded = self._towers.clip.encode(pixels[CLIP], taps)
+        if ATTENTION in more:
+            found[ATTENTION] = encoded.attention
         for name in self._names:
             tower = name.split(".")[0]
             if tower != CLIP:

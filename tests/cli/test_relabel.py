@@ -18,7 +18,6 @@ from clipes.run.origin import RelabelOrigin
 from clipes.run.reopen import reopen
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.frozen import flat_tokens
-from clipes.towers.tokens import TowerTokens
 from tests.cli.small_data import CLASSES, write_clip, write_refined
 from tests.cli.test_train_frozen import FROZEN, ends
 from tests.dino_support import write_dino
@@ -121,20 +120,6 @@ def test_masks_hold_what_images_have_and_lie_beside_the_others(
     assert f"made again: {COUNT} masks, the first is p000: its mask was made with other" in told.err
     assert f"{COUNT} made" in told.err
     assert not contents(files.root).items() & smooth.items()
-
-
-def test_kept_tokens_are_read_and_change_nothing(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.delattr(TowerTokens, "tokens")  # would end with an error that is not clipes'
-        ends(0, *RELABEL)
-    made = contents(run.relabelled.root)
-    shutil.rmtree(run.root / "tokens")
-    shutil.rmtree(run.relabelled.root)
-    ends(0, *RELABEL)
-    assert contents(run.relabelled.root) == made
-    assert not run.ids("tokens")
 
 
 def test_only_what_changed_is_made_again(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

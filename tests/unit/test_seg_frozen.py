@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +22,14 @@ from clipes.seg.checkpoint import FINAL, fill_model, load_checkpoint, saved_iter
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import EvenClasses, Passes
 from clipes.seg.frozen import Block, FrozenDecoder, FrozenSpec, TokenInput, flat_tokens
-from clipes.seg.frozen_recipe import FrozenRecipe
+from clipes.seg.frozen_recipe import FrozenRecipe, balanced
 from clipes.seg.kinds import predictor_for, recipe_for
 from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
-from clipes.seg.predict_tokens import KnownImage, TokenPredictor
 from clipes.seg.recipes import TestSettings
+from clipes.seg.resize import resize
 from clipes.seg.train import Step, Trainer, TrainOptions
+from clipes.towers.tokens import ATTENTION
 from clipes.types import IGNORE, UInt8Array
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,12 +70,18 @@ class Colours:
     def digests(self) -> Mapping[str, str]:
         return {"clip": f"{self.fingerprint} a", "dino": f"{self.fingerprint} b"}
 
-    def tokens(self, image: UInt8Array) -> dict[str, torch.Tensor]:
+    def tokens(
+        self, image: UInt8Array, scale: float = 1.0, more: Sequence[str] = ()
+    ) -> dict[str, torch.Tensor]:
         self.seen += 1
-        h, w = -(-image.shape[0] // 16), -(-image.shape[1] // 16)
+        h, w = (-(-round(side * scale) // 16) for side in image.shape[:2])
         small = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
         colours = torch.from_numpy(small.astype(np.float32) / 64 - 2)
-        return {name: colours @ matrix for name, matrix in self._wide.items()}
+        found = {name: colours @ matrix for name, matrix in self._wide.items()}
+        if ATTENTION in more:
+            flat = colours.flatten(0, 1)
+            found[ATTENTION] = (flat @ flat.T).softmax(1).unflatten(0, (h, w))
+        return found
 
 
 @pytest.fixture
@@ -428,19 +435,74 @@ def test_the_mirror_image_gets_the_mirrored_answer() -> None:
     np.testing.assert_allclose(mirrored[:, :, ::-1], probs, atol=1e-5)
 
 
-def test_tokens_that_are_known_are_not_asked_for() -> None:
+def test_answers_spread_over_what_the_towers_hold_for_one_thing() -> None:
     torch.manual_seed(0)
-    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    towers = Colours()
-    predictor = predictor_for(spec().build(), TestSettings(flip=True), towers)
-    assert isinstance(predictor, TokenPredictor)
-    kept = towers.tokens(image)
-    towers.seen = 0
-    known = KnownImage(predictor, image, kept)
-    np.testing.assert_array_equal(known(image), predictor(image))
-    assert towers.seen == 1 + 2, "the mirror image is another"
-    other = np.zeros((32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(known(other), predictor(other))
+    model, towers = spec(spread=True).build().eval(), Colours()
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    got = predictor_for(model, TestSettings(), towers)(image)
+    found = towers.tokens(image, more=(ATTENTION,))
+    with torch.inference_mode():
+        grid, flat = flat_tokens(found, model.spec)
+        (logits,) = model(torch.tensor([grid]), *(one.half() for one in flat))
+    probs = logits[0].softmax(0).flatten(1).double().numpy()
+    dino = found["dino.12"].flatten(0, 1).double().numpy()
+    unit = dino / np.linalg.norm(dino, axis=1, keepdims=True)
+    alike = np.exp((unit @ unit.T - 1) / 0.1)
+    attention = found[ATTENTION].flatten(0, 1).double().numpy()
+    walk = np.sqrt(
+        attention / attention.sum(1, keepdims=True) * (alike / alike.sum(1, keepdims=True))
+    )
+    for _ in range(3):
+        walk /= walk.sum(0, keepdims=True)
+        walk /= walk.sum(1, keepdims=True)
+    spread = (walk + walk.T) @ probs.T
+    spread /= spread.sum(1, keepdims=True)
+    reached = torch.from_numpy(spread.T.reshape(1, 3, *grid).astype(np.float32))
+    np.testing.assert_allclose(got, resize(reached, (48, 64))[0].numpy(), atol=2e-5)
+    np.testing.assert_allclose(got.sum(0), 1, atol=1e-4)
+    without = replace(model.spec, spread=False).build().eval()
+    without.load_state_dict(model.state_dict())
+    assert np.abs(predictor_for(without, TestSettings(), towers)(image) - got).max() > 1e-3
+
+
+def test_small_things_and_rare_labels_count() -> None:
+    labels = torch.tensor([[[0, 0, 0, 0], [1, IGNORE, 0, 2]]])
+    weights = torch.where(labels == IGNORE, 0.0, 1.0)
+    weights[0, 0, 0] = 0.0  # four pixels of the background are learnt, one of the others each
+    got = balanced(labels, weights, torch.tensor([1.0, 2.0, 8.0]))
+    want = [[[0, 0.5, 0.5, 0.5], [2, 0, 0.5, 8]]]
+    torch.testing.assert_close(got, torch.tensor(want))
+
+
+def test_how_much_a_label_counts_comes_from_the_masks_and_is_kept(
+    tmp_path: Path, pairs: list[TrainingPair]
+) -> None:
+    made = recipe(tmp_path, replace(LINEAR, balance=1.0))
+    assert made.importance == ()
+    some = [*pairs[1::2], pairs[0]]  # three images of the first class, one of the second
+    ready = made.start(made.spec.build(), some, lambda *_: None)
+    seen = np.zeros(3)
+    for pair in some:
+        _, labels = cells(pair, made)
+        for label in range(3):
+            seen[label] += np.sqrt(((labels == label).mean(1) >= 0.75).sum())
+    np.testing.assert_allclose(ready.importance, seen.sum() / seen, rtol=1e-6)
+    assert made.resume(ready.state()) == ready
+    assert (
+        recipe(tmp_path, replace(LINEAR, balance=0.0))
+        .start(made.spec.build(), some, lambda *_: None)
+        .importance
+        == ()
+    )
+    batch = ready.examples(some, 0).collate([ready.examples(some, 0)[k] for k in range(3)])
+    weighed, plain = ready.part(batch), made.part(batch)
+    for (labels, weights), (_, before) in zip(weighed.targets, plain.targets, strict=True):
+        torch.testing.assert_close(
+            weights, balanced(labels, before, torch.tensor(ready.importance))
+        )
+    torch.testing.assert_close(
+        weighed.weights, torch.stack([weights.sum() for _, weights in weighed.targets]).sum()[None]
+    )
 
 
 def test_other_towers_are_refused() -> None:

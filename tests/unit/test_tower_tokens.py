@@ -10,7 +10,8 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from clipes.errors import UsageError
 from clipes.towers.clip import Backbone
 from clipes.towers.side_by_side import Towers
-from clipes.towers.tokens import TowerTokens
+from clipes.towers.taps import Taps
+from clipes.towers.tokens import ATTENTION, TowerTokens
 from tests.dino_support import tiny_dino
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +53,30 @@ def test_tokens_are_those_of_the_blocks(towers: Towers) -> None:
         torch.testing.assert_close(found[name].flatten(0, 1), expected[0, 1:], rtol=1e-3, atol=1e-4)
     expected = towers.others["dino"].encode(pixels["dino"][None])[0]
     assert torch.equal(found["dino.2"].flatten(0, 1), expected)
+
+
+def test_an_image_is_seen_at_another_scale_once_it_is_shrunk(towers: Towers) -> None:
+    source = TowerTokens(towers, ("clip.2", "dino.2"), DIGESTS, 1600)
+    found = source.tokens(IMAGE, 2.0)
+    assert {one.shape[:2] for one in found.values()} == {(5, 8)}
+    pixels = towers.prepare(IMAGE, 1600, (5, 8))
+    expected = source.encode({name: one[None] for name, one in pixels.items()})
+    assert torch.equal(found["clip.2"], expected["clip.2"][0])
+    small = TowerTokens(towers, ("clip.2",), DIGESTS, 6)
+    seen = [np.prod(small.tokens(IMAGE, scale)["clip.2"].shape[:2]) for scale in (1.0, 2.0)]
+    assert seen[0] <= 6 < seen[1] <= 24, "it is shrunk first; the scale is of what is left"
+
+
+def test_attention_is_the_mean_over_the_last_blocks(towers: Towers) -> None:
+    source = TowerTokens(towers, ("clip.2",), DIGESTS, 1600, attention=2)
+    found = source.tokens(IMAGE, more=(ATTENTION,))
+    assert set(found) == {"clip.2", ATTENTION}
+    assert found[ATTENTION].shape == (3, 4, 12)
+    pixels = towers.prepare(IMAGE, 1600)["clip"][None]
+    with torch.inference_mode():
+        wanted = towers.clip.encode(pixels, Taps(attention=(3, 4))).attention[0]
+    torch.testing.assert_close(found[ATTENTION].flatten(0, 1), wanted)
+    assert ATTENTION not in source.tokens(IMAGE)
 
 
 def test_large_images_are_shrunk(towers: Towers) -> None:
