@@ -179,6 +179,7 @@ class PseudoLabeler:
         train: bool = False,
         resume: bool = True,
         predict_on: str | Path | None = None,
+        tile: int | None = None,
     ) -> FolderResult:
         """Make maps, masks, confidence maps and the report of all images of a data set.
 
@@ -198,17 +199,22 @@ class PseudoLabeler:
             train: Whether a segmenter is trained on the masks, as ``clipes train-seg`` does.
             resume: Whether a training that was stopped goes on; else it starts over.
             predict_on: Folder of images without labels that the segmenter makes masks of.
+            tile: Side, in pixels, of the tiles that larger pictures are worked on in; None for
+                tiles only where a picture cannot be held in memory.
 
         Raises:
             DatasetError: The data set, its labels, or all of its images cannot be used.
             RunConflictError: ``out`` was made with other settings.
             TrainingError: There is next to nothing to learn from.
-            UsageError: ``predict_on`` is given, but nothing is trained.
+            UsageError: ``predict_on`` is given, but nothing is trained, or ``tile`` is, and the
+                preset cannot see in tiles.
             WriteError: ``out`` cannot be written.
         """
         chosen = None if labels is None else Path(labels)
         source = DataRequest(dataset, root=Path(images), split=split, labels=chosen)
-        maps = CamRequest(source, self._asked, self._preset, command="clipes.PseudoLabeler.run")
+        maps = CamRequest(
+            source, self._asked, self._preset, command="clipes.PseudoLabeler.run", tile=tile
+        )
         others = None if predict_on is None else Path(predict_on)
         request = RunRequest(maps, workers, train, resume=resume, predict_on=others)
         data = open_dataset(

@@ -24,6 +24,7 @@ from clipes.cli.options import (
     RootOption,
     SplitOption,
     TextFeaturesOption,
+    TileOption,
     WeightsOption,
     command_line,
     listener,
@@ -55,6 +56,7 @@ def run(
         Path | None,
         typer.Option(help="With --train: folder of more photos, without labels, to mask."),
     ] = None,
+    tile: TileOption = None,
 ) -> None:
     """Labelled photos to masks and a page to look at: cam, refine, report, in one go.
 
@@ -80,6 +82,7 @@ def run(
         ClipRequest(weights, text_features=text_features, device=device, dino=dino),
         get_preset(preset.value).for_dataset(kind_of(kind, prompts)),
         command=command_line(),
+        tile=tile,
     )
     request = RunRequest(maps, workers, train, iterations, resume, predict_on)
     result = make_run(request, Run(out or RUNS / kind), listener())

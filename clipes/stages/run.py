@@ -44,7 +44,7 @@ class RunRequest:
     """All that ``clipes run`` is told.
 
     Attributes:
-        cam: Data, words, weights and settings; the later stages take theirs from here.
+        cam: Data, words, weights, settings and tiles; the later stages take theirs from here.
         workers: Images at once; None for what suits each stage and the machine.
         train: Whether a segmenter is trained on the masks.
         iterations: Updates of the training; None for the recipe's.
@@ -150,7 +150,7 @@ def make_run_of(
     maps = row.ended(_CAM, make_maps(row.listener(_CAM)))
     if not maps.done + maps.skipped:
         raise _nothing(data, [*row.failures.values()])
-    crf = RefineRequest(root, command=request.cam.command)
+    crf = RefineRequest(root, command=request.cam.command, tile=request.cam.tile)
     crf_resources = RefineResources(workers=request.workers)
     masks = row.ended(_REFINE, refine.refine(crf, run, crf_resources, row.listener(_REFINE)))
     made = FolderResult(run, maps, masks, (), run.root / "report" / PAGE)
@@ -267,7 +267,15 @@ def _train(request: RunRequest, made: FolderResult, row: _Row) -> FolderResult:
     if request.predict_on is None:
         return made
     out, others = run.root / "predicted", [request.predict_on]
-    asked = PredictRequest(checkpoint, others, out, device=clip.device, towers=towers, keep=True)
+    asked = PredictRequest(
+        checkpoint,
+        others,
+        out,
+        device=clip.device,
+        towers=towers,
+        keep=True,
+        tile=request.cam.tile,
+    )
     row.ended(_PREDICT, predict(asked, Shard(), row.listener(_PREDICT)))
     return replace(made, predicted=out)
 

@@ -55,6 +55,21 @@ def test_large_pictures_are_done_in_tiles(
     assert "was made by 'refine' with tile = 300, not null" in other.stderr
 
 
+def test_tiles_of_one_line_are_those_of_all_its_stages(
+    cli: Cli, pictures: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    line = ["run", "--dataset", "folder", "--root", str(pictures), "--out", str(out)]
+    line += ["--preset", "fast", "--weights", str(tiny_weights), "--workers", "1", "--tile", "300"]
+    done = cli(*line)
+    assert done.returncode == 0, done.stderr
+    told = "1 of 2 images are so large that they were worked on in tiles of 300 pixels"
+    assert done.stderr.count(told) == 2
+    stages = json.loads((out / "run.json").read_text())["stages"]
+    assert [stages[name]["settings"]["tile"] for name in ("cam", "refine")] == [300, 300]
+    assert (out / "report" / "index.html").is_file()
+
+
 def test_the_paper_s_preset_has_no_tiles(cli: Cli, pictures: Path, tmp_path: Path) -> None:
     done = cli(
         *["cam", "--dataset", "folder", "--root", str(pictures), "--out", str(tmp_path / "run")],
