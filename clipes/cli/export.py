@@ -89,8 +89,10 @@ def import_(
 
     Example: clipes import runs/folder my-photos.json --format coco
     """
-    from clipes.stages.import_masks import ImportRequest, import_masks, login_name
+    from clipes.stages.import_masks import AS_IT_WAS, ImportRequest, import_masks, login_name
 
     request = ImportRequest(format_.value, path, by or login_name(), root, command_line())
     folder, summary = import_masks(request, open_run(run), listener())
-    conclude("import", folder, summary, "corrected masks")
+    same = summary.remarks.get(AS_IT_WAS, 0)
+    told = f"corrected masks ({summary.done - same} changed, {same} as they were)"
+    conclude("import", folder, summary, told)

@@ -316,6 +316,8 @@ def _told(
     who = chosen.corrected_by(sample)
     if pseudo is None:
         return (f"corrected{who}",)
+    if np.array_equal(mended, pseudo.mask):
+        return (f"seen{who}, and left as it was",)
     kept = float((mended == pseudo.mask).mean())
     return (f"corrected{who}: {100 * kept:.1f} % of the pixels are as before",)
 

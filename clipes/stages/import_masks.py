@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from clipes.datasets.base import without_suffix
-from clipes.disk.images import read_header
-from clipes.errors import ArtifactError
+from clipes.disk.images import read_header, read_mask
+from clipes.errors import ArtifactError, ImageError
 from clipes.formats import READERS
 from clipes.formats.base import common_folder, name_below
 from clipes.formats.read import Found
@@ -21,7 +21,10 @@ from clipes.run.folder import Run
 from clipes.run.loop import Summary, for_each
 from clipes.run.origin import CorrectionOrigin, Picture
 from clipes.run.reopen import reopen
-from clipes.types import Failure, PseudoLabel, Sample
+from clipes.types import Failure, PseudoLabel, Sample, UInt8Array
+
+AS_IT_WAS = "are as they were: seen, and left so"
+"""Said of images whose mask is the one that counted before."""
 
 _DEEPEST = 20  # folders of a name that are looked at
 
@@ -48,8 +51,8 @@ class ImportRequest:
 def import_masks(request: ImportRequest, run: Run, listener: Listener) -> tuple[Path, Summary]:
     """Read corrected masks of a run's images.
 
-    Each image of the file counts as corrected, whether its mask changed or not. One that was
-    imported before is replaced.
+    Each image of the file counts as corrected, whether its mask changed or not: a person who looked
+    and agreed says something, too. One that was imported before is replaced.
 
     Args:
         request: What is asked for.
@@ -57,7 +60,7 @@ def import_masks(request: ImportRequest, run: Run, listener: Listener) -> tuple[
         listener: Who is told of each image that cannot be read, and how it goes.
 
     Returns:
-        The folder of the masks, and how many were read.
+        The folder of the masks, and how many were read; its remarks count those ``AS_IT_WAS``.
 
     Raises:
         ArtifactError: The file has no image, or the folder cannot be written.
@@ -74,13 +77,15 @@ def import_masks(request: ImportRequest, run: Run, listener: Listener) -> tuple[
     run.begin("import", settings, request.command, anew=True)
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
-    def read(sample: Sample) -> None:
+    def read(sample: Sample) -> str | None:
         size, _ = read_header(sample.image)
         mask = known[sample.id].draw(size)
+        same = _counts_already(mask, run, sample)
         picture = Picture.of(sample.image)
         origin = CorrectionOrigin(picture.sha256, picture.size, request.by, when, request.name)
         sure = PseudoLabel(mask, np.ones(size, np.float32))
         run.corrected.save_pseudo(sample.id, sure, origin=origin.text())
+        return AS_IT_WAS if same else None
 
     todo = [sample for sample in data.samples if sample.id in known]
     with listener.progress("import") as progress:
@@ -94,6 +99,15 @@ def login_name() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # no such user, as in some containers
         return "unknown"
+
+
+def _counts_already(mask: UInt8Array, run: Run, sample: Sample) -> bool:
+    """Tell whether a mask is the one of its image that counts now."""
+    before = run.corrected if run.corrected.has_pseudo(sample.id) else run
+    try:
+        return np.array_equal(mask, read_mask(before.pseudo_path(sample.id)))
+    except ImageError:  # none, or damaged: it is no longer asked for
+        return False
 
 
 def _matched(

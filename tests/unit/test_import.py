@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from clipes.run.origin import CorrectionOrigin
 from clipes.run.reopen import reopen
 from clipes.stages.evaluate import evaluate_run
 from clipes.stages.export import ExportRequest, export
-from clipes.stages.import_masks import ImportRequest, import_masks
+from clipes.stages.import_masks import AS_IT_WAS, ImportRequest, import_masks
 from clipes.stages.report import ReportRequest, make_report
 from clipes.stages.train_examples import training_pairs
 from clipes.stages.train_request import Sources
@@ -268,6 +269,31 @@ def test_export_prefers_them(do: Exporter, run: Run, masks: dict) -> None:
     np.testing.assert_array_equal(read_mask(own / "SegmentationClassAug" / "odd.png"), masks["odd"])
 
 
+def test_what_came_back_as_it_was_is_corrected_and_counted(do: Exporter, run: Run) -> None:
+    folder = do("voc")
+    mended = folder / "SegmentationClassAug" / "odd.png"
+    write_mask(mended, np.full(SIZES["odd"], 2, np.uint8))
+    request = ImportRequest("voc", folder, "ann")
+    _, summary = import_masks(request, run, Heard().listener)
+    assert summary.done == len(SIZES)
+    assert summary.remarks == {AS_IT_WAS: len(SIZES) - 1}
+    assert set(run.corrected.ids("pseudo")) == set(SIZES)
+    # The mask that counts now is the corrected one.
+    _, again = import_masks(request, run, Heard().listener)
+    assert again.remarks == {AS_IT_WAS: len(SIZES)}
+    write_mask(mended, run.load_pseudo("odd").mask)
+    _, back = import_masks(request, run, Heard().listener)
+    assert back.remarks == {AS_IT_WAS: len(SIZES) - 1}
+
+
+def test_a_mask_that_cannot_be_read_is_not_what_came_back(do: Exporter, run: Run) -> None:
+    folder = do("voc")
+    run.pseudo_path("odd").write_bytes(b"no picture")
+    run.pseudo_path("row").unlink()
+    _, summary = import_masks(ImportRequest("voc", folder, "ann"), run, Heard().listener)
+    assert (summary.done, summary.remarks) == (len(SIZES), {AS_IT_WAS: len(SIZES) - 2})
+
+
 def test_a_picture_that_was_replaced_is_told(do: Exporter, run: Run) -> None:
     bring(run, "voc", do("voc"))
     picture = Path(run.stage("cam")["facts"]["root"]) / "odd.png"
@@ -282,6 +308,7 @@ def test_training_report_and_eval_prefer_them(tmp_path: Path) -> None:
     run, heard = made.run, Heard()
     folder = tmp_path / "mended"
     write_mask(folder / "b.png", made.truth["b"])
+    write_mask(folder / "c.png", made.pseudo["c"].mask)
     bring(run, "voc", folder, by="bea")
     data = reopen(run, None)
     pairs = {
@@ -298,11 +325,12 @@ def test_training_report_and_eval_prefer_them(tmp_path: Path) -> None:
     assert not failures
     queue = (page.parent / "review.csv").read_text("utf-8")
     assert [line.split(",")[1] for line in queue.splitlines()[1:]].count("b") == 0
-    assert len(queue.splitlines()) == 3
+    assert len(queue.splitlines()) == 2
     text = page.read_text("utf-8")
     assert "corrected by bea, 20" in text
     kept = 100 * (made.truth["b"] == made.pseudo["b"].mask).mean()
     assert f"{kept:.1f} % of the pixels are as before" in text
+    assert re.search("seen by bea, [-0-9]{10}, and left as it was", text)
     assert "Corrected mask" in text
     make_report(ReportRequest(workers=1, use_corrected=False), run, heard.listener)
     assert len((page.parent / "review.csv").read_text("utf-8").splitlines()) == 4
