@@ -67,6 +67,13 @@ _KeepLooks = Annotated[
         "look like, and vectors that were fitted, as they were learnt before."
     ),
 ]
+_LearnCorrected = Annotated[
+    bool,
+    typer.Option(
+        "--use-corrected/--no-use-corrected",
+        help="Learn what classes look like from masks of 'clipes import', where there are some.",
+    ),
+]
 _Fit = Annotated[
     bool,
     typer.Option(
@@ -101,6 +108,7 @@ def cam(
     keep_looks: _KeepLooks = False,
     fit: _Fit = True,
     tile: TileOption = None,
+    use_corrected: _LearnCorrected = True,
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
 
@@ -132,6 +140,7 @@ def cam(
         keep_looks,
         command_line(),
         tile,
+        use_corrected,
     )
     outcome = cam_stage(request, run, Resources(this_part(shard), workers, batch), listener())
     finish("maps", run, outcome.summary, outcome.unusable)

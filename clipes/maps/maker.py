@@ -15,10 +15,18 @@ from torch import Tensor
 from clipes.config import CamParams, LooksRound, PatchParams
 from clipes.device import memory_error_as
 from clipes.maps.affinity import propagate
+from clipes.maps.drawn import drawn_shares, shown_in
 from clipes.maps.evidence import Evidence, PatchEvidence, evidence_of, first_maps, walk_of
 from clipes.maps.gradcam import min_max
-from clipes.maps.looks import Looks, Statistics, class_means, image_statistics, looks_sources
-from clipes.maps.neighbours import Neighbours, Regions, regions_of
+from clipes.maps.looks import (
+    Looks,
+    Statistics,
+    class_means,
+    image_statistics,
+    looks_sources,
+    statistics_of,
+)
+from clipes.maps.neighbours import Neighbours, Regions, regions_of, regions_showing
 from clipes.maps.patches import strong_patches
 from clipes.maps.tiled import Layout, Read, evidence_of_tiles
 from clipes.maps.vectors import WordVectors
@@ -202,7 +210,11 @@ class CamMaker:
         return CamMaps(np.array(image.labels, np.int64), refined[given], image.size, drift)
 
     def lesson(
-        self, image: EncodedImage, name: str = "", neighbours: Neighbours | None = None
+        self,
+        image: EncodedImage,
+        name: str = "",
+        neighbours: Neighbours | None = None,
+        drawn: UInt8Array | None = None,
     ) -> Lesson:
         """Return what an image that says what the classes look like teaches in the next round.
 
@@ -210,10 +222,13 @@ class CamMaker:
             image: What a pass left behind.
             name: Its id, by which its own regions are known.
             neighbours: Those of all images, if they are asked before this round.
+            drawn: (H0, W0) mask that a person drew of it, which is believed instead of its maps.
 
         Raises:
             BackendError: The GPU has too little memory for it.
         """
+        if drawn is not None:
+            return self._lesson_drawn(image, name, drawn)
         number, evidence = len(self._looks), image.evidence
         this, labels = self._patches.rounds[number], self._vectors.by_name(image.labels)
         assert isinstance(evidence, PatchEvidence)
@@ -224,6 +239,17 @@ class CamMaker:
                 tokens, classes = evidence.of(this.towers), len(self._vectors)
                 regions = regions_of(name, tokens, maps, labels, classes, this.neighbours)
             return Lesson(taught, regions)
+
+    def _lesson_drawn(self, image: EncodedImage, name: str, drawn: UInt8Array) -> Lesson:
+        evidence, this = image.evidence, self._patches.rounds[len(self._looks)]
+        assert isinstance(evidence, PatchEvidence)
+        tokens, classes = evidence.of(this.towers), len(self._vectors)
+        shares = drawn_shares(drawn, evidence.grid)
+        taught, regions = statistics_of(tokens, shown_in(shares), classes), None
+        if this.neighbours is not None and shares:
+            shown = {k: torch.from_numpy(part).to(tokens.device) for k, part in shares.items()}
+            regions = regions_showing(name, tokens, shown, classes, this.neighbours)
+        return Lesson(taught, regions)
 
     def no_statistics(self, number: int) -> Statistics:
         """Return the statistics of no image, in the round of a number from 0."""

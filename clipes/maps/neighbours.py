@@ -12,7 +12,7 @@ of all images together, D channels of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,6 @@ class Regions:
         return cls(centres, torch.cat([part.shares for part in parts]), owners)
 
 
-@torch.inference_mode()
 def regions_of(
     owner: str,
     tokens: Tensor,
@@ -62,13 +61,35 @@ def regions_of(
     classes: int,
     params: NeighbourParams,
 ) -> Regions:
-    """Divide an image into regions by k-means on its tokens.
+    """Divide an image into regions, of which its maps say what they show.
 
     Args:
         owner: Its id.
         tokens: (N, D) float32 of its patches.
         maps: (K, h, w) of its classes in [0, 1].
         labels: (K,) 0-based, in the order of the maps.
+        classes: C.
+        params: Says how many regions.
+    """
+    parts = _shares(torch.from_numpy(maps).to(tokens.device).flatten(1))
+    rows = (0, *map(value_of, labels))
+    return regions_showing(owner, tokens, dict(zip(rows, parts, strict=True)), classes, params)
+
+
+@torch.inference_mode()
+def regions_showing(
+    owner: str,
+    tokens: Tensor,
+    shown: Mapping[int, Tensor],
+    classes: int,
+    params: NeighbourParams,
+) -> Regions:
+    """Divide an image into regions by k-means on its tokens.
+
+    Args:
+        owner: Its id.
+        tokens: (N, D) float32 of its patches.
+        shown: (N,) float32 in [0, 1] by mask value, how much of each patch shows it.
         classes: C.
         params: Says how many regions.
     """
@@ -80,11 +101,11 @@ def regions_of(
         sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
         centres = F.normalize(sums, dim=-1)
     nearest = (rows @ centres.T).argmax(1)
-    found = _shares(torch.from_numpy(maps).to(rows.device).flatten(1))
-    sums = rows.new_zeros(len(centres), len(found)).index_add_(0, nearest, found.T.contiguous())
+    found = torch.stack([*shown.values()], 1)
+    sums = rows.new_zeros(len(centres), found.shape[1]).index_add_(0, nearest, found)
     counts = torch.bincount(nearest, minlength=len(centres))
     shares = rows.new_zeros(len(centres), value_count(classes))
-    shares[:, [0, *map(value_of, labels)]] = sums / counts.clamp(min=1)[:, None]
+    shares[:, [*shown]] = sums / counts.clamp(min=1)[:, None]
     there = counts > 0
     half = centres[there].half().cpu(), shares[there].half().cpu()
     return Regions(*half, (owner,) * int(there.sum()))

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from clipes.errors import ArtifactError
-from clipes.types import IGNORE, UInt8Array
+from clipes.types import IGNORE, UInt8Array, size_text
 
 RULE = "masks hold 0 for background, 1 for the first class and so on, 255 for not labelled"
 """What is said of masks that do not."""
@@ -73,3 +73,16 @@ def require_classes(mask: UInt8Array, n_classes: int, what: str, remedy: str) ->
     """
     if wrong := strange_values(values_in(mask), n_classes):
         raise ArtifactError(f"{what} {wrong}", remedy)
+
+
+def check_size(array: np.ndarray, size: tuple[int, int], what: str) -> None:
+    """Refuse an array that is not of the size of its image.
+
+    Raises:
+        ArtifactError: It is not.
+    """
+    if array.shape != size:
+        raise ArtifactError(
+            f"the {what} is {size_text(array.shape)}, the image {size_text(size)}",
+            "make it again for the image as it is now",
+        )

@@ -20,7 +20,7 @@ from clipes.masks.scores import (
     Scores,
     maps_name,
 )
-from clipes.masks.values import require_classes, value_count
+from clipes.masks.values import check_size, require_classes, value_count
 from clipes.report.review import Signs, read_signs, reasons, score
 from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
@@ -218,33 +218,6 @@ def load_outputs(run: Run, sample: Sample, n_classes: int) -> tuple[CamMaps, Pse
     return cams, pseudo
 
 
-def load_corrected(masks: Chosen, sample: Sample, n_classes: int) -> UInt8Array | None:
-    """Read the mask of an image that a person corrected; None if none did.
-
-    Raises:
-        ClipesError: It is damaged, or of other classes than there are.
-    """
-    if not masks.is_corrected(sample):
-        return None
-    mask = read_mask(masks.files(sample).pseudo_path(sample.id))
-    check_size(mask, read_header(sample.image)[0], "corrected mask")
-    require_classes(mask, n_classes, "the corrected mask", "correct and import it again")
-    return mask
-
-
-def check_size(array: np.ndarray, size: tuple[int, int], what: str) -> None:
-    """Refuse an array that is not of the size of its image.
-
-    Raises:
-        ArtifactError: It is not.
-    """
-    if array.shape != size:
-        raise ArtifactError(
-            f"the {what} is {size_text(array.shape)}, the image {size_text(size)}",
-            "make it again for the image as it is now",
-        )
-
-
 def check_image(sample: Sample, size: tuple[int, int], cams: CamMaps) -> None:
     """Refuse an image that is no longer of the size that its maps were made for.
 
@@ -271,7 +244,7 @@ def _measure(
     tally: Tally,
 ) -> Row:
     cams, pseudo = load_outputs(chosen.run, sample, len(classes))
-    mended = load_corrected(chosen, sample, len(classes))
+    mended = chosen.corrected_mask(sample, len(classes))
     size, _ = read_header(sample.image)
     check_image(sample, size, cams)
     coarse = cam_mask(cams, exponent)

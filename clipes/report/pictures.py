@@ -14,8 +14,8 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.disk.images import read_image, read_mask
 from clipes.errors import ClipesError
 from clipes.masks.pseudo import cam_mask
-from clipes.masks.values import value_of
-from clipes.report.measure import check_image, check_size, load_corrected, load_outputs
+from clipes.masks.values import check_size, value_of
+from clipes.report.measure import check_image, load_outputs
 from clipes.report.overlays import CONFIDENCE, heat_overlay, mask_overlay, ramp, shrink
 from clipes.run.corrected import Chosen
 from clipes.types import IGNORE, CamMaps, PseudoLabel, Sample, UInt8Array
@@ -90,7 +90,7 @@ def draw(
         cams, pseudo = load_outputs(masks.run, sample, len(classes))
         check_image(sample, (image.shape[0], image.shape[1]), cams)
         mask = cam_mask(cams, exponent) if pseudo is None else pseudo.mask
-        mended = load_corrected(masks, sample, len(classes))
+        mended = masks.corrected_mask(sample, len(classes))
         small = shrink(image, THUMB_SIDE)
         counts = mask if mended is None else mended
         thumbnail = _webp(mask_overlay(small, shrink(counts, THUMB_SIDE)))

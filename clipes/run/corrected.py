@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from clipes.disk.images import read_header, read_mask
+from clipes.masks.values import check_size, require_classes
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.origin import CorrectionOrigin
 from clipes.run.relabelled import Relabelled
-from clipes.types import Sample
+from clipes.types import Sample, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,20 @@ class Chosen:
         """Return by whom and on which day, in words; empty if the mask does not say."""
         origin = CorrectionOrigin.of_file(self.run.corrected.confidence_path(sample.id))
         return "" if origin is None else f" by {origin.by}, {origin.when[:10]}"
+
+    def corrected_mask(self, sample: Sample, n_classes: int) -> UInt8Array | None:
+        """Read the (H0, W0) mask of an image that a person corrected; None if none did.
+
+        Raises:
+            ClipesError: It is damaged, of another size than the image, or of classes that there
+                are not.
+        """
+        if not self.is_corrected(sample):
+            return None
+        mask = read_mask(self.run.corrected.pseudo_path(sample.id))
+        check_size(mask, read_header(sample.image)[0], "corrected mask")
+        require_classes(mask, n_classes, "the corrected mask", "correct and import it again")
+        return mask
 
     def unusable(self, sample: Sample) -> str:
         """Return why the mask that counts is out of date, and the remedy; empty if it is not."""

@@ -113,6 +113,7 @@ class CamFacts(_Plain):
         asked: What was asked of CLIP; see ``clipes.stages.cam``.
         fitted: Number of images that the vector of a class was fitted to; empty if none was.
         tile: Side of the tiles of pictures that cannot be held, at least; 0 if they are shrunk.
+        corrected: Number of corrected masks that said what the classes look like.
     """
 
     root: str = ""
@@ -121,6 +122,7 @@ class CamFacts(_Plain):
     asked: Mapping[str, Any] | None = None
     fitted: Mapping[str, int] = field(default_factory=dict)
     tile: int = 0
+    corrected: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clipes.config import PatchParams
+from clipes.maps.drawn import MOST_OF
 from clipes.maps.looks import Looks, Statistics, discriminant, statistics_of
 from clipes.masks.values import value_count
 from clipes.run.tokens import CachedTokens
@@ -22,7 +23,6 @@ from clipes.seg.frozen import LABELS_PER_TOKEN, FrozenDecoder, flat_tokens, labe
 from clipes.seg.loss import Guidance
 from clipes.types import IGNORE, BoolArray, FloatArray, Progress
 
-_MOST_OF = 0.75  # share of a patch's labels that have to agree
 _UNSEEN = -5.0  # logit of a label that no patch shows alone: rare, but training may raise it
 
 
@@ -81,9 +81,7 @@ def _shown(
     cut = cut.masked_fill(weights <= 0, IGNORE)
     patches = _patches(cut[0], grid)
     shares = {int(label): (patches == label).float().mean(1) for label in patches.unique()}
-    return {
-        label: (share >= _MOST_OF).numpy() for label, share in shares.items() if label != IGNORE
-    }
+    return {label: (share >= MOST_OF).numpy() for label, share in shares.items() if label != IGNORE}
 
 
 def _patches(labels: Tensor, grid: tuple[int, int]) -> Tensor:

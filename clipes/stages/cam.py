@@ -16,12 +16,14 @@ from clipes.config import AUTO_LABELS, Preset, TagParams
 from clipes.datasets import Dataset
 from clipes.errors import UsageError, WriteError
 from clipes.listener import Listener
+from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Outcome, Shard, Summary
 from clipes.run.origin import digest
 from clipes.run.record import CamSettings
 from clipes.run.reopen import orphans
+from clipes.stages.drawn_masks import DrawnMasks
 from clipes.stages.looks_sources import looks_are_current
 from clipes.stages.open_data import open_labelled, open_unlabelled
 from clipes.stages.tag_file import open_tagged, untagged
@@ -125,6 +127,8 @@ class CamRequest:
             labels or pictures changed.
         command: The command line, for the record.
         tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
+        use_corrected: Whether masks that a person corrected say what the classes look like, in
+            place of the maps of their images.
 
     Raises:
         UsageError: Tiles are asked for, and the preset cannot see in tiles.
@@ -136,6 +140,7 @@ class CamRequest:
     keep_looks: bool = False
     command: str = ""
     tile: int | None = None
+    use_corrected: bool = True
 
     def __post_init__(self) -> None:
         """Refuse tiles where they cannot be compared."""
@@ -290,13 +295,14 @@ def _nothing_to_do(
     if request.data.automatic:
         tagged = run.stage("tag").get("settings") or {}
         run.check_settings("tag", {**tagged, "tags": asdict(request.data.tags)})
-    patches = request.preset.cam.patches
-    learns = patches is not None and patches.learns
-    if learns and not request.keep_looks and not looks_are_current(run, data.samples):
-        return None
+    patches, current = request.preset.cam.patches, Freshness.of(run, data.classes)
+    if patches is not None and patches.learns and not request.keep_looks:
+        drawn = DrawnMasks(Chosen(run, current, request.use_corrected), len(data.classes))
+        if not looks_are_current(run, data.samples, drawn):
+            return None
     if record.facts.fitted and not words_are_current(run, data, keep=request.keep_looks):
         return None
-    current, mine = Freshness.of(run, data.classes), part.of(data.samples)
+    mine = part.of(data.samples)
     with listener.progress("look") as progress:
         for index, sample in enumerate(mine):
             if not current.has_maps(sample):

@@ -9,7 +9,7 @@ if it goes on with the same size of batch).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,13 @@ from joblib import Parallel, delayed
 from clipes.config import PatchParams
 from clipes.disk.files import write_arrays
 from clipes.errors import ClipesError
-from clipes.listener import Listener
+from clipes.listener import Listener, ignore
 from clipes.maps.looks import Looks, Statistics
 from clipes.maps.maker import CamMaker, Lesson
 from clipes.maps.neighbours import Neighbours, Regions
 from clipes.run.folder import Run
 from clipes.run.loop import compute_together, in_groups
+from clipes.stages.drawn_masks import DrawnMasks
 from clipes.stages.images import ImageSource, ReadImage
 from clipes.stages.looks_sources import (
     Arrays,
@@ -39,7 +40,7 @@ from clipes.stages.looks_sources import (
     read_sources,
     write_sources,
 )
-from clipes.types import Progress, Sample, evenly_spaced
+from clipes.types import Progress, Sample, UInt8Array, evenly_spaced
 
 _SECONDS_BETWEEN_WRITES = 30.0
 
@@ -97,14 +98,16 @@ def learn_looks(
     images: ImageSource,
     listener: Listener,
     *,
+    drawn: DrawnMasks | None = None,
     keep: bool = False,
     batch: int = 1,
     workers: int,
 ) -> tuple[CamMaker, frozenset[str]]:
     """Find out what the classes look like, or read what was found before.
 
-    It is found anew if one of the images that said it has other labels now, is another picture or
-    is gone: what was wrong would be in every map. Images that came later change nothing.
+    It is found anew if one of the images that said it has other labels or another corrected mask
+    now, is another picture or is gone: what was wrong would be in every map. Images that came later
+    change nothing.
 
     Args:
         samples: All images of the run, not of a shard.
@@ -113,6 +116,7 @@ def learn_looks(
         patches: Settings.
         images: Reads and encodes, and keeps what is seen for the passes that follow.
         listener: Told of progress, if another process does it, and what has changed.
+        drawn: Masks that a person drew, which are believed instead of maps; None for none.
         keep: Keep what was found whatever has changed since.
         batch: How many images to give to the towers together, as in ``make_cams``.
         workers: How many batches at once.
@@ -128,18 +132,18 @@ def learn_looks(
     waiting = f"waiting for another process, which finds out what the classes look like: {path}"
     with run.claim("looks", on_wait=lambda: listener.say(waiting)):
         found = _load(path, maker, rounds) if path.exists() else None
-        if found and not keep and (changed := count_changed(found.sources, samples, path)):
+        if found and not keep and (changed := count_changed(found.sources, samples, path, drawn)):
             listener.say(
                 f"{changed} of the {len(found.sources)} images that say what the classes look like "
-                "have other labels, are other pictures or are gone: it is learnt anew, and all "
-                "maps are made again (--keep-looks keeps it)"
+                "have other labels or corrected masks, are other pictures or are gone: it is "
+                "learnt anew, and all maps are made again (--keep-looks keeps it)"
             )
             found = None
         if found is None or not found.is_over(rounds):
             spaced = evenly_spaced(len(samples), patches.statistics_images)
             chosen = [samples[index] for index in spaced]
-            found = _begun(found, samples, len(chosen), path, maker, patches)
-            rest = _Rounds(found, chosen, maker, path, patches, images)
+            found = _begun(found, samples, len(chosen), path, maker, patches, drawn)
+            rest = _Rounds(found, chosen, maker, path, patches, images, drawn, listener.say)
             with listener.progress("looks") as progress:
                 rest.go_on(batch, workers, progress)
         elif found.total < min(len(samples), patches.statistics_images):
@@ -166,6 +170,7 @@ def _begun(
     path: Path,
     maker: CamMaker,
     patches: PatchParams,
+    drawn: DrawnMasks | None,
 ) -> _Learnt:
     """Return what was begun and stopped, if its images are the same still; else a new one."""
     before = _unfinished(path)
@@ -176,7 +181,7 @@ def _begun(
         or found.total != total
         or found.old_ids
         or not found.can_go_on(patches)
-        or count_changed(found.sources, samples, path)
+        or count_changed(found.sources, samples, path, drawn)
     ):
         return _Learnt([maker.no_statistics(0)], total)
     return found
@@ -200,6 +205,8 @@ class _Rounds:
         path: Where the sums go.
         patches: Settings.
         images: Reads and encodes.
+        drawn: Masks that are believed instead of maps; None for none.
+        say: Told of those that cannot be used.
     """
 
     def __init__(
@@ -210,7 +217,10 @@ class _Rounds:
         path: Path,
         patches: PatchParams,
         images: ImageSource,
+        drawn: DrawnMasks | None,
+        say: Callable[[str], None],
     ) -> None:
+        self._drawn, self._say = drawn, say
         self._state, self._chosen, self._maker = state, chosen, maker
         self._path, self._patches, self._images = path, patches, images
         self._written = time.monotonic()
@@ -271,17 +281,26 @@ class _Rounds:
             for one, image in zip(images, encoded, strict=True):
                 self._images.keep(one, image)
             return [
-                maker.lesson(image, one.id, self._neighbours)
+                maker.lesson(image, one.id, self._neighbours, self._mask(by_id[one.id]))
                 for one, image in zip(images, encoded, strict=True)
             ]
 
+        by_id = {sample.id: sample for sample in group}
         images: dict[Source, ReadImage] = {}
         for sample in group:
             with suppress(ClipesError):  # the last pass says what is wrong with it
                 image = self._images.read(sample, maker)
-                images[Source(sample.id, tuple(sorted(sample.labels)), image.picture)] = image
+                mask = None if self._drawn is None else self._drawn.file(sample)
+                labels = tuple(sorted(sample.labels))
+                images[Source(sample.id, labels, image.picture, mask)] = image
         found, _ = compute_together(look, images)
         return found
+
+    def _mask(self, sample: Sample) -> UInt8Array | None:
+        """Return the mask that a person drew of an image, if it can be used; say once if not."""
+        if self._drawn is None:
+            return None
+        return self._drawn.read(sample, self._say if len(self._state.rounds) == 1 else ignore)
 
 
 def _save(path: Path, state: _Learnt) -> None:

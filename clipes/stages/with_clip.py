@@ -11,6 +11,7 @@ from clipes.device import batch_size, choose_device, keep_freed_memory, share_pr
 from clipes.listener import Listener, ignore
 from clipes.maps.maker import CamMaker
 from clipes.processes import local_rank
+from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import Outcome, Summary
@@ -25,8 +26,10 @@ from clipes.stages.cam import (
     say_orphans,
     say_stale,
 )
+from clipes.stages.drawn_masks import DrawnMasks
 from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
+from clipes.stages.looks_sources import count_drawn
 from clipes.stages.make_cams import make_cams
 from clipes.stages.own_words import own_words
 from clipes.stages.setup import Clip, load_clip
@@ -99,6 +102,8 @@ def maps_with(
     kept = run.root if learns else None
     with ImageSource(kept, pixels=run.root, tile=request.tile) as images:
         if patches is not None and learns:
+            before = Freshness.of(run, data.classes)
+            drawn = DrawnMasks(Chosen(run, before, request.use_corrected), len(data.classes))
             maker, learnt_from = learn_looks(
                 data.samples,
                 maker,
@@ -106,10 +111,12 @@ def maps_with(
                 patches,
                 images,
                 listener,
+                drawn=drawn,
                 keep=request.keep_looks,
                 batch=batch,
                 workers=workers,
             )
+            _note_drawn(run, listener)
         current = Freshness.of(run, data.classes)
         todo = say_stale(samples, current, listener)
         with run.claim(STAGE, shared=resources.part.count > 1):
@@ -126,6 +133,16 @@ def maps_with(
             )
     say_orphans(run, data, listener)
     return replace(summary, skipped=len(samples) - len(todo))
+
+
+def _note_drawn(run: Run, listener: Listener) -> None:
+    """Say, and record, how many corrected masks say what the classes look like."""
+    if count := count_drawn(run):
+        listener.say(
+            f"{count} corrected masks say what the classes look like, in place of the maps of "
+            "their images (--no-use-corrected does without)"
+        )
+    run.note_fact(STAGE, "corrected", count)
 
 
 def load_for(

@@ -133,6 +133,37 @@ def test_what_classes_look_like_follows_the_labels_unless_it_is_to_be_kept(
         assert once.read_bytes() == twice.read_bytes(), name
 
 
+def test_what_classes_look_like_is_learnt_from_corrected_masks(
+    start: Starter, tmp_path: Path
+) -> None:
+    ids = write_photos(tmp_path / "photos", 4)
+    run = Run(tmp_path / "run")
+    assert start(*cam("run")).returncode == 0
+    own = run.looks_path.read_bytes()
+    (tmp_path / "mended").mkdir()
+    for id_ in ids[:2]:
+        shutil.copy(tmp_path / "photos" / "masks" / f"{id_}.png", tmp_path / "mended")
+    imported = start("import", "run", "mended", "--format", "voc")
+    assert "import: 2 corrected masks (2 changed, 0 as they were), 0 there" in imported.stderr
+
+    kept = start(*cam("run"), "--keep-looks")
+    assert "maps: 0 made, 4 there before" in kept.stderr
+    learnt = start(*cam("run"))
+    assert "2 of the 4 images that say what the classes look like have other" in learnt.stderr
+    assert "2 corrected masks say what the classes look like" in learnt.stderr
+    assert "maps: 4 made, 0 there before" in learnt.stderr
+    assert run.cam_record().facts.corrected == 2
+    assert run.looks_path.read_bytes() != own
+    assert "maps: 0 made, 4 there before" in start(*cam("run")).stderr
+
+    without = start(*cam("run"), "--no-use-corrected")
+    assert "maps: 4 made, 0 there before" in without.stderr
+    assert "corrected masks say" not in without.stderr
+    assert run.cam_record().facts.corrected == 0
+    assert run.looks_path.read_bytes() == own
+    assert "maps: 0 made, 4 there before" in start(*cam("run"), "--no-use-corrected").stderr
+
+
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     """Every file with its inode: one that is written again has another."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())

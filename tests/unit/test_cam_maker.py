@@ -22,7 +22,7 @@ from clipes.maps import maker as cam_maker
 from clipes.maps.affinity import blend, likeness, propagate, sinkhorn
 from clipes.maps.evidence import first_maps, walk_of
 from clipes.maps.gradcam import min_max
-from clipes.maps.looks import Looks, image_statistics
+from clipes.maps.looks import Looks, image_statistics, statistics_of
 from clipes.maps.maker import CamMaker, EncodedImage
 from clipes.maps.neighbours import Neighbours, Regions
 from clipes.run.folder import Run
@@ -259,6 +259,36 @@ def test_neighbours_take_the_place_of_maps_that_they_contradict(
     expected = image_statistics(tokens, maps, (1, 2), 3, asking)
     np.testing.assert_array_equal(mended.sums, expected.sums)
     assert np.abs(mended.sums - alone.sums).max() > 0.1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_mask_that_a_person_drew_is_believed_instead_of_maps(backbone, text, images, number):
+    asking = tuple(replace(part, neighbours=NeighbourParams(regions=5)) for part in BOTH.rounds)
+    towers = Towers(backbone, {"dino": PixelTower()})
+    maker = CamMaker(towers, text, replace(params("both"), patches=replace(BOTH, rounds=asking)))
+    encoded = encode(maker, images)
+    image = encoded[0]  # labelled 0 alone, 4 x 6 patches
+    patches = np.array([[0, 0, 2, 2, 2, 255], [0, 0, 2, 2, 2, 255]] * 2, np.uint8)
+    drawn = np.repeat(np.repeat(patches, 16, 0), 16, 1)
+    informed = learnt(maker, encoded, PATCHES) if number else maker
+    lesson = informed.lesson(image, "one", drawn=drawn)
+    tokens = image.evidence.of(asking[number].towers)
+    shown = {value: (patches == value).ravel() for value in (0, 2)}
+    expected = statistics_of(tokens, shown, 3)
+    for name in ("sums", "mass", "moment"):
+        np.testing.assert_array_equal(
+            getattr(lesson.statistics, name), getattr(expected, name), name
+        )
+    assert not lesson.statistics.mass[[1, 3]].any()
+    regions = lesson.regions
+    assert regions is not None
+    assert set(regions.owners) == {"one"}
+    assert not regions.shares[:, [1, 3]].any()
+    whole = regions.shares.float().sum(1)  # the rest is not labelled
+    assert 0 <= whole.min() < 0.9 < whole.max() <= 1
+    nothing = informed.lesson(image, "one", drawn=np.full_like(drawn, 255))
+    assert nothing.regions is None
+    assert not nothing.statistics.mass.any()
 
 
 def test_a_round_that_found_nothing_leaves_the_first_maps(backbone, text, images):

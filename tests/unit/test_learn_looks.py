@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -25,6 +25,7 @@ from clipes.stages import images as images_module
 from clipes.stages import learn_looks as stage
 from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks, load_looks
+from clipes.stages.looks_sources import count_drawn
 from clipes.types import Progress, Sample, evenly_spaced
 
 PATCHES = PatchParams(statistics_images=40)
@@ -64,7 +65,13 @@ class Maker:
     def encode(self, images: list[Prepared]) -> list[EncodedImage]:
         return [EncodedImage(one.labels, one.size, one.pixels["clip"]) for one in images]
 
-    def lesson(self, image: EncodedImage, name: str, neighbours: Neighbours | None) -> Lesson:
+    def lesson(
+        self,
+        image: EncodedImage,
+        name: str,
+        neighbours: Neighbours | None,
+        drawn: np.ndarray | None = None,
+    ) -> Lesson:
         with self.lock:
             if len(self.calls) == self.stop_after:
                 raise KeyboardInterrupt
@@ -74,6 +81,8 @@ class Maker:
         if neighbours is not None:  # what they say depends on all of their regions, in order
             rows = torch.ones(1, WIDTH)
             sums.mass[:] += neighbours.votes(name, rows, (0, 1)).numpy()[:, 0]
+        if drawn is not None:
+            sums.mass[:] += drawn.sum()
         return Lesson(sums, regions_of(name))
 
 
@@ -100,6 +109,28 @@ def _pictures(monkeypatch):
     monkeypatch.setattr(images_module, "read_picture", read)
 
 
+class Drawn:
+    """Masks of some images, by number; that of image 9 cannot be used."""
+
+    def __init__(self, **masks: int) -> None:
+        self.masks = {name[1:]: value for name, value in masks.items()}
+
+    def file(self, sample: Sample) -> Picture | None:
+        value = self.masks.get(sample.id)
+        return None if value is None else Picture(str(value), 1, 0)
+
+    def read(self, sample: Sample, say: Callable[[str], None]) -> np.ndarray | None:
+        if sample.id == "009" and sample.id in self.masks:
+            say("009 cannot be used")
+            return None
+        value = self.masks.get(sample.id)
+        return None if value is None else np.full((2, 2), value)
+
+    def is_still(self, sample: Sample, mask: Picture | None, since: int) -> tuple[bool, bool]:
+        now = self.file(sample)
+        return (now and now.sha256) == (mask and mask.sha256), False
+
+
 def samples(count: int) -> list[Sample]:
     return [Sample(f"{k:03}", Path(f"{k:03}.jpg"), (0, 1), None) for k in range(count)]
 
@@ -113,6 +144,8 @@ def learn(
     batch: int = 1,
     patches: PatchParams = PATCHES,
     listener: Listener = Listener(),  # noqa: B008  (frozen)
+    drawn: Drawn | None = None,
+    keep: bool = False,
 ) -> tuple[tuple[Looks, ...], frozenset[str]]:
     informed, ids = learn_looks(
         samples(count),
@@ -121,6 +154,8 @@ def learn(
         patches,
         ImageSource(None),
         listener,
+        drawn=drawn,
+        keep=keep,
         batch=batch,
         workers=workers,
     )
@@ -191,6 +226,38 @@ def test_a_finished_pass_is_not_done_again(tmp_path):
     np.testing.assert_array_equal(same.precision, looks.precision)
     (loaded,) = load_looks(run, Maker(), PATCHES).looks
     np.testing.assert_array_equal(loaded.precision, looks.precision)
+
+
+def test_what_a_person_drew_is_learnt_in_every_round_and_anew_when_it_changes(tmp_path):
+    run, said = Run(tmp_path), []
+    listener, masks = Listener(said.append), Drawn(i001=5, i004=2, i009=1)
+    own, _ = learn(Run(tmp_path / "own"), Maker(), 12, patches=TWICE)
+    looks, _ = learn(run, Maker(), 12, patches=TWICE, drawn=masks, listener=listener)
+    assert looks[0].mass.sum() - own[0].mass.sum() == pytest.approx(3 * 4 * (5 + 2))
+    assert looks[1].mass.sum() - own[1].mass.sum() == pytest.approx(3 * 4 * (5 + 2))
+    assert said == ["009 cannot be used"]
+    assert count_drawn(run) == 3
+    again = Maker()
+    learn(run, again, 12, patches=TWICE, drawn=masks)
+    assert again.calls == []
+    learn(run, again, 12, patches=TWICE, drawn=Drawn(i001=5), listener=listener, keep=True)
+    assert again.calls == []
+    learn(run, again, 12, patches=TWICE, drawn=Drawn(i001=5), listener=listener)
+    assert len(again.calls) == 22
+    assert said[1].startswith("2 of the 11 images that say what the classes look like have other")
+    assert count_drawn(run) == 1
+
+
+def test_a_pass_that_was_stopped_begins_again_if_a_mask_was_corrected(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_SECONDS_BETWEEN_WRITES", 0.0)
+    whole, broken, masks = Run(tmp_path / "whole"), Run(tmp_path / "broken"), Drawn(i002=3)
+    learn(whole, Maker(), 12, patches=ASKING, drawn=masks)
+    with pytest.raises(KeyboardInterrupt):
+        learn(broken, Maker(15), 12, workers=1, patches=ASKING)
+    rest = Maker()
+    learn(broken, rest, 12, patches=ASKING, drawn=masks)
+    assert len(rest.calls) == 22
+    assert broken.looks_path.read_bytes() == whole.looks_path.read_bytes()
 
 
 def test_each_round_learns_with_what_the_ones_before_found(tmp_path):
