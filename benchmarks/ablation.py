@@ -57,7 +57,7 @@ class Result:
 def sections(kind: str) -> Sections:
     """Return all rows for a kind of data set; those of a section differ from its first."""
     published, fast, clip, default = (
-        _row(name, kind) for name in ("reference", "fast", "clip", "default")
+        row_of(name, kind) for name in ("reference", "fast", "clip", "default")
     )
     others = _vary(default, f"other images only, {FOLDS} parts", held_out=True, own=False)
     small = [(f"a sample of {count}, and its own", count) for count in (10, 41, 82)]
@@ -92,7 +92,8 @@ def sections(kind: str) -> Sections:
     }
 
 
-def _row(name: str, kind: str) -> Row:
+def row_of(name: str, kind: str) -> Row:
+    """Return the row of a preset, on a kind of data set."""
     preset = get_preset(name).for_dataset(kind)
     return Row(name, preset.cam, preset.crf, preset.background_exponent, main=True)
 

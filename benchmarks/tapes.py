@@ -18,7 +18,7 @@ from clipes.maps.maker import CamMaker, EncodedImage
 from clipes.maps.neighbours import Neighbours, Regions
 from clipes.masks.pseudo import cam_mask, pseudo_label
 from clipes.masks.scores import ConfusionMatrix
-from clipes.types import CamMaps, Sample, evenly_spaced
+from clipes.types import CamMaps, Sample, UInt8Array, evenly_spaced
 
 FOLDS = 16
 """Parts of the data whose looks are learnt from the other parts."""
@@ -98,18 +98,31 @@ def row_maps(row: Row, maker: CamMaker, images: Sequence[EncodedImage]) -> Itera
     makers = []
     for fold in range(folds):
         chosen = [k for k in members if not (row.held_out and k % folds == fold)]
-        makers.append(_learnt(maker, patches, [images[k] for k in chosen]))
+        makers.append(learnt(maker, patches, [images[k] for k in chosen]))
     asked = frozenset(() if row.held_out else members)
     for k, image in enumerate(images):
         yield makers[k % folds].maps(image, in_statistics=k in asked or not row.own)
 
 
-def _learnt(maker: CamMaker, patches: PatchParams, images: Sequence[EncodedImage]) -> CamMaker:
+def learnt(
+    maker: CamMaker,
+    patches: PatchParams,
+    images: Sequence[EncodedImage],
+    drawn: Mapping[int, UInt8Array] | None = None,
+) -> CamMaker:
+    """Return a maker that knows what the classes look like.
+
+    Args:
+        maker: Knows nothing yet.
+        patches: Its settings.
+        images: Those that say it.
+        drawn: (H0, W0) masks that are believed instead of maps, by the place of their image.
+    """
     neighbours = None
     for number, this in enumerate(patches.rounds):
         total, regions = maker.no_statistics(number), []
         for k, image in enumerate(images):
-            lesson = maker.lesson(image, str(k), neighbours)
+            lesson = maker.lesson(image, str(k), neighbours, (drawn or {}).get(k))
             total.add(lesson.statistics)
             regions += [] if lesson.regions is None else [lesson.regions]
         maker = maker.with_looks(Looks.of(total, patches))
@@ -118,6 +131,12 @@ def _learnt(maker: CamMaker, patches: PatchParams, images: Sequence[EncodedImage
             asked = [regions[k] for k in evenly_spaced(len(regions), this.neighbours.images)]
             neighbours = Neighbours(Regions.joined(asked), maker.device, this.neighbours)
     return maker
+
+
+def tape_mask(tape: Tape, cams: CamMaps, row: Row) -> UInt8Array:
+    """Return the mask of an image after the CRF of a row."""
+    image = read_image(tape.photo.sample.image)
+    return pseudo_label(image, cams, row.crf, background_exponent=row.exponent).mask
 
 
 @dataclass(frozen=True)
