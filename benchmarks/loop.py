@@ -1,6 +1,6 @@
 """What it is worth to correct the masks that the review queue names first, rather than any.
 
-    python benchmarks/loop.py [--run RUN | --preset default] [--orders 200] [--again]
+    python benchmarks/loop.py [--run RUN | --preset default] [--orders 200] [--again [--order N]]
 
 Takes a finished run of voc_sample (or of anything with ground truth), else makes one as
 ``benchmarks/voc_sample.py`` does. Ground truth stands in for the person: the masks of the first 5,
@@ -10,7 +10,8 @@ which only ground truth tells.
 
 ``--again``, for a run of voc_sample with preset ``default``: the mIoU of the images that were *not*
 corrected, in the queue's order, as they are and after ``cam`` and ``refine`` ran again and learnt
-from the corrected masks; of all, of the even images and of the odd ones.
+from the corrected masks; of all, of the even images and of the odd ones. ``--order N`` takes one of
+the random orders instead.
 """
 
 from __future__ import annotations
@@ -56,18 +57,25 @@ def main() -> None:
     parser = run_options(__doc__)
     parser.add_argument("--orders", type=int, default=200, help="random ones")
     parser.add_argument("--again", action="store_true", help="learn from what was corrected")
+    parser.add_argument("--order", type=int, help="with --again: this random one, from 0")
     options = parser.parse_args()
     with run_to_look_at(options) as run:
-        if run is None:
-            return
-        if not options.again:
+        if run is not None and options.again:
+            print(_again(run, options.order))
+        elif run is not None:
             print(table(curve(run, options.orders)))
-            return
-        photos, classes = load_photos(["voc_sample"], None)
-        row = row_of("default", "voc")
-        maker = load_maker("voc", classes, row.others, "auto")(row)
-        tapes = list(tape_all(maker, photos))
-        print(table_again(curve_again(queue_of(run), tapes, maker, row, len(classes))))
+
+
+def _again(run: Run, order: int | None) -> str:
+    """Return the table of what the other images have of corrections."""
+    photos, classes = load_photos(["voc_sample"], None)
+    row = row_of("default", "voc")
+    maker = load_maker("voc", classes, row.others, "auto")(row)
+    ids = [photo.sample.id for photo in photos]
+    queue = queue_of(run)
+    if order is not None:
+        queue = [ids[k] for k in random_orders(len(ids), order + 1)[-1]]
+    return table_again(curve_again(queue, list(tape_all(maker, photos)), maker, row, len(classes)))
 
 
 def curve(run: Run, orders: int) -> list[Point]:
@@ -84,8 +92,7 @@ def curve(run: Run, orders: int) -> list[Point]:
     place = {one.id: index for index, one in enumerate(samples)}
     queue = [place[row.id] for row in review_queue(rows)]
     known = [place[row.id] for row in sorted(rows, key=_own_miou)]
-    rng = np.random.default_rng(0)
-    shuffled = [rng.permutation(len(samples)).tolist() for _ in range(orders)]
+    shuffled = random_orders(len(samples), orders)
 
     def corrected(order: Sequence[int], count: int) -> float:
         changed = order[:count]
@@ -101,6 +108,12 @@ def curve(run: Run, orders: int) -> list[Point]:
             Point(share, count, corrected(queue, count), mean, best, corrected(known, count))
         )
     return points
+
+
+def random_orders(images: int, count: int) -> list[list[int]]:
+    """Return some orders of images, the same ones whenever it is asked."""
+    rng = np.random.default_rng(0)
+    return [rng.permutation(images).tolist() for _ in range(count)]
 
 
 def queue_of(run: Run) -> list[str]:
