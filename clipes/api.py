@@ -206,8 +206,8 @@ class PseudoLabeler:
             DatasetError: The data set, its labels, or all of its images cannot be used.
             RunConflictError: ``out`` was made with other settings.
             TrainingError: There is next to nothing to learn from.
-            UsageError: ``predict_on`` is given, but nothing is trained, or ``tile`` is, and the
-                preset cannot see in tiles.
+            UsageError: ``predict_on`` is given, but nothing is trained; ``tile`` is, and is too
+                small, or the preset cannot see in tiles.
             WriteError: ``out`` cannot be written.
         """
         chosen = None if labels is None else Path(labels)

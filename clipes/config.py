@@ -29,6 +29,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BOX_THRESHOLDS = {"coco": 0.7}
 """lambda of the data sets for which it is not the preset's (section 4.1)."""
 
+SMALLEST_TILE = 256
+"""Pixels a side of the smallest tiles that can be asked for: less shows no object."""
+
 AUTO_LABELS = "auto"
 """Stands for a label file: the labels are zero-shot tags."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipes.choices import DatasetKind, Fusion, PresetName
-from clipes.config import TagParams
+from clipes.config import SMALLEST_TILE, TagParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,7 +130,7 @@ ShardOption = Annotated[
 TileOption = Annotated[
     int | None,
     typer.Option(
-        min=256,
+        min=SMALLEST_TILE,
         help="Work on larger pictures in tiles of so many pixels a side. (default: only beyond 120 "
         "megapixels)",
     ),

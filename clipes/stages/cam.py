@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipes.choices import Fusion
-from clipes.config import AUTO_LABELS, Preset, TagParams
+from clipes.config import AUTO_LABELS, SMALLEST_TILE, Preset, TagParams
 from clipes.datasets import Dataset
 from clipes.errors import UsageError, WriteError
 from clipes.listener import Listener
@@ -131,7 +131,7 @@ class CamRequest:
             place of the maps of their images.
 
     Raises:
-        UsageError: Tiles are asked for, and the preset cannot see in tiles.
+        UsageError: Tiles are asked for, and are too small, or the preset cannot see in tiles.
     """
 
     data: DataRequest
@@ -143,7 +143,11 @@ class CamRequest:
     use_corrected: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse tiles where they cannot be compared."""
+        """Refuse tiles that show nothing, and any where they cannot be compared."""
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise UsageError(
+                f"tiles of {self.tile} pixels are too small", f"take {SMALLEST_TILE} or more"
+            )
         if self.tile is not None and self.preset.cam.patches is None:
             raise UsageError(
                 f"the preset {self.preset.name} cannot see in tiles: its gradients vanish where a "

@@ -130,3 +130,9 @@ def test_a_picture_has_so_many_patches_at_most() -> None:
 def test_gradients_are_not_compared_across_tiles() -> None:
     with pytest.raises(UsageError, match=r"preset reference cannot see in tiles.*another preset"):
         CamRequest(DataRequest("voc"), ClipRequest(), PRESETS["reference"], tile=1024)
+
+
+@pytest.mark.parametrize("side", [0, -1, 255])
+def test_tiles_that_are_too_small_are_refused(side: int) -> None:
+    with pytest.raises(UsageError, match=rf"tiles of {side} pixels are too small; take 256 or"):
+        CamRequest(DataRequest("voc"), ClipRequest(), PRESETS["default"], tile=side)
