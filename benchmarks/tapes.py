@@ -55,9 +55,9 @@ class Row:
     def of_a_pass(self) -> tuple[object, ...]:
         """What it needs of a pass over an image; rows that agree in it share one."""
         cam = self.cam
-        temperature = None if cam.patches is None else cam.patches.temperature
+        patches = None if cam.patches is None else (cam.patches.temperature, cam.patches.finer)
         settings = cam.affinity_blocks, cam.fp16_positions, cam.max_patches
-        return (*settings, temperature, *self.others)
+        return (*settings, patches, *self.others)
 
 
 @dataclass(frozen=True)

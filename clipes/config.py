@@ -136,6 +136,8 @@ class PatchParams:
             default is what a run of an older clipes, which does not say it, was made with.
         likeness_of: The tower whose tokens say which patches are alike, where a round asks.
         likeness_temperature: Divides the cosines of those tokens.
+        finer: Patches of that tower's closer look along a side, for one of the grid; the finished
+            maps are brought to its grid, see ``clipes.maps.finer``. 1 for no closer look.
     """
 
     temperature: float = 50.0
@@ -149,6 +151,7 @@ class PatchParams:
     rounds: tuple[LooksRound, ...] = (LooksRound(),)
     likeness_of: str = "dino"
     likeness_temperature: float = 0.1
+    finer: float = 1.0
 
     @property
     def learns(self) -> bool:
@@ -156,10 +159,16 @@ class PatchParams:
         return bool(self.statistics_images and self.rounds)
 
     @property
+    def looks_closer(self) -> bool:
+        """Whether maps are brought to a finer grid."""
+        return self.finer > 1
+
+    @property
     def towers(self) -> tuple[str, ...]:
         """Names of the towers beside CLIP that are needed."""
         named = [name for part in self.rounds for name in part.towers] if self.learns else []
-        if self.learns and any(part.likeness_weight for part in self.rounds):
+        alike = self.learns and any(part.likeness_weight for part in self.rounds)
+        if alike or self.looks_closer:
             named.append(self.likeness_of)
         return tuple(dict.fromkeys(name for name in named if name != "clip"))
 
@@ -256,7 +265,8 @@ _BOTH_TOWERS = PatchParams(
     rounds=(
         LooksRound(("dino",), own_background=0.15, neighbours=NeighbourParams()),
         LooksRound(("clip", "dino"), likeness_weight=0.5),
-    )
+    ),
+    finer=1.5,
 )
 
 PRESETS = {

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clipes.config import CamParams
+from clipes.config import CamParams, PatchParams
 from clipes.maps.affinity import TiledWalk, Walk, blend, likeness, propagate, sinkhorn
+from clipes.maps.finer import finer_grid
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.patches import compare, patch_features
 from clipes.maps.vectors import WordVectors
@@ -28,6 +29,9 @@ from clipes.towers.clip import Backbone
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Grid, LastBlock, Taps
 from clipes.types import Float32Array
+
+FINE = "fine"
+"""Name of the pixels for a closer look of a tower, beside the names of towers."""
 
 Pixels: TypeAlias = Mapping[str, Tensor]
 """(B, 3, H, W) of images of one size, by the name of the tower that they were prepared for."""
@@ -61,11 +65,13 @@ class PatchEvidence(Evidence):
         log_words: (1 + K, N) float32, log-probability of the background and of each class.
         tiles: Of a picture that was looked at in tiles, those, in patches: ``attention`` is (T, n,
             n) then, of n patches in each of T tiles. None for a picture that was seen whole.
+        fine: (h', w', D) float16 tokens of a closer look; None without one.
     """
 
     tokens: Mapping[str, Tensor]
     log_words: Tensor
     tiles: Tiles | None = None
+    fine: Tensor | None = None
 
     @property
     def grid(self) -> Grid:
@@ -92,6 +98,7 @@ class PatchEvidence(Evidence):
         """Return all of it as arrays, to be kept."""
         tokens = {f"tokens.{name}": part for name, part in self.tokens.items()}
         tensors = {"attention": self.attention, "log_words": self.log_words, **tokens}
+        tensors |= {} if self.fine is None else {"fine": self.fine}
         side = {} if self.tiles is None else {"side": np.array(self.tiles.side)}
         arrays = {k: part.cpu().numpy() for k, part in tensors.items()}
         return {"sources": self.sources, **side, **arrays}
@@ -114,7 +121,8 @@ class PatchEvidence(Evidence):
         sources, tiles = arrays["sources"], None
         if "side" in arrays:
             tiles = Tiles.of((sources.shape[1], sources.shape[2]), int(arrays["side"]))
-        return cls(sources, tensors["attention"], tokens, tensors["log_words"], tiles)
+        seen = tensors["attention"], tokens, tensors["log_words"]
+        return cls(sources, *seen, tiles, tensors.get("fine"))
 
 
 def evidence_of(towers: Towers, vectors: WordVectors, params: CamParams) -> EvidenceOf:
@@ -176,12 +184,13 @@ def by_patches(
     """Return the evidence of patches compared with words; arguments as for ``by_gradient``."""
     assert params.patches is not None
     found: list[Evidence] = []
-    for seen, chosen in zip(look(towers, params, pixels), labels, strict=True):
+    fine = look_closer(towers, params.patches, pixels)
+    for seen, chosen, close in zip(look(towers, params, pixels), labels, fine, strict=True):
         sources, log_words = compared(
             seen.features, vectors, chosen, seen.grid, params.patches.temperature
         )
         tokens = {name: _rounded(part) for name, part in seen.tokens.items()}
-        found.append(PatchEvidence(sources, seen.attention, tokens, log_words))
+        found.append(PatchEvidence(sources, seen.attention, tokens, log_words, fine=close))
     return found
 
 
@@ -219,6 +228,15 @@ def look(towers: Towers, params: CamParams, pixels: Pixels) -> list[Seen]:
         )
         for image in range(len(first))
     ]
+
+
+def look_closer(towers: Towers, patches: PatchParams, pixels: Pixels) -> Sequence[Tensor | None]:
+    """Return the tokens (h', w', D) float16 of a closer look at B images, None without pixels."""
+    if FINE not in pixels:
+        return [None] * len(pixels[CLIP])
+    height, width = (length // towers.clip.patch for length in pixels[CLIP].shape[-2:])
+    tokens = towers.others[patches.likeness_of].encode(pixels[FINE])
+    return list(_rounded(tokens).unflatten(1, finer_grid((height, width), patches.finer)))
 
 
 def first_maps(evidence: Evidence, params: CamParams) -> Float32Array:

@@ -16,7 +16,15 @@ from clipes.config import CamParams, LooksRound, PatchParams
 from clipes.device import memory_error_as
 from clipes.maps.affinity import propagate
 from clipes.maps.drawn import drawn_shares, shown_in
-from clipes.maps.evidence import Evidence, PatchEvidence, evidence_of, first_maps, walk_of
+from clipes.maps.evidence import (
+    FINE,
+    Evidence,
+    PatchEvidence,
+    evidence_of,
+    first_maps,
+    walk_of,
+)
+from clipes.maps.finer import finer_grid, finer_maps
 from clipes.maps.gradcam import min_max
 from clipes.maps.looks import (
     Looks,
@@ -140,7 +148,14 @@ class CamMaker:
             labels: 0-based classes that it shows.
             size: (H0, W0) of the image that this is a smaller copy of.
         """
-        pixels = self._towers.prepare(image, self._params.max_patches)
+        pixels, patches = (
+            self._towers.prepare(image, self._params.max_patches),
+            self._params.patches,
+        )
+        if patches is not None and patches.looks_closer:
+            grid = self._towers.clip.grid((image.shape[0], image.shape[1]), self.max_patches)
+            tower = self._towers.others[patches.likeness_of]
+            pixels[FINE] = tower.prepare(image, finer_grid(grid, patches.finer))
         return Prepared(pixels, tuple(labels), size or (image.shape[0], image.shape[1]))
 
     def prepare_tiles(
@@ -194,6 +209,8 @@ class CamMaker:
     def maps(self, image: EncodedImage, *, in_statistics: bool = False) -> CamMaps:
         """Return the refined maps of an image, after all the rounds that were learnt.
 
+        They are on the grid of the towers' patches, or on the finer one of a closer look.
+
         Args:
             image: What a pass left behind.
             in_statistics: Whether it is among those that say what the classes look like.
@@ -205,9 +222,10 @@ class CamMaker:
         with _memory_for(image.size):
             refined = self._after(image, len(self._looks), in_statistics)
             words = first_maps(image.evidence, self._params) if self._looks else None
+            finest = self._finer(image.evidence, refined)
         given = [labels.index(label) for label in image.labels]
         drift = None if words is None else disagreement(words, refined)[given]
-        return CamMaps(np.array(image.labels, np.int64), refined[given], image.size, drift)
+        return CamMaps(np.array(image.labels, np.int64), finest[given], image.size, drift)
 
     def lesson(
         self,
@@ -307,6 +325,14 @@ class CamMaker:
         wrong = neighbours.contradict(name, strong, votes, labels)
         rows = [votes[1 + k] if k in wrong else found[k] for k in range(len(labels))]
         return spread(torch.stack(rows)) if wrong else maps
+
+    def _finer(self, evidence: Evidence, maps: Float32Array) -> Float32Array:
+        """Bring maps to the grid of a closer look, if there was one."""
+        if not isinstance(evidence, PatchEvidence) or evidence.fine is None:
+            return maps
+        patches = self._patches
+        tokens = evidence.of((patches.likeness_of,))
+        return finer_maps(maps, tokens, evidence.fine.float(), patches.likeness_temperature)
 
     def _looked(self, image: EncodedImage, rounds: int, in_statistics: bool) -> Tensor | None:
         """Return (K, N) probabilities of what patches look like; None if there is no saying."""

@@ -21,6 +21,7 @@ from clipes.listener import Listener
 from clipes.maps import maker as cam_maker
 from clipes.maps.affinity import blend, likeness, propagate, sinkhorn
 from clipes.maps.evidence import first_maps, walk_of
+from clipes.maps.finer import finer_grid, finer_maps
 from clipes.maps.gradcam import min_max
 from clipes.maps.looks import Looks, image_statistics, statistics_of
 from clipes.maps.maker import CamMaker, EncodedImage
@@ -47,6 +48,8 @@ BOTH = PatchParams(
     weak=0.5,
     rounds=(LooksRound(), LooksRound(("clip", "dino"), own_background=0.3, likeness_weight=0.4)),
 )
+CLOSER = replace(BOTH, finer=1.5)
+BY_NAME = {"looks": PATCHES, "both": BOTH, "closer": CLOSER}
 SIZES = ((64, 96), (48, 80), (64, 96), (96, 64), (60, 90), (48, 80), (64, 96))
 LABELS = ((0,), (1, 2), (2, 0), (1,), (0, 1, 2), (2,), (1, 0))
 
@@ -70,12 +73,12 @@ def images() -> list[np.ndarray]:
 
 
 def params(name: str) -> CamParams:
-    patches = {"gradient": None, "both": BOTH}.get(name, PATCHES)
+    patches = None if name == "gradient" else BY_NAME.get(name, PATCHES)
     return CamParams(patches=patches, affinity_blocks=3)
 
 
 def make(name: str, backbone: Backbone, text: TextFeatures) -> CamMaker:
-    others = {"dino": PixelTower()} if name == "both" else {}
+    others = {"dino": PixelTower()} if name in ("both", "closer") else {}
     return CamMaker(Towers(backbone, others), text, params(name))
 
 
@@ -94,10 +97,10 @@ def learnt(maker: CamMaker, encoded: list[EncodedImage], patches: PatchParams) -
     return maker
 
 
-@pytest.fixture(params=["gradient", "patches", "looks", "both"])
+@pytest.fixture(params=["gradient", "patches", "looks", "both", "closer"])
 def maker(request, backbone, text, images) -> CamMaker:
     made = make(request.param, backbone, text)
-    patches = {"looks": PATCHES, "both": BOTH}.get(request.param)
+    patches = BY_NAME.get(request.param)
     return learnt(made, encode(made, images), patches) if patches else made
 
 
@@ -179,11 +182,11 @@ def maps_of(run: Run, samples: list[Sample]) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("room", [0, 30_000, 1 << 30])
-@pytest.mark.parametrize("name", ["patches", "both"])
+@pytest.mark.parametrize("name", ["looks", "both", "closer"])
 def test_what_is_kept_is_not_encoded_again_and_changes_no_bit(
     name, backbone, text, samples, room, tmp_path, monkeypatch
 ):
-    maker, patches = make(name, backbone, text), {"patches": PATCHES, "both": BOTH}[name]
+    maker, patches = make(name, backbone, text), BY_NAME[name]
     whole, kept = Run(tmp_path / "whole"), Run(tmp_path / "kept")
     sizes = record_batches(monkeypatch)
     run_both_passes(samples, whole, maker, patches, None)
@@ -212,6 +215,25 @@ def test_the_second_round_looks_with_both_towers_at_the_maps_of_the_first(backbo
         got = first.lesson(image).statistics
         for name in ("sums", "mass", "moment"):
             np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_closer_look_brings_the_finished_maps_to_its_grid(backbone, text, images, rounds):
+    maker, closer = make("both", backbone, text), make("closer", backbone, text)
+    coarse, fine = encode(maker, images), encode(closer, images)
+    if rounds:
+        maker, closer = learnt(maker, coarse, BOTH), learnt(closer, fine, CLOSER)
+    for one, other, image in zip(coarse, fine, images, strict=True):
+        before, after = maker.maps(one), closer.maps(other)
+        height, width = finer_grid(one.evidence.grid, 1.5)
+        tower = PixelTower()
+        close = tower.encode(tower.prepare(image, (height, width))[None])[0].half()
+        tokens = close.float().unflatten(0, (height, width))
+        near = finer_maps(before.maps, one.evidence.of(("dino",)), tokens, 0.1)
+        assert after.maps.shape[1:] == (height, width)
+        np.testing.assert_allclose(after.maps, near, atol=1e-5)
+        if rounds:
+            np.testing.assert_array_equal(after.drift, before.drift)
 
 
 def test_alike_patches_of_the_second_tower_lead_the_maps_of_a_round_that_asks(

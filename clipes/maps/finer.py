@@ -1,0 +1,68 @@
+"""Maps on a finer grid than CLIP's, by what a second tower sees there (not in the paper).
+
+A patch of CLIP is 16 pixels wide, which small objects and the borders of large ones do not heed. A
+closer look of DINOv2 does: every patch of a finer grid takes the mean of the patches of the grid
+around it, those most that look like it. This is joint bilateral upsampling (Kopf et al. 2007,
+"Joint Bilateral Upsampling") with tokens in the place of colours. Interpolated tokens, which know
+no more than the maps do, gain nothing, and colours harm the CRF, which looks at them itself.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from torch import Tensor
+
+from clipes.maps.gradcam import min_max
+from clipes.towers.taps import Grid
+from clipes.types import Float32Array
+
+_REACH = 1.5  # standard deviation of the distance that counts, in patches of the grid
+
+
+def finer_grid(grid: Grid, factor: float) -> Grid:
+    """Return the grid whose sides have ``factor`` times as many patches.
+
+    >>> finer_grid((23, 31), 1.5)
+    (34, 46)
+    """
+    height, width = grid
+    return round(factor * height), round(factor * width)
+
+
+@torch.inference_mode()
+def finer_maps(
+    maps: Float32Array, tokens: Tensor, fine: Tensor, temperature: float
+) -> Float32Array:
+    """Bring maps to the grid of finer tokens.
+
+    Args:
+        maps: (K, h, w) in [0, 1].
+        tokens: (N, D) float32 of the patches of the maps.
+        fine: (h', w', D) float32, of the same tower.
+        temperature: Divides the cosines of tokens, as in ``likeness``.
+
+    Returns:
+        (K, h', w') float32 in [0, 1].
+    """
+    grid = maps.shape[1:]
+    unit = F.normalize(tokens, dim=-1)
+    down, across = (
+        _nearness(count, length, fine.device)
+        for count, length in zip(fine.shape[:2], grid, strict=True)
+    )
+    flat = torch.from_numpy(maps).to(fine.device).flatten(1).T
+    rows = []
+    for row, near in zip(F.normalize(fine, dim=-1), down, strict=True):
+        place = (near[None, :, None] + across[:, None, :]).flatten(1)
+        weights = ((row @ unit.T - 1) / temperature + place).softmax(1)
+        rows.append(weights @ flat)
+    found: Float32Array = torch.stack(rows).permute(2, 0, 1).cpu().numpy()
+    return min_max(found)
+
+
+def _nearness(count: int, length: int, device: torch.device) -> Tensor:
+    """Return (count, length) log-weights of ``length`` places on a line for ``count`` on it."""
+    there = (torch.arange(count, device=device) + 0.5) * (length / count) - 0.5
+    here = torch.arange(length, device=device)
+    return -((there[:, None] - here) ** 2) / (2 * _REACH**2)
