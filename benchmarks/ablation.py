@@ -84,6 +84,10 @@ def sections(kind: str) -> Sections:
         ],
         "Rounds and towers": [default, *_rounds(default)],
         "Neighbours": [default, *_neighbours(default)],
+        "A closer look": [
+            default,
+            *(replace(row, main=True) for row in _each(default, "finer", (1.0, 2.0))),
+        ],
         "Whose patches say what the classes look like": [
             *(_patches(default, name, statistics_images=count) for name, count in small),
             replace(others, main=True),
