@@ -387,6 +387,8 @@ class FrozenPreset:
         balance: How far rare labels count more than common ones in the loss, between 0, where all
             pixels count the same, and 1, where all labels do; needs ``linear``.
         spread: Whether prediction spreads the answers over what the towers hold for one thing.
+        finer: Brings them to a grid whose sides have so many times as many patches, by a closer
+            look of the second tower; 1 for none.
         test_scales: Scales whose probabilities are averaged in prediction.
         flip: Whether prediction also averages over the mirrored image.
         crf: Whether prediction ends with the dense CRF.
@@ -410,7 +412,8 @@ class FrozenPreset:
     even_classes: bool = False
     balance: float = 0.5
     spread: bool = True
-    test_scales: tuple[float, ...] = (1.0, 1.5)
+    finer: float = 1.5
+    test_scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     crf: bool = False
 

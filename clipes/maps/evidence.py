@@ -20,14 +20,13 @@ from torch import Tensor
 
 from clipes.config import CamParams, PatchParams
 from clipes.maps.affinity import TiledWalk, Walk, blend, likeness, propagate, sinkhorn
-from clipes.maps.finer import finer_grid
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.patches import compare, patch_features
 from clipes.maps.vectors import WordVectors
 from clipes.masks.mosaic import Tiles, Window
 from clipes.towers.clip import Backbone
 from clipes.towers.side_by_side import CLIP, Towers
-from clipes.towers.taps import Grid, LastBlock, Taps
+from clipes.towers.taps import Grid, LastBlock, Taps, finer_grid
 from clipes.types import Float32Array
 
 FINE = "fine"

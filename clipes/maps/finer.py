@@ -20,45 +20,45 @@ from clipes.types import Float32Array
 _REACH = 1.5  # standard deviation of the distance that counts, in patches of the grid
 
 
-def finer_grid(grid: Grid, factor: float) -> Grid:
-    """Return the grid whose sides have ``factor`` times as many patches.
-
-    >>> finer_grid((23, 31), 1.5)
-    (34, 46)
-    """
-    height, width = grid
-    return round(factor * height), round(factor * width)
-
-
 @torch.inference_mode()
 def finer_maps(
     maps: Float32Array, tokens: Tensor, fine: Tensor, temperature: float
 ) -> Float32Array:
-    """Bring maps to the grid of finer tokens.
-
-    Args:
-        maps: (K, h, w) in [0, 1].
-        tokens: (N, D) float32 of the patches of the maps.
-        fine: (h', w', D) float32, of the same tower.
-        temperature: Divides the cosines of tokens, as in ``likeness``.
+    """Bring maps (K, h, w) in [0, 1] to the grid of finer tokens; arguments as for ``finer``.
 
     Returns:
         (K, h', w') float32 in [0, 1].
     """
-    grid = maps.shape[1:]
+    grid = (maps.shape[1], maps.shape[2])
+    flat = torch.from_numpy(maps).to(fine.device).flatten(1).T
+    found: Float32Array = finer(flat, grid, tokens, fine, temperature).cpu().numpy()
+    return min_max(found)
+
+
+def finer(values: Tensor, grid: Grid, tokens: Tensor, fine: Tensor, temperature: float) -> Tensor:
+    """Bring what is said of patches to the grid of finer tokens.
+
+    Args:
+        values: (N, K) float32, of the patches of ``grid``.
+        grid: (h, w).
+        tokens: (N, D) float32 of the patches.
+        fine: (h', w', D) float32, of the same tower.
+        temperature: Divides the cosines of tokens, as in ``likeness``.
+
+    Returns:
+        (K, h', w') float32, means of ``values``.
+    """
     unit = F.normalize(tokens, dim=-1)
     down, across = (
         _nearness(count, length, fine.device)
         for count, length in zip(fine.shape[:2], grid, strict=True)
     )
-    flat = torch.from_numpy(maps).to(fine.device).flatten(1).T
     rows = []
     for row, near in zip(F.normalize(fine, dim=-1), down, strict=True):
         place = (near[None, :, None] + across[:, None, :]).flatten(1)
         weights = ((row @ unit.T - 1) / temperature + place).softmax(1)
-        rows.append(weights @ flat)
-    found: Float32Array = torch.stack(rows).permute(2, 0, 1).cpu().numpy()
-    return min_max(found)
+        rows.append(weights @ values)
+    return torch.stack(rows).permute(2, 0, 1)
 
 
 def _nearness(count: int, length: int, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ from clipes.maps.evidence import (
     first_maps,
     walk_of,
 )
-from clipes.maps.finer import finer_grid, finer_maps
+from clipes.maps.finer import finer_maps
 from clipes.maps.gradcam import min_max
 from clipes.maps.looks import (
     Looks,
@@ -40,6 +40,7 @@ from clipes.maps.tiled import Layout, Read, evidence_of_tiles
 from clipes.maps.vectors import WordVectors
 from clipes.masks.pseudo import disagreement
 from clipes.towers.side_by_side import CLIP, Towers
+from clipes.towers.taps import finer_grid
 from clipes.types import CamMaps, Float32Array, Progress, UInt8Array, size_text
 from clipes.words.features import TextFeatures
 

@@ -21,7 +21,7 @@ LABELS_PER_TOKEN = 4
 
 _MLP = 4  # times the width, inside the MLP of a block
 
-_WIDEST, _DEEPEST = 1 << 14, 64
+_WIDEST, _DEEPEST, _FINEST = 1 << 14, 64, 4
 """Beyond that a file is damaged: it shall not ask for all of the memory."""
 
 
@@ -66,6 +66,8 @@ class FrozenSpec(Spec):
         linear: Names of the inputs that a linear discriminant reads, which the decoder's logits are
             added to; none for none.
         spread: Whether prediction spreads the answers over what the towers hold for one thing.
+        finer: Brings them to a grid whose sides have so many times as many patches, by a closer
+            look of the second tower; 1 for none.
     """
 
     kind: ClassVar[str] = "frozen"
@@ -80,6 +82,7 @@ class FrozenSpec(Spec):
     digests: Mapping[str, str] = field(default_factory=dict)
     linear: tuple[str, ...] = ()
     spread: bool = False
+    finer: float = 1.0
 
     @property
     def name(self) -> str:
@@ -97,6 +100,8 @@ class FrozenSpec(Spec):
             return "its decoder reads no tokens that there are"
         if not 0 <= self.blocks <= _DEEPEST or self.width % self.heads or not 0 <= self.dropout < 1:
             return f"there is no decoder of {self.blocks} blocks and {self.heads} heads"
+        if not 1 <= self.finer <= _FINEST:
+            return f"it looks {self.finer} times as closely"
         if not {*self.linear} <= {one.name for one in self.inputs}:
             return "its discriminant reads tokens that it does not have"
         return ""

@@ -85,6 +85,7 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
             dict(source.digests),
             preset.linear,
             preset.spread,
+            preset.finer,
         )
 
     @property

@@ -10,12 +10,13 @@ import torch
 from clipes.config import CamParams, PatchParams
 from clipes.errors import ArtifactError
 from clipes.maps.affinity import Walk, blend, likeness, sinkhorn
+from clipes.maps.finer import finer
 from clipes.seg.frozen import FrozenDecoder, flat_tokens
 from clipes.seg.recipes import ModelPredictor, Spec, TestSettings
 from clipes.seg.resize import resize
 from clipes.seg.weakclip import WeakClip
 from clipes.towers.side_by_side import CLIP
-from clipes.towers.tokens import ATTENTION, TokenSource
+from clipes.towers.tokens import ATTENTION, TokenSource, closer_name
 from clipes.types import Float32Array, UInt8Array
 
 _LIKENESS = 0.5  # weight of the other towers' likeness beside CLIP's attention
@@ -41,7 +42,9 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         check_towers(model.spec, source)
         super().__init__(model, settings)
         self._source = source
-        self._spreads = isinstance(model, FrozenDecoder) and model.spec.spread
+        self._spreads, self._finer = False, 1.0
+        if isinstance(model, FrozenDecoder):
+            self._spreads, self._finer = model.spec.spread, model.spec.finer
 
     @torch.inference_mode()
     def __call__(self, image: UInt8Array) -> Float32Array:
@@ -64,7 +67,7 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
 
     def _probs(self, image: UInt8Array, scale: float) -> torch.Tensor:
         """Return the probabilities (1, 1 + C, H, W) of an image seen at a scale."""
-        found = self._source.tokens(image, scale, (ATTENTION,) if self._spreads else ())
+        found = self._source.tokens(image, scale, attention=self._spreads, closer=self._finer)
         grid, tokens = flat_tokens(found, self._model.spec)
         # As in training, where they come from files.
         rounded = [one.half().to(self._device) for one in tokens]
@@ -75,7 +78,29 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         probs = logits.softmax(1)[0].flatten(1).T
         reached = _walk(found).step(probs.to(found[ATTENTION].device)).to(self._device)
         reached /= reached.sum(1, keepdim=True)  # a walk that is symmetric does so only nearly
-        return resize(reached.T.unflatten(1, grid)[None], size)
+        return resize(_brought_closer(reached, grid, found)[None], size)
+
+
+def _brought_closer(
+    probs: torch.Tensor, grid: tuple[int, int], found: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Return (L, h', w') of (N, L) on the grid of a closer look, or on ``grid`` without one."""
+    for name, tokens in _others(found).items():
+        if (fine := found.get(closer_name(name.split(".")[0]))) is not None:
+            seen, close = (one.to(probs.device) for one in (tokens.flatten(0, 1), fine))
+            return finer(probs, grid, seen, close, PatchParams.likeness_temperature)
+    coarse: torch.Tensor = probs.T.unflatten(1, grid)
+    return coarse
+
+
+def _others(found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the final tokens (h, w, D) of the towers beside CLIP, by name."""
+    towers = {name: name.split(".")[0] for name in found}
+    return {
+        name: found[name]
+        for name, tower in towers.items()
+        if tower != CLIP and name != closer_name(tower)
+    }
 
 
 def _walk(found: Mapping[str, torch.Tensor]) -> Walk:
@@ -87,7 +112,7 @@ def _walk(found: Mapping[str, torch.Tensor]) -> Walk:
     Args:
         found: Tokens (h, w, D) by name, CLIP's attention among them.
     """
-    alike = {name: one for name, one in found.items() if name.split(".")[0] != CLIP}
+    alike = _others(found)
     affinities = [(found[ATTENTION].flatten(0, 1), 1 - _LIKENESS if alike else 1.0)]
     for one in alike.values():
         likely = likeness(one.flatten(0, 1), PatchParams.likeness_temperature)

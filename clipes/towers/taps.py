@@ -17,6 +17,16 @@ Grid: TypeAlias = tuple[int, int]
 """(h, w): patches per column and row."""
 
 
+def finer_grid(grid: Grid, factor: float) -> Grid:
+    """Return the grid whose sides have ``factor`` times as many patches.
+
+    >>> finer_grid((23, 31), 1.5)
+    (34, 46)
+    """
+    height, width = grid
+    return round(factor * height), round(factor * width)
+
+
 @dataclass(frozen=True)
 class Taps:
     """What is asked of a pass; blocks count from 1, and what nothing asks for is not computed.

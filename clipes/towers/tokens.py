@@ -14,7 +14,7 @@ from torch import Tensor
 from clipes.config import CamParams
 from clipes.errors import UsageError
 from clipes.towers.side_by_side import CLIP, Towers
-from clipes.towers.taps import Taps
+from clipes.towers.taps import Taps, finer_grid
 from clipes.types import UInt8Array
 
 JOINT, GLOBAL = "clip.joint", "clip.global"
@@ -22,6 +22,11 @@ JOINT, GLOBAL = "clip.joint", "clip.global"
 
 ATTENTION = "clip.attention"
 """Name of what a patch attends to: a number for each patch, the mean over CLIP's last blocks."""
+
+
+def closer_name(tower: str) -> str:
+    """Return the name of what a tower sees when it looks closer."""
+    return f"{tower}.closer"
 
 
 class TokenSource(Protocol):
@@ -45,7 +50,12 @@ class TokenSource(Protocol):
         """Digest of all that changes tokens: weights, names, how images are brought to size."""
 
     def tokens(
-        self, image: UInt8Array, scale: float = 1.0, more: Sequence[str] = ()
+        self,
+        image: UInt8Array,
+        scale: float = 1.0,
+        *,
+        attention: bool = False,
+        closer: float = 1.0,
     ) -> dict[str, Tensor]:
         """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; large images are shrunk.
 
@@ -54,7 +64,9 @@ class TokenSource(Protocol):
         Args:
             image: The image.
             scale: Factor of its size at which it is looked at, once it is shrunk.
-            more: Names that are wanted this once beside those that always are.
+            attention: Whether ``clip.attention`` is wanted, too.
+            closer: With more than 1, the towers beside CLIP look again, on a grid whose sides have
+                so many times as many patches: ``closer_name`` of the tower, (h', w', D).
         """
 
 
@@ -129,12 +141,24 @@ class TowerTokens:
 
     @torch.inference_mode()
     def tokens(
-        self, image: UInt8Array, scale: float = 1.0, more: Sequence[str] = ()
+        self,
+        image: UInt8Array,
+        scale: float = 1.0,
+        *,
+        attention: bool = False,
+        closer: float = 1.0,
     ) -> dict[str, Tensor]:
         """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; see ``TokenSource``."""
         pixels = self._towers.prepare(image, self._max_patches, self._grid(image, scale))
-        found = self.encode({name: one[None] for name, one in pixels.items()}, more)
-        return {name: one[0] for name, one in found.items()}
+        prepared = {name: one[None] for name, one in pixels.items()}
+        found = {k: one[0] for k, one in self.encode(prepared, attention=attention).items()}
+        if closer > 1:
+            height, width = (side // self._towers.clip.patch for side in pixels[CLIP].shape[1:])
+            fine = finer_grid((height, width), closer)
+            for name, tower in self._towers.others.items():
+                seen = tower.encode(tower.prepare(image, fine)[None])[0]
+                found[closer_name(name)] = seen.float().unflatten(0, fine)
+        return found
 
     def _grid(self, image: UInt8Array, scale: float) -> tuple[int, int] | None:
         """Return the grid at a scale; None for the one that an image has."""
@@ -144,17 +168,17 @@ class TowerTokens:
         return self._towers.clip.grid(size, max(1, round(self._max_patches * scale**2)))
 
     @torch.inference_mode()
-    def encode(self, pixels: Mapping[str, Tensor], more: Sequence[str] = ()) -> dict[str, Tensor]:
+    def encode(self, pixels: Mapping[str, Tensor], *, attention: bool = False) -> dict[str, Tensor]:
         """Return (B, h, w, D) float32 of images that are prepared, by name.
 
         Args:
             pixels: (B, 3, H, W) for each tower, as ``Towers.prepare`` makes them of an image.
-            more: Names that are wanted this once: ``clip.attention``.
+            attention: Whether ``clip.attention`` is wanted, too.
         """
         found: dict[str, Tensor] = {}
-        taps = replace(self._taps, attention=self._attending) if more else self._taps
+        taps = replace(self._taps, attention=self._attending) if attention else self._taps
         encoded = self._towers.clip.encode(pixels[CLIP], taps)
-        if ATTENTION in more:
+        if attention:
             found[ATTENTION] = encoded.attention
         for name in self._names:
             tower = name.split(".")[0]

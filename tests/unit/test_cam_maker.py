@@ -21,7 +21,7 @@ from clipes.listener import Listener
 from clipes.maps import maker as cam_maker
 from clipes.maps.affinity import blend, likeness, propagate, sinkhorn
 from clipes.maps.evidence import first_maps, walk_of
-from clipes.maps.finer import finer_grid, finer_maps
+from clipes.maps.finer import finer_maps
 from clipes.maps.gradcam import min_max
 from clipes.maps.looks import Looks, image_statistics, statistics_of
 from clipes.maps.maker import CamMaker, EncodedImage
@@ -35,6 +35,7 @@ from clipes.stages.make_cams import make_cams
 from clipes.towers.clip import Backbone
 from clipes.towers.load import load_visual
 from clipes.towers.side_by_side import Towers
+from clipes.towers.taps import finer_grid
 from clipes.types import Progress, Sample
 from clipes.weights import read_state_dict
 from clipes.words.features import TextFeatures, unit_rows

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipes.maps.finer import finer_grid, finer_maps
+from clipes.maps.finer import finer_maps
+from clipes.towers.taps import finer_grid
 
 
 def written_out(

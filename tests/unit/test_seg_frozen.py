@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch.nn import functional
 from clipes.config import FrozenPreset, get_segmenter_preset
 from clipes.disk.images import read_image, read_mask, write_confidence, write_mask
 from clipes.errors import ArtifactError, UsageError
+from clipes.maps.finer import finer
 from clipes.run.tokens import CachedTokens
 from clipes.seg.checkpoint import FINAL, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair
@@ -71,14 +72,23 @@ class Colours:
         return {"clip": f"{self.fingerprint} a", "dino": f"{self.fingerprint} b"}
 
     def tokens(
-        self, image: UInt8Array, scale: float = 1.0, more: Sequence[str] = ()
+        self,
+        image: UInt8Array,
+        scale: float = 1.0,
+        *,
+        attention: bool = False,
+        closer: float = 1.0,
     ) -> dict[str, torch.Tensor]:
         self.seen += 1
         h, w = (-(-round(side * scale) // 16) for side in image.shape[:2])
         small = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
         colours = torch.from_numpy(small.astype(np.float32) / 64 - 2)
         found = {name: colours @ matrix for name, matrix in self._wide.items()}
-        if ATTENTION in more:
+        if closer > 1:
+            side = (round(closer * w), round(closer * h))
+            fine = cv2.resize(image, side, interpolation=cv2.INTER_AREA).astype(np.float32)
+            found["dino.closer"] = torch.from_numpy(fine / 64 - 2) @ self._wide["dino.12"]
+        if attention:
             flat = colours.flatten(0, 1)
             found[ATTENTION] = (flat @ flat.T).softmax(1).unflatten(0, (h, w))
         return found
@@ -435,12 +445,13 @@ def test_the_mirror_image_gets_the_mirrored_answer() -> None:
     np.testing.assert_allclose(mirrored[:, :, ::-1], probs, atol=1e-5)
 
 
-def test_answers_spread_over_what_the_towers_hold_for_one_thing() -> None:
+@pytest.mark.parametrize("closer", [1.0, 1.5])
+def test_answers_spread_over_what_the_towers_hold_for_one_thing(closer: float) -> None:
     torch.manual_seed(0)
-    model, towers = spec(spread=True).build().eval(), Colours()
+    model, towers = spec(spread=True, finer=closer).build().eval(), Colours()
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     got = predictor_for(model, TestSettings(), towers)(image)
-    found = towers.tokens(image, more=(ATTENTION,))
+    found = towers.tokens(image, attention=True, closer=closer)
     with torch.inference_mode():
         grid, flat = flat_tokens(found, model.spec)
         (logits,) = model(torch.tensor([grid]), *(one.half() for one in flat))
@@ -458,9 +469,13 @@ def test_answers_spread_over_what_the_towers_hold_for_one_thing() -> None:
     spread = (walk + walk.T) @ probs.T
     spread /= spread.sum(1, keepdims=True)
     reached = torch.from_numpy(spread.T.reshape(1, 3, *grid).astype(np.float32))
+    if closer > 1:
+        flat = reached[0].flatten(1).T
+        reached = finer(flat, grid, torch.from_numpy(dino).float(), found["dino.closer"], 0.1)[None]
+        assert reached.shape == (1, 3, 4, 6)
     np.testing.assert_allclose(got, resize(reached, (48, 64))[0].numpy(), atol=2e-5)
     np.testing.assert_allclose(got.sum(0), 1, atol=1e-4)
-    without = replace(model.spec, spread=False).build().eval()
+    without = replace(model.spec, spread=False, finer=1.0).build().eval()
     without.load_state_dict(model.state_dict())
     assert np.abs(predictor_for(without, TestSettings(), towers)(image) - got).max() > 1e-3
 

@@ -69,7 +69,7 @@ def test_an_image_is_seen_at_another_scale_once_it_is_shrunk(towers: Towers) -> 
 
 def test_attention_is_the_mean_over_the_last_blocks(towers: Towers) -> None:
     source = TowerTokens(towers, ("clip.2",), DIGESTS, 1600, attention=2)
-    found = source.tokens(IMAGE, more=(ATTENTION,))
+    found = source.tokens(IMAGE, attention=True)
     assert set(found) == {"clip.2", ATTENTION}
     assert found[ATTENTION].shape == (3, 4, 12)
     pixels = towers.prepare(IMAGE, 1600)["clip"][None]
