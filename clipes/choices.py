@@ -55,6 +55,21 @@ class Fusion(Choice):
     cam_max = "cam-max"
 
 
+class Descriptions(Choice):
+    """What the descriptions of a class in a vocabulary do for it (not in the paper).
+
+    Its sentences are read as they stand, beside the prompt of its name, which counts as one more.
+
+    Attributes:
+        average: The class's vector is the mean of all their unit vectors.
+        max: The class's score is the largest of all their scores: at each patch, where patches are
+            compared with words; else of the image, before the gradient.
+    """
+
+    average = "average"
+    max = "max"
+
+
 class Precision(Choice):
     """Precisions of the linear layers of CLIP's image tower.
 

@@ -12,6 +12,7 @@ from clipes.choices import Fusion
 from clipes.cli.options import (
     RUNS,
     DatasetOption,
+    DescriptionsOption,
     DeviceOption,
     DifficultOption,
     FusionOption,
@@ -85,6 +86,7 @@ def tag(
     tag_threshold: TagThresholdOption = None,
     out: OutOption = None,
     device: DeviceOption = "auto",
+    descriptions: DescriptionsOption = None,
 ) -> None:
     """Guess labels for images that have none, into a file to look through: RUN/labels.csv.
 
@@ -100,7 +102,16 @@ def tag(
     tags = tag_settings(tag_threshold)
     data = DataRequest(dataset.value, root, split, Path(AUTO_LABELS), prompts, tags=tags)
     rankings = (run.root, RUNS / dataset.value)
-    clip = ClipRequest(weights, model, text_features, fusion, template, rankings, device)
+    clip = ClipRequest(
+        weights,
+        model,
+        text_features,
+        fusion,
+        template,
+        rankings,
+        device,
+        descriptions=descriptions,
+    )
     outcome = tag_images(data, clip, run, listener(), command=command_line())
     finish("tags", run, outcome.summary, outcome.unusable)
 

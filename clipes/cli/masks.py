@@ -18,6 +18,7 @@ from clipes.cli.options import (
     CamLabelsOption,
     CamWorkersOption,
     DatasetOption,
+    DescriptionsOption,
     DeviceOption,
     DifficultOption,
     DinoOption,
@@ -109,6 +110,7 @@ def cam(
     fit: _Fit = True,
     tile: TileOption = None,
     use_corrected: _LearnCorrected = True,
+    descriptions: DescriptionsOption = None,
 ) -> None:
     """Images and their labels to activation maps: the only stage that needs CLIP.
 
@@ -135,6 +137,7 @@ def cam(
             precision.value,
             dino,
             fit,
+            descriptions,
         ),
         get_preset(preset.value).for_dataset(kind_of(kind, prompts), box_threshold),
         keep_looks,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipes.choices import DatasetKind, Fusion, PresetName
+from clipes.choices import DatasetKind, Descriptions, Fusion, PresetName
 from clipes.config import SMALLEST_TILE, TagParams
 
 if TYPE_CHECKING:
@@ -98,6 +98,13 @@ PromptsOption = Annotated[
 FusionOption = Annotated[
     Fusion,
     typer.Option(help="Where synonyms become one: prompt, vector, or map (mean or maximum)."),
+]
+DescriptionsOption = Annotated[
+    Descriptions | None,
+    typer.Option(
+        help="Also read the vocabulary's descriptions: mean of the vectors, or largest score. "
+        "(default: names alone)"
+    ),
 ]
 TemplateOption = Annotated[
     str | None,

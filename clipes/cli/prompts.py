@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from clipes.choices import Fusion
+from clipes.choices import Descriptions, Fusion
 from clipes.cli.options import (
     RUNS,
     DatasetOption,
+    DescriptionsOption,
     DeviceOption,
     DifficultOption,
     FusionOption,
@@ -37,22 +38,27 @@ def prompts_show(
     prompts: VocabularyArgument = "voc",
     fusion: FusionOption = Fusion.sentence,
     template: TemplateOption = None,
+    descriptions: DescriptionsOption = None,
 ) -> None:
-    """Print what CLIP reads for every class and background word: its prompts, tab-separated.
+    """Print what CLIP reads for every class and background word, tab-separated.
 
     Example: clipes prompts show coco --fusion feature --template "a photo of a {}."
     """
     from clipes.cli.console import say
     from clipes.words.templates import templates_of
-    from clipes.words.vocabulary import fill, load_vocabulary
+    from clipes.words.vocabulary import check_levels, load_vocabulary
 
+    check_levels(fusion, descriptions)
     vocabulary = load_vocabulary(prompts)
+    described, count = len(vocabulary.descriptions), len(vocabulary.classes)
+    vocabulary = vocabulary.as_asked(descriptions)
     templates = templates_of(template, vocabulary)
     names = [*vocabulary.classes, *(f"({word})" for word in vocabulary.background)]
-    for name, phrases in zip(names, vocabulary.phrases(fusion), strict=True):
-        sentences = [fill(template, phrase) for phrase in phrases for template in templates]
-        typer.echo("\t".join([name, *sentences]))
+    for name, texts in zip(names, vocabulary.texts(templates, fusion), strict=True):
+        typer.echo("\t".join([name, *texts]))
     say(_FUSED[fusion.value])
+    if described:
+        say(f"descriptions of {described} of {count} classes{_DESCRIBED[descriptions]}")
     if len(templates) > 1:
         say(f"the vectors of {len(templates)} templates are averaged")
 
@@ -134,6 +140,7 @@ def prompts_check(
     ] = None,
     fusion: FusionOption = Fusion.sentence,
     template: TemplateOption = None,
+    descriptions: DescriptionsOption = None,
 ) -> None:
     """Look for words and vectors that get in each other's way; nothing is changed.
 
@@ -145,7 +152,7 @@ def prompts_check(
     from clipes.cli.console import say
     from clipes.stages.check_words import WordsRequest, check_words
 
-    request = WordsRequest(prompts, weights, model, text_features, fusion, template)
+    request = WordsRequest(prompts, weights, model, text_features, fusion, template, descriptions)
     checked = check_words(request, listener())
     for entry in checked.entries:
         name = f"({entry.name})" if entry.background else entry.name
@@ -166,6 +173,13 @@ _FUSED = {
     "feature": "fusion feature: the vectors of a class's prompts are averaged",
     "cam": "fusion cam: a class has one map per prompt, and their mean is taken",
     "cam-max": "fusion cam-max: a class has one map per prompt, and their maximum is taken",
+}
+
+
+_DESCRIBED = {
+    None: ", not used: --descriptions asks for them",
+    Descriptions.average: ": the vectors of a name and of its descriptions are averaged",
+    Descriptions.max: ": of the scores of a name and of its descriptions the largest counts",
 }
 
 

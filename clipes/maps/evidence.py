@@ -170,7 +170,7 @@ def gradient_sources(
         labels: (K,) 0-based, in the order of the names.
     """
     make = partial(softmax_gradcam, clip, last, grid)
-    return vectors.fused(make(vectors.classes[list(labels)], vectors.background), make, labels)
+    return vectors.fused(make(vectors.of(labels), vectors.background), make, labels)
 
 
 def by_patches(
@@ -298,7 +298,7 @@ def compared(
     def make(text: Tensor, background: Tensor) -> tuple[Float32Array, Tensor]:
         return compare(features, text, background, grid, temperature)
 
-    maps, log_words = make(vectors.classes[list(labels)], vectors.background)
+    maps, log_words = make(vectors.of(labels), vectors.background)
     return vectors.fused(maps, lambda *words: make(*words)[0], labels), log_words
 
 

@@ -48,6 +48,21 @@ def class_probabilities(
     return logits.softmax(0)
 
 
+def best_described(text: Tensor, feature: Tensor) -> Tensor:
+    """Return the one of S vectors of each class that an image scores highest: (K, E).
+
+    The gradient of a maximum is that of what is largest, so that the others need none.
+
+    Args:
+        text: (K, S, E); (K, E) stays as it is.
+        feature: (E,) image feature, any length.
+    """
+    if text.ndim == 2:
+        return text
+    best = (text @ feature).argmax(1)
+    return text.take_along_dim(best[:, None, None], 1)[:, 0]
+
+
 @torch.inference_mode()
 def softmax_gradcam(
     backbone: Backbone, last: LastBlock, grid: Grid, text: Tensor, background: Tensor
@@ -58,12 +73,14 @@ def softmax_gradcam(
         backbone: The tower ``last`` came from.
         last: Of one image.
         grid: (h, w) of its patches.
-        text: (K, E) unit text features of the classes present.
+        text: (K, E) unit text features of the classes present; or (K, S, E), where the largest of
+            S scores of the image is a class's.
         background: (B, E) unit text features of the background words.
 
     Returns:
         (K, h, w) float32 in [0, 1].
     """
+    text = best_described(text, last.feature)
     weights = channel_weights(backbone, last, text, background)
     raw = (weights @ last.activations.T).unflatten(-1, grid)
     maps: Float32Array = raw.float().cpu().numpy()

@@ -61,7 +61,8 @@ def compare(
 
     Args:
         features: What each patch shows, two ways: (N, E) each.
-        text: (K, E) unit text features of the classes present.
+        text: (K, E) unit text features of the classes present; or (K, S, E), where the largest of
+            S scores of a patch is a class's.
         background: (B, E) unit text features of the background words.
         grid: (h, w) of the patches.
         temperature: Factor on the cosines.
@@ -69,13 +70,29 @@ def compare(
     Returns:
         ``sources`` (K, h, w) and ``log_words`` (1 + K, N) of ``PatchEvidence``.
     """
-    words = torch.cat([text, background]).float()
-    first, second = ((temperature * (words @ part.T)).softmax(0) for part in features)
+    words = torch.cat([text.flatten(0, -2), background]).float()
+    first, second = (
+        _of_classes(temperature * (words @ part.T), text).softmax(0) for part in features
+    )
     maps = torch.stack([first[: len(text)], second[: len(text)]]).unflatten(2, grid).cpu().numpy()
     mean = (first + second) / 2
     nothing = mean[len(text) :].sum(0, keepdim=True)
     log_words = (torch.cat([nothing, mean[: len(text)]]) + _LEAST).log()
     return min_max(min_max(maps[0]) + min_max(maps[1])), log_words
+
+
+def _of_classes(scores: Tensor, text: Tensor) -> Tensor:
+    """Return the scores (K + B, N) of classes and background words.
+
+    Args:
+        scores: (K + B, N), or (K * S + B, N), of which the largest of S is a class's.
+        text: (K, E), or (K, S, E).
+    """
+    if text.ndim == 2:
+        return scores
+    several = scores[: len(text) * text.shape[1]]
+    largest = several.unflatten(0, text.shape[:2]).amax(1)
+    return torch.cat([largest, scores[len(several) :]])
 
 
 def strong_patches(maps: Float32Array, patches: PatchParams) -> list[np.ndarray]:

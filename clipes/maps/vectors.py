@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from clipes.choices import Fusion
+from clipes.choices import Descriptions, Fusion
 from clipes.maps.fusion import MakeMaps, fused_maps
 from clipes.types import Float32Array
 from clipes.words.features import TextFeatures
@@ -36,9 +37,10 @@ class WordVectors:
         self.background = torch.from_numpy(background).to(device, dtype)
         self._names = text.classes
         self._largest = text.fusion is Fusion.cam_max
-        self._synonyms = [
-            torch.from_numpy(vectors).to(device, dtype) for vectors in text.synonym_vectors
-        ]
+        several = [torch.from_numpy(vectors).to(device, dtype) for vectors in text.phrase_vectors]
+        self._words, self._synonyms = self.classes, several
+        if text.descriptions is Descriptions.max:
+            self._words, self._synonyms = _side_by_side(several), []
 
     def __len__(self) -> int:
         """C."""
@@ -47,6 +49,17 @@ class WordVectors:
     def by_name(self, labels: Sequence[int]) -> list[int]:
         """Return 0-based labels in the order of their names."""
         return sorted(labels, key=self._names.__getitem__)
+
+    def of(self, labels: Sequence[int]) -> Tensor:
+        """Return the vectors that maps are made of.
+
+        Args:
+            labels: (K,) 0-based.
+
+        Returns:
+            (K, E); or (K, S, E), where the largest of S scores is a class's.
+        """
+        return self._words[list(labels)]
 
     def fused(self, maps: Float32Array, make: MakeMaps, labels: Sequence[int]) -> Float32Array:
         """Return the maps of classes whose synonyms are fused as maps; see ``fused_maps``.
@@ -59,3 +72,12 @@ class WordVectors:
         synonyms = [self._synonyms[label] for label in labels if self._synonyms]
         text = self.classes[list(labels)]
         return fused_maps(maps, make, text, self.background, synonyms, largest=self._largest)
+
+
+def _side_by_side(several: Sequence[Tensor]) -> Tensor:
+    """Return C times (S, E) vectors as (C, most S, E): the last is repeated where there are fewer.
+
+    It changes no maximum.
+    """
+    places = torch.arange(max(map(len, several)))
+    return torch.stack([vectors[places.clamp(max=len(vectors) - 1)] for vectors in several])

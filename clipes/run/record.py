@@ -59,12 +59,14 @@ class TextUsed:
         note: What a reader of the results must know about their origin; may be empty.
         fusion: How synonyms became one, of ``Fusion``.
         templates: What the words were put into.
+        descriptions: What descriptions did, of ``Descriptions``; None without them.
     """
 
     sha256: str
     note: str = ""
     fusion: str = Fusion.sentence.value
     templates: tuple[str, ...] = ()
+    descriptions: str | None = None
 
 
 @dataclass(frozen=True)

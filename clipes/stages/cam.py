@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clipes.choices import Fusion
+from clipes.choices import Descriptions, Fusion
 from clipes.config import AUTO_LABELS, SMALLEST_TILE, Preset, TagParams
 from clipes.datasets import Dataset
 from clipes.errors import UsageError, WriteError
@@ -30,7 +30,7 @@ from clipes.stages.tag_file import open_tagged, untagged
 from clipes.stages.words_sources import words_are_current
 from clipes.types import Sample
 from clipes.words.templates import BEST
-from clipes.words.vocabulary import Vocabulary
+from clipes.words.vocabulary import Vocabulary, check_levels
 
 STAGE = "cam"
 
@@ -86,6 +86,10 @@ class ClipRequest:
         precision: Of the linear layers: fp32, bf16, fp16 or auto.
         dino: Where the weights of DINOv2 come from, for presets that look with it.
         fit: Whether classes that no vector knows get one from the run's own images and labels.
+        descriptions: What the vocabulary's descriptions do; None to pass over them.
+
+    Raises:
+        UsageError: Descriptions cannot be joined to that fusion.
     """
 
     weights: str = "auto"
@@ -98,6 +102,11 @@ class ClipRequest:
     precision: str = "fp32"
     dino: str = "auto"
     fit: bool = True
+    descriptions: Descriptions | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense before anything is loaded."""
+        check_levels(self.fusion, self.descriptions)
 
 
 @dataclass(frozen=True)
@@ -225,17 +234,21 @@ def asked_of_clip(
         vocabulary: The words.
         files: The files that it depends on.
     """
-    clip = request.clip
+    clip, words = request.clip, asdict(vocabulary)
     if clip.template == BEST:
         return None
+    sentences, described = words.pop("descriptions"), {}
+    if clip.descriptions is not None:
+        described = {"descriptions": clip.descriptions.value, "sentences": digest(sentences)}
     return {
         "weights": clip.weights,
         "model": clip.model,
-        "words": digest(asdict(vocabulary)),
+        "words": digest(words),
         "text_features": str(clip.text_features) if clip.text_features else None,
         "fusion": clip.fusion.value,
         "template": clip.template,
         "dino": clip.dino,
+        **described,
         **({} if clip.fit else {"fit": False}),
         "files": {str(path): _state(path) for path in files},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipes.choices import Fusion
+from clipes.choices import Descriptions, Fusion
 from clipes.errors import UsageError
 from clipes.listener import Listener
 from clipes.stages.setup import open_weights
@@ -15,7 +15,7 @@ from clipes.words.check import Entry, Remark, collisions, entries, near, spellin
 from clipes.words.encode import from_given, text_features
 from clipes.words.features import TextFeatures, load_text_features
 from clipes.words.templates import templates_of
-from clipes.words.vocabulary import Vocabulary, load_vocabulary
+from clipes.words.vocabulary import Vocabulary, check_levels, load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class WordsRequest:
         text_features: Compare the vectors of this file instead; None for none.
         fusion: Where synonyms become one.
         template: What takes the place of the vocabulary's template.
+        descriptions: What the vocabulary's descriptions do; None to pass over them.
     """
 
     prompts: str
@@ -37,6 +38,7 @@ class WordsRequest:
     text_features: Path | None = None
     fusion: Fusion = Fusion.sentence
     template: str | None = None
+    descriptions: Descriptions | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,15 @@ def check_words(request: WordsRequest, listener: Listener) -> WordsChecked:
         listener: Who is told which weights are used.
 
     Raises:
-        UsageError: Both weights and a file are named.
+        UsageError: Both weights and a file are named, or descriptions cannot be joined to that
+            fusion.
         ClipesError: Vocabulary, weights or file cannot be used.
     """
     if request.weights is not None and request.text_features is not None:
         raise UsageError("--weights and --text-features exclude each other", "give one of them")
-    vocabulary, fusion = load_vocabulary(request.prompts), request.fusion
+    check_levels(request.fusion, request.descriptions)
+    vocabulary = load_vocabulary(request.prompts).as_asked(request.descriptions)
+    fusion = request.fusion
     templates = templates_of(request.template, vocabulary)
     remarks = list(spelling(vocabulary, templates, fusion, tokenize, CONTEXT_LENGTH))
     features = None
@@ -93,7 +98,8 @@ def _vectors(
 ) -> TextFeatures | None:
     """Return the vectors that are asked for, without making an image tower."""
     if request.text_features is not None:
-        return from_given(load_text_features(request.text_features), vocabulary, request.fusion)
+        given = load_text_features(request.text_features)
+        return from_given(given, vocabulary, request.fusion, request.descriptions)
     if request.weights is None:
         return None
     opened = open_weights(request.weights, request.model, "cpu", listener)
@@ -106,4 +112,5 @@ def _vectors(
         say=listener.say,
         fusion=request.fusion,
         templates=templates if templates != (vocabulary.template,) else (),
+        descriptions=request.descriptions,
     )

@@ -175,6 +175,7 @@ def load_clip(
             say=say,
             fusion=asked.fusion,
             templates=templates,
+            descriptions=asked.descriptions,
         )
     except UnknownClassError:
         if fit is None or asked.text_features is not None:

@@ -224,7 +224,13 @@ def _begin(
     settings = replace(
         known_settings(request, data),
         weights=WeightsUsed(weights.name, weights.sha256),
-        text=TextUsed(fingerprint(text), text.note, text.fusion.value, text.templates),
+        text=TextUsed(
+            fingerprint(text),
+            text.note,
+            text.fusion.value,
+            text.templates,
+            text.descriptions and text.descriptions.value,
+        ),
         towers={name: tower.digest for name, tower in clip.towers.others.items()},
     )
     facts = CamFacts(

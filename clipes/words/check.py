@@ -18,7 +18,7 @@ import numpy as np
 from clipes.choices import Fusion
 from clipes.types import Float32Array
 from clipes.words.features import TextFeatures
-from clipes.words.vocabulary import Vocabulary, fill
+from clipes.words.vocabulary import Vocabulary
 
 NEAR = 1 / 3
 """Two vectors count as near when their distance (1 - cosine) is below this share of the usual one.
@@ -116,14 +116,14 @@ def spelling(
     names = (*vocabulary.classes, *vocabulary.background)
     separate = vocabulary.phrases(Fusion.feature)
     for name, phrases in zip(names, separate, strict=True):
-        for phrase in phrases:
+        for phrase in (*phrases, *vocabulary.descriptions.get(name, ())):
             yield from _spelling(name, phrase, tokenize)
-    for name, phrases in zip(names, vocabulary.phrases(fusion), strict=True):
-        length = _longest(phrases, templates, tokenize)
+    for name, prompts in zip(names, vocabulary.texts(templates, fusion), strict=True):
+        length = _longest(prompts, tokenize)
         if length > context_length:
             yield Remark(
                 f"the prompt of '{name}' has {length} tokens, CLIP reads {context_length}: shorten "
-                "its words or synonyms",
+                "its words, synonyms or descriptions",
                 fatal=True,
             )
 
@@ -176,9 +176,10 @@ def entries(
     names = (*vocabulary.classes, *vocabulary.background)
     nearest = _nearest(features) if features is not None else {}
     table = []
-    for index, (name, phrases) in enumerate(zip(names, vocabulary.phrases(fusion), strict=True)):
+    prompts = vocabulary.texts(templates, fusion)
+    for index, (name, of_name) in enumerate(zip(names, prompts, strict=True)):
         background = index >= len(vocabulary.classes)
-        tokens = _longest(phrases, templates, tokenize)
+        tokens = _longest(of_name, tokenize)
         table.append(Entry(name, background, tokens, *nearest.get((name, background), ())))
     return table
 
@@ -201,10 +202,7 @@ def _spelling(name: str, phrase: str, tokenize: Callable[[str], Sequence[str]]) 
             )
 
 
-def _longest(
-    phrases: Sequence[str], templates: Sequence[str], tokenize: Callable[[str], Sequence[str]]
-) -> int:
-    prompts = (fill(template, phrase) for template in templates for phrase in phrases)
+def _longest(prompts: Sequence[str], tokenize: Callable[[str], Sequence[str]]) -> int:
     return max(len(tokenize(prompt)) for prompt in prompts) + 2
 
 

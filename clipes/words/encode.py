@@ -13,7 +13,7 @@ import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from clipes.choices import Fusion
+from clipes.choices import Descriptions, Fusion
 from clipes.errors import UnknownClassError, VocabularyError
 from clipes.towers.clip_text import encode_prompts
 from clipes.towers.load import has_text, load_text
@@ -133,6 +133,7 @@ def text_features(
     say: Callable[[str], None],
     fusion: Fusion = Fusion.sentence,
     templates: tuple[str, ...] = (),
+    descriptions: Descriptions | None = None,
 ) -> TextFeatures:
     """Return the vectors of a vocabulary's classes, in its order, and of the background words.
 
@@ -141,29 +142,38 @@ def text_features(
         state: The weights' tensors.
         weights: Where they come from.
         file: A user's features; they take the place of the text tower. Below sentence level it must
-            have a row for every synonym.
+            have a row for every synonym, with descriptions one for each of them, too.
         cache: Folder for features that were computed.
         say: Told which features are used, and why.
         fusion: Where synonyms become one.
         templates: Take the place of the vocabulary's; the features of several are averaged.
+        descriptions: What the vocabulary's descriptions do; None to pass over them.
 
     Raises:
         UnknownClassError: A class has no vector among those that were given or are shipped.
-        VocabularyError: A synonym has no vector, the vectors are not of the width of the weights, a
-            prompt is too long, or templates were given where there is nothing to encode them with.
+        VocabularyError: A synonym or description has no vector, the vectors are not of the width of
+            the weights, a prompt is too long, there are no descriptions, or templates or they were
+            asked for where there is nothing to encode them with.
     """
     if file is not None or not has_text(state):
         origin = "text features come from a file" if file else f"{weights.name} has no text tower"
         if templates:
             raise VocabularyError(f"a template was given, but {origin}", _TEXT_TOWER)
+        if descriptions and not file:
+            raise VocabularyError(
+                f"descriptions are asked for, but {origin}",
+                f"{_TEXT_TOWER}, or --text-features FILE.npz with a row for each of them",
+            )
         given = load_text_features(file) if file else stand_in()
         _check_width(given, state, weights, file)
-        features = from_given(given, vocabulary, fusion)
+        features = from_given(given, vocabulary, fusion, descriptions)
         if file is None:
             say(f"text: {origin}; using the shipped {features.note}")
     else:
         encoder = PromptEncoder(state, weights, cache, say=say)
-        features = from_tower(encoder, vocabulary, fusion, templates, weights.name, say)
+        features = from_tower(
+            encoder, vocabulary, fusion, templates, weights.name, say, descriptions
+        )
     return features
 
 
@@ -181,15 +191,34 @@ def _check_width(
         )
 
 
-def from_given(given: TextFeatures, vocabulary: Vocabulary, fusion: Fusion) -> TextFeatures:
+def from_given(
+    given: TextFeatures,
+    vocabulary: Vocabulary,
+    fusion: Fusion,
+    descriptions: Descriptions | None = None,
+) -> TextFeatures:
     """Return the vectors of a vocabulary's classes out of features that are there already.
 
     At sentence level a class is its own row; at the others it is fused from its synonyms' rows. The
-    background words are those of ``given``.
+    background words are those of ``given``. Other arguments are those of ``text_features``.
 
     Raises:
-        VocabularyError: A class or synonym has no row.
+        VocabularyError: A class, synonym or description has no row.
     """
+
+    def rows_of(sentences: tuple[str, ...]) -> Float32Array:
+        try:
+            return given.for_classes(sentences).class_vectors
+        except VocabularyError as error:
+            raise VocabularyError(
+                f"descriptions need a vector of every sentence: {error.what}",
+                f"{_TEXT_TOWER}, or leave --descriptions out",
+            ) from error
+
+    return _described(_from_rows(given, vocabulary, fusion), vocabulary, descriptions, rows_of)
+
+
+def _from_rows(given: TextFeatures, vocabulary: Vocabulary, fusion: Fusion) -> TextFeatures:
     if fusion is Fusion.sentence:
         return given.for_classes(vocabulary.classes)
     phrases = vocabulary.phrases(fusion)[: len(vocabulary.classes)]
@@ -210,6 +239,7 @@ def from_tower(
     templates: tuple[str, ...],
     model: str,
     say: Callable[[str], None],
+    descriptions: Descriptions | None = None,
 ) -> TextFeatures:
     """Encode a vocabulary; arguments and errors as for ``text_features``."""
     templates = templates or (vocabulary.template,)
@@ -233,13 +263,20 @@ def from_tower(
         model=model,
         templates=templates,
     )
-    return _fused(empty, rows[:count], fusion)
+
+    def encoded(sentences: tuple[str, ...]) -> Float32Array:
+        if not encoder.knows(sentences):
+            say(f"text: encoding {len(sentences)} descriptions with {model}")
+        return encoder(sentences)
+
+    named = _fused(empty, rows[:count], fusion)
+    return _described(named, vocabulary, descriptions, encoded)
 
 
 def fingerprint(features: TextFeatures) -> str:
     """Return the sha256 of names and vectors, for run.json."""
     digest = hashlib.sha256(json.dumps([features.classes, features.background_words]).encode())
-    vectors = (features.class_vectors, features.background_vectors, *features.synonym_vectors)
+    vectors = (features.class_vectors, features.background_vectors, *features.phrase_vectors)
     for rows in vectors:
         digest.update(rows.tobytes())
     return digest.hexdigest()
@@ -251,6 +288,30 @@ def _fused(features: TextFeatures, rows: Sequence[Float32Array], fusion: Fusion)
     return replace(
         features,
         class_vectors=np.stack([fuse_vectors(synonyms) for synonyms in rows]),
-        synonym_vectors=tuple(rows) if of_maps else (),
+        phrase_vectors=tuple(rows) if of_maps else (),
         fusion=fusion,
+    )
+
+
+def _described(
+    features: TextFeatures,
+    vocabulary: Vocabulary,
+    descriptions: Descriptions | None,
+    encode: Callable[[tuple[str, ...]], Float32Array],
+) -> TextFeatures:
+    """Let each class vector, the name's, be joined by those of its descriptions."""
+    if descriptions is None:
+        return features
+    sentences = vocabulary.as_asked(descriptions).sentences()
+    vectors = encode(tuple(sentence for of_class in sentences for sentence in of_class))
+    parts = np.split(vectors, np.cumsum([len(of_class) for of_class in sentences])[:-1])
+    rows = [
+        np.concatenate([name[None], of_class])
+        for name, of_class in zip(features.class_vectors, parts, strict=True)
+    ]
+    return replace(
+        features,
+        class_vectors=np.stack([fuse_vectors(vectors) for vectors in rows]),
+        phrase_vectors=tuple(rows) if descriptions is Descriptions.max else (),
+        descriptions=descriptions,
     )

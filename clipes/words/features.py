@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipes.choices import Fusion
+from clipes.choices import Descriptions, Fusion
 from clipes.disk.files import read_arrays, write_arrays
 from clipes.errors import UnknownClassError, VocabularyError
 from clipes.names import SAME_THING, folded, nearest
@@ -42,10 +42,12 @@ class TextFeatures:
         background_vectors: (B, E) float32 unit rows.
         model: Name of the CLIP model they belong to.
         note: What a reader of the results must know about their origin; may be empty.
-        synonym_vectors: For fusion of maps: for each of the C classes (S, E) float32 unit rows, one
-            for each synonym; the class's row of ``class_vectors`` stands for them all where one
-            vector is wanted. Empty without fusion of maps.
+        phrase_vectors: For each of the C classes (S, E) float32 unit rows, where several vectors
+            are to be had of one: of its synonyms for fusion of maps, of its name and each of its
+            descriptions for their maximum. The class's row of ``class_vectors`` stands for them all
+            where one vector is wanted. Empty otherwise.
         fusion: How synonyms became, or are to become, one.
+        descriptions: What descriptions do for a class; None without them.
         templates: What the words were put into; empty where that is not known.
     """
 
@@ -55,8 +57,9 @@ class TextFeatures:
     background_vectors: Float32Array
     model: str
     note: str = ""
-    synonym_vectors: tuple[Float32Array, ...] = ()
+    phrase_vectors: tuple[Float32Array, ...] = ()
     fusion: Fusion = Fusion.sentence
+    descriptions: Descriptions | None = None
     templates: tuple[str, ...] = ()
 
     def for_classes(self, classes: tuple[str, ...]) -> TextFeatures:
@@ -82,7 +85,7 @@ class TextFeatures:
             class_vectors=vectors[rows],
             background_words=tuple(self.background_words[k] for k in others),
             background_vectors=self.background_vectors[others],
-            synonym_vectors=tuple(self.synonym_vectors[k] for k in rows if self.synonym_vectors),
+            phrase_vectors=tuple(self.phrase_vectors[k] for k in rows if self.phrase_vectors),
         )
 
     def lacks(self, classes: Sequence[str]) -> list[str]:
@@ -95,7 +98,7 @@ class TextFeatures:
         return nearest(name, self._names(), groups=same, alike=_ALIKE)
 
     def _names(self) -> tuple[str, ...]:
-        return self.classes if self.synonym_vectors else (*self.classes, *self.background_words)
+        return self.classes if self.phrase_vectors else (*self.classes, *self.background_words)
 
     def _rows(self, classes: Sequence[str]) -> dict[str, int | None]:
         """Return the row of each class among the vectors of classes, then background words."""

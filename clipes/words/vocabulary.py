@@ -9,6 +9,9 @@ A vocabulary is a TOML file::
     [synonyms]                      # optional; what stands for the name in prompts, see ``Fusion``
     person = ["person with clothes", "people", "human"]
 
+    [descriptions]                  # optional; sentences that CLIP reads too, see ``Descriptions``
+    aeroplane = ["the tail fin of an aeroplane", "an aeroplane of shiny white metal"]
+
 Templates to choose from are a text file with one on each line; ``#`` starts a comment line.
 """
 
@@ -16,15 +19,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from clipes.choices import Fusion
+from clipes.choices import Descriptions, Fusion
 from clipes.config import DEFAULT_TEMPLATE
-from clipes.errors import VocabularyError
+from clipes.errors import UsageError, VocabularyError
 from clipes.names import folded
 from clipes.types import MAX_CLASSES
 from clipes.words.shipped import shipped_path
@@ -37,7 +40,11 @@ else:
 SHIPPED = ("voc", "coco")
 """Vocabularies that come with the package."""
 
-_KEYS = ("classes", "background", "template", "synonyms")
+MAX_DESCRIPTIONS = 16
+"""Of a class; each is a prompt to encode."""
+
+_KEYS = ("classes", "background", "template", "synonyms", "descriptions")
+_LONGEST_DESCRIPTION = 400  # letters; CLIP reads 77 tokens, of about four each
 _LARGEST_FILE = 1 << 20  # bytes; the largest sensible vocabulary is a few kilobytes
 
 
@@ -50,17 +57,20 @@ class Vocabulary:
         background: Words for what is not a class; they compete with the classes in the softmax.
         synonyms: For some classes, the words that stand for the name in a prompt.
         template: Sentence with one ``{}``.
+        descriptions: For some classes, sentences about what they look like.
 
     Raises:
         VocabularyError: There is no class or more than 254, a word is empty, repeated or has
-            characters that cannot be printed, synonyms belong to no class, or the template has not
-            exactly one ``{}``.
+            characters that cannot be printed, synonyms or descriptions belong to no class, the
+            descriptions of a class are too many or too long, or the template has not exactly one
+            ``{}``.
     """
 
     classes: tuple[str, ...]
     background: tuple[str, ...]
     synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)
     template: str = DEFAULT_TEMPLATE
+    descriptions: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -72,16 +82,22 @@ class Vocabulary:
             )
         _check_words(self.classes, "class")
         _check_words(self.background, "background word")
-        for name, words in self.synonyms.items():
-            if name not in self.classes:
-                raise VocabularyError(
-                    f"synonyms for {name[:60]!r}, which is not a class",
-                    "write the name as in 'classes', or remove them",
-                )
-            if not words:
-                raise VocabularyError(f"no synonym for '{name}'", "list one, or remove the entry")
-            _check_words(words, f"synonym of '{name}'")
+        for kind, given in (("synonym", self.synonyms), ("description", self.descriptions)):
+            for name, words in given.items():
+                self._check_of_class(name, words, kind)
+        for name, sentences in self.descriptions.items():
+            _check_sentences(name, sentences)
         check_template(self.template)
+
+    def _check_of_class(self, name: str, words: tuple[str, ...], kind: str) -> None:
+        if name not in self.classes:
+            raise VocabularyError(
+                f"{kind}s for {name[:60]!r}, which is not a class",
+                "write the name as in 'classes', or remove them",
+            )
+        if not words:
+            raise VocabularyError(f"no {kind} for '{name}'", "list one, or remove the entry")
+        _check_words(words, f"{kind} of '{name}'")
 
     def phrases(self, fusion: Fusion = Fusion.sentence) -> tuple[tuple[str, ...], ...]:
         """Return what goes into the template for every class, then for every background word.
@@ -99,6 +115,24 @@ class Vocabulary:
             words = [(",".join(synonyms),) for synonyms in words]
         return (*words, *((word,) for word in self.background))
 
+    def texts(
+        self, templates: Sequence[str], fusion: Fusion = Fusion.sentence
+    ) -> tuple[tuple[str, ...], ...]:
+        """Return all that CLIP reads: prompts, then descriptions, for each class and word.
+
+        Args:
+            templates: What phrases are put into; descriptions stand as they are.
+            fusion: As for ``phrases``.
+
+        Returns:
+            C + B tuples of at least one text.
+        """
+        sentences = (*self.sentences(), *((),) * len(self.background))
+        return tuple(
+            (*(fill(template, phrase) for phrase in phrases for template in templates), *described)
+            for phrases, described in zip(self.phrases(fusion), sentences, strict=True)
+        )
+
     def prompts(self) -> tuple[str, ...]:
         """Return one prompt for every class, then one for every background word.
 
@@ -107,12 +141,42 @@ class Vocabulary:
         return tuple(fill(self.template, phrase) for (phrase,) in self.phrases())
 
     def with_classes(self, classes: tuple[str, ...]) -> Vocabulary:
-        """Return this vocabulary for other classes; synonyms of classes that go away go too."""
-        given = {folded(name): words for name, words in self.synonyms.items()}
-        synonyms = {name: given[folded(name)] for name in classes if folded(name) in given}
+        """Return this vocabulary for other classes; what is said of classes that go away goes too.
+
+        Names are compared without regard to spelling (``folded``).
+        """
+
+        def kept(words: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+            given = {folded(name): of for name, of in words.items()}
+            return {name: given[folded(name)] for name in classes if folded(name) in given}
+
         taken = set(map(folded, classes))
-        background = tuple(word for word in self.background if folded(word) not in taken)
-        return replace(self, classes=classes, synonyms=synonyms, background=background)
+        return replace(
+            self,
+            classes=classes,
+            synonyms=kept(self.synonyms),
+            background=tuple(word for word in self.background if folded(word) not in taken),
+            descriptions=kept(self.descriptions),
+        )
+
+    def as_asked(self, descriptions: Descriptions | None) -> Vocabulary:
+        """Return this vocabulary with descriptions only if they are asked for.
+
+        Raises:
+            VocabularyError: They are, and there are none.
+        """
+        if descriptions is None:
+            return replace(self, descriptions={})
+        if not self.descriptions:
+            raise VocabularyError(
+                "descriptions are asked for, but the vocabulary has none of these classes",
+                "write some into it, under [descriptions], or leave --descriptions out",
+            )
+        return self
+
+    def sentences(self) -> tuple[tuple[str, ...], ...]:
+        """Return the C descriptions, of any length, in the order of the classes."""
+        return tuple(self.descriptions.get(name, ()) for name in self.classes)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -137,6 +201,19 @@ def check_template(template: str) -> str:
             "put {} where the class goes, such as 'a photo of a {}.'",
         )
     return template
+
+
+def check_levels(fusion: Fusion, descriptions: Descriptions | None) -> None:
+    """Refuse descriptions beside maps of each synonym: a class has one map or several.
+
+    Raises:
+        UsageError: Both are asked for.
+    """
+    if descriptions is not None and fusion in (Fusion.cam, Fusion.cam_max):
+        raise UsageError(
+            f"--fusion {fusion} makes maps of a class's synonyms, which descriptions cannot join",
+            "leave --descriptions out, or take --fusion sentence or feature",
+        )
 
 
 def load_vocabulary(source: str | Path) -> Vocabulary:
@@ -187,17 +264,15 @@ def parse_vocabulary(text: str) -> Vocabulary:
     unknown = sorted(set(table) - set(_KEYS))
     if unknown:
         raise VocabularyError(f"unknown key {unknown[0][:60]!r}", f"known are {', '.join(_KEYS)}")
-    synonyms = table.get("synonyms", {})
     template = table.get("template", DEFAULT_TEMPLATE)
-    if not isinstance(synonyms, dict):
-        raise VocabularyError("'synonyms' is not a table", "write [synonyms] and name = [words]")
     if not isinstance(template, str):
         raise VocabularyError("'template' is not a string", "write template = 'a photo of a {}.'")
     return Vocabulary(
         classes=_words(table.get("classes", []), "classes"),
         background=_words(table.get("background", []), "background"),
-        synonyms={name: _words(words, f"synonyms.{name}") for name, words in synonyms.items()},
+        synonyms=_words_of_classes(table, "synonyms"),
         template=template,
+        descriptions=_words_of_classes(table, "descriptions"),
     )
 
 
@@ -230,10 +305,31 @@ def _check_words(words: Iterable[str], kind: str) -> None:
             raise VocabularyError(f"the {kind} '{word}' appears twice", "keep one")
 
 
+def _check_sentences(name: str, sentences: tuple[str, ...]) -> None:
+    if len(sentences) > MAX_DESCRIPTIONS:
+        raise VocabularyError(
+            f"{len(sentences)} descriptions of '{name}'", f"keep the best {MAX_DESCRIPTIONS}"
+        )
+    longest = max(sentences, key=len)
+    if len(longest) > _LONGEST_DESCRIPTION:
+        raise VocabularyError(
+            f"a description of '{name}' has {len(longest)} letters, more than "
+            f"{_LONGEST_DESCRIPTION}: '{longest[:60]}...'",
+            "shorten it: CLIP reads 77 tokens",
+        )
+
+
 def _words(value: Any, key: str) -> tuple[str, ...]:  # noqa: ANN401  (TOML gives anything)
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise VocabularyError(f"'{key[:60]}' is not a list of strings", 'write ["one", "two"]')
     return tuple(value)
+
+
+def _words_of_classes(table: dict[str, Any], key: str) -> dict[str, tuple[str, ...]]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise VocabularyError(f"'{key}' is not a table", f'write [{key}] and name = ["one", "two"]')
+    return {name: _words(words, f"{key}.{name}") for name, words in value.items()}
 
 
 @cache

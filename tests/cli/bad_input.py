@@ -682,6 +682,20 @@ def prompts(text: str) -> Make:
 case("words: TOML with a mistake")(prompts('classes = ["cat"\n'))
 case("words: classes that are numbers")(prompts("classes = [1, 2]\n"))
 case("words: a template without {}")(prompts('classes = ["cat"]\ntemplate = "a photo"\n'))
+case("words: descriptions of no class")(
+    prompts('classes = ["cat"]\n[descriptions]\ncats = ["soft fur"]\n')
+)
+case("words: more descriptions than are read")(
+    prompts(f'classes = ["cat"]\n[descriptions]\ncat = {[f"fur {k}" for k in range(50)]}\n')
+)
+
+
+@case("words: descriptions, and nothing to encode them")
+def _(root: Path) -> Command:
+    command = prompts('classes = ["cat", "dog", "sofa"]\n[descriptions]\ncat = ["soft fur"]\n')(
+        root
+    )
+    return [*command, "--descriptions", "average"]
 
 
 # --- run folders

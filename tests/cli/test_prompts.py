@@ -134,6 +134,48 @@ def test_fusion_changes_the_maps_of_classes_with_synonyms_and_no_others(
         assert all(np.abs(people[index] - people[k]).max() > 1e-3 for k in range(index))
 
 
+def test_descriptions_change_the_maps_of_classes_that_have_some(
+    inline: Cli, photos: Path, tiny_weights: Path, vocabulary: Path, tmp_path: Path
+) -> None:
+    options = (*folder(photos, tiny_weights), "--prompts", vocabulary, "--preset", "fast")
+    asked = inline("cam", *options, "--out", "none", "--descriptions", "max")
+    assert "[descriptions]" in one_line(asked)
+    assert inline("cam", *options, "--out", "none").returncode == 0
+    plain = vocabulary.read_text()
+    vocabulary.write_text(f'{plain}[descriptions]\nperson = ["a face", "two hands"]\n')
+    again = inline("cam", *options, "--out", "none")
+    assert "0 made, 6 there before" in again.stderr  # nobody asked for them
+    shown = inline("prompts", "show", vocabulary)
+    assert shown.stdout.splitlines()[3] == "person\ta people,human."
+    assert "descriptions of 1 of 5 classes, not used: --descriptions" in shown.stderr
+    shown = inline("prompts", "show", vocabulary, "--descriptions", "average")
+    assert shown.stdout.splitlines()[3] == "person\ta people,human.\ta face\ttwo hands"
+    assert "are averaged" in shown.stderr
+
+    runs = {None: Run(tmp_path / "none")}
+    for how in ("average", "max"):
+        mine = (*options, "--out", how, "--descriptions", how)
+        done = inline("cam", *mine)
+        assert done.returncode == 0, done.stderr
+        assert "encoding 2 descriptions" in done.stderr or how == "max"  # known by then
+        runs[how] = Run(tmp_path / how)
+        assert "0 made, 6 there before" in inline("cam", *mine).stderr
+    told = {how: run.stage("cam")["settings"]["text"]["descriptions"] for how, run in runs.items()}
+    assert told == {how: how for how in (None, "average", "max")}
+    cats = [run.load_cams("p2").maps for run in runs.values()]
+    people = [run.load_cams("p3").maps for run in runs.values()]
+    for index in range(1, 3):
+        np.testing.assert_array_equal(cats[index], cats[0])
+        assert all(np.abs(people[index] - people[k]).max() > 1e-3 for k in range(index))
+
+    conflict = inline("cam", *options, "--out", "max", "--descriptions", "average")
+    assert 'text.descriptions = "max", not "average"' in one_line(conflict)
+    vocabulary.write_text(f'{plain}[descriptions]\nperson = ["a face", "two feet"]\n')
+    assert "text.sha256" in one_line(inline("cam", *mine))
+    beside = inline("cam", *options, "--out", "x", "--descriptions", "max", "--fusion", "cam")
+    assert "--fusion cam" in one_line(beside, 2)
+
+
 def test_a_bad_image_is_named_and_the_others_are_ranked(
     inline: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:

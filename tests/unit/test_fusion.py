@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from open_clip.transformer import VisionTransformer
 
 from clipes.bench import literal
-from clipes.choices import Fusion
+from clipes.choices import Descriptions, Fusion
 from clipes.config import CamParams, PatchParams
 from clipes.errors import VocabularyError
 from clipes.listener import Listener
@@ -135,12 +135,12 @@ def test_real_synonyms_fuse_to_what_they_share(shared: Path) -> None:
     )
     fused = from_given(given, words, Fusion.feature)
     assert fused.classes == words.classes
-    assert fused.synonym_vectors == ()
+    assert fused.phrase_vectors == ()
     of_maps = from_given(given, words, Fusion.cam)
     np.testing.assert_array_equal(of_maps.class_vectors, fused.class_vectors)
     for row, names in enumerate((("person", "people", "baby"), ("tv", "monitor", "screen"))):
         singles = given.for_classes(names).class_vectors
-        np.testing.assert_array_equal(of_maps.synonym_vectors[row], singles)
+        np.testing.assert_array_equal(of_maps.phrase_vectors[row], singles)
         to_fused, among = singles @ fused.class_vectors[row], singles @ singles.T
         # The mean is nearer to each word than the words are to each other, on average.
         assert to_fused.min() > (among.sum() - 3) / 6
@@ -162,15 +162,24 @@ def opened(tiny_weights: Path) -> OpenedWeights:
 
 
 @pytest.mark.parametrize("params", [CamParams(), CamParams(patches=PatchParams())])
-@pytest.mark.parametrize("fusion", list(Fusion))
+@pytest.mark.parametrize(
+    ("fusion", "descriptions"),
+    [*((fusion, None) for fusion in Fusion), *((Fusion.sentence, how) for how in Descriptions)],
+)
 def test_the_order_in_the_vocabulary_never_changes_a_map(
-    fusion: Fusion, params: CamParams, opened: OpenedWeights, tmp_path: Path, image: np.ndarray
+    fusion: Fusion,
+    descriptions: Descriptions | None,
+    params: CamParams,
+    opened: OpenedWeights,
+    tmp_path: Path,
+    image: np.ndarray,
 ) -> None:
     backbone = Backbone(opened.visual(), opened.logit_scale, MEAN, STD)
     words = Vocabulary(
         ("cat", "dog", "person", "sofa"),
         ("sky", "grass", "road"),
         {"person": ("people", "human"), "sofa": ("sofa", "couch", "settee")},
+        descriptions={"cat": ("whiskers", "paws"), "sofa": ("soft cushions",)},
     )
     shuffled = replace(
         words, classes=("sofa", "person", "cat", "dog"), background=("road", "sky", "grass")
@@ -185,6 +194,7 @@ def test_the_order_in_the_vocabulary_never_changes_a_map(
             cache=tmp_path,
             say=quiet,
             fusion=fusion,
+            descriptions=descriptions,
         )
         labels = [vocabulary.classes.index(name) for name in ("person", "cat", "sofa")]
         maker = CamMaker(Towers(backbone), features, params)

@@ -113,6 +113,17 @@ def test_what_is_too_long_for_the_tower_stops_a_run() -> None:
     assert spelled(long, Fusion.feature) == []
 
 
+def test_descriptions_are_read_as_words_are() -> None:
+    said = replace(words("cat", "dog"), descriptions={"cat": ("a cat's Pfötchen", "fur " * 90)})
+    first, second = spelled(said)
+    assert "'a cat's Pfötchen' (of 'cat') has characters beyond ASCII" in first
+    assert second.startswith("fatal: the prompt of 'cat' has 92 tokens")
+    assert [entry.tokens for entry in entries(said, TEMPLATES, Fusion.cam, tokenize, None)] == [
+        92,
+        8,
+    ]
+
+
 def ring(count: int, nearness: float) -> np.ndarray:
     """Unit vectors: ``count`` equally far from each other, then one near the first."""
     basis = np.eye(count + 1)
@@ -182,7 +193,8 @@ def test_real_vectors_give_few_and_sensible_remarks(shared: Path) -> None:
 
 def test_the_table_has_a_line_for_every_word(shared: Path) -> None:
     features = coco_features(shared)
-    vocabulary = replace(load_vocabulary("coco"), background=features.background_words)
+    coco = load_vocabulary("coco").as_asked(None)
+    vocabulary = replace(coco, background=features.background_words)
     table = entries(vocabulary, TEMPLATES, Fusion.sentence, tokenize, features)
     assert [entry.name for entry in table] == [*vocabulary.classes, *vocabulary.background]
     by_name = {(entry.name, entry.background): entry for entry in table}

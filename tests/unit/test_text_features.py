@@ -104,10 +104,10 @@ def test_files_that_are_no_archive(data: bytes, tmp_path: Path) -> None:
 def test_classes_are_taken_by_name() -> None:
     vectors = unit_rows(np.random.default_rng(0).standard_normal((3, 4)))
     rows = tuple(np.stack([vector, -vector]) for vector in vectors)
-    features = TextFeatures(("a", "b", "c"), (), vectors, vectors[:0], "m", synonym_vectors=rows)
+    features = TextFeatures(("a", "b", "c"), (), vectors, vectors[:0], "m", phrase_vectors=rows)
     chosen = features.for_classes(("c", "a"))
     np.testing.assert_array_equal(chosen.class_vectors, vectors[[2, 0]])
-    np.testing.assert_array_equal(chosen.synonym_vectors[0], rows[2])
+    np.testing.assert_array_equal(chosen.phrase_vectors[0], rows[2])
     with pytest.raises(VocabularyError, match="classes 'x', 'y' among"):
         features.for_classes(("a", "x", "y"))
 
@@ -240,8 +240,8 @@ def test_the_order_in_the_file_changes_no_vector(features_of, fusion: Fusion) ->
     other = features_of(shuffled, fusion=fusion)
     np.testing.assert_array_equal(other.class_vectors, first.class_vectors[[2, 0, 1]])
     np.testing.assert_array_equal(other.background_vectors, first.background_vectors[[1, 0]])
-    for row, origin in enumerate([2, 0, 1] if first.synonym_vectors else []):
-        np.testing.assert_array_equal(other.synonym_vectors[row], first.synonym_vectors[origin])
+    for row, origin in enumerate([2, 0, 1] if first.phrase_vectors else []):
+        np.testing.assert_array_equal(other.phrase_vectors[row], first.phrase_vectors[origin])
 
 
 def test_what_was_encoded_is_remembered(
