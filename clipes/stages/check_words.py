@@ -113,4 +113,5 @@ def _vectors(
         fusion=request.fusion,
         templates=templates if templates != (vocabulary.template,) else (),
         descriptions=request.descriptions,
+        progress=listener.progress,
     )

@@ -176,6 +176,7 @@ def load_clip(
             fusion=asked.fusion,
             templates=templates,
             descriptions=asked.descriptions,
+            progress=listener.progress,
         )
     except UnknownClassError:
         if fit is None or asked.text_features is not None:

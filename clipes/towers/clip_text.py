@@ -11,7 +11,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer
 
 from clipes.errors import VocabularyError
-from clipes.types import Float32Array
+from clipes.types import Float32Array, Progress
 
 CONTEXT_LENGTH = 77
 """Tokens a CLIP text tower reads, start and end of text among them."""
@@ -30,7 +30,11 @@ def tokenize(text: str) -> list[str]:
 
 
 @torch.inference_mode()
-def encode_prompts(text: TextTransformer, prompts: Sequence[str]) -> Float32Array:
+def encode_prompts(
+    text: TextTransformer,
+    prompts: Sequence[str],
+    progress: Progress = lambda _done, _total: None,
+) -> Float32Array:
     """Encode prompts with CLIP's text tower.
 
     A prompt's feature is read at its end, and attention only looks back, so what follows the end
@@ -40,6 +44,7 @@ def encode_prompts(text: TextTransformer, prompts: Sequence[str]) -> Float32Arra
     Args:
         text: The tower.
         prompts: n sentences.
+        progress: Called after each batch.
 
     Returns:
         (n, E) float32, each row of length 1.
@@ -63,6 +68,7 @@ def encode_prompts(text: TextTransformer, prompts: Sequence[str]) -> Float32Arra
         batch = unique[start : start + _PROMPTS_AT_ONCE]
         tokens = tokenizer(batch, context_length=lengths[batch[-1]]).to(device)
         batches.append(F.normalize(_forward(text, tokens).float()).cpu())
+        progress(start + len(batch), len(unique))
     row = {prompt: index for index, prompt in enumerate(unique)}
     features: Float32Array = torch.cat(batches)[[row[prompt] for prompt in prompts]].numpy()
     return features

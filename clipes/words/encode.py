@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clipes.choices import Descriptions, Fusion
 from clipes.errors import UnknownClassError, VocabularyError
+from clipes.listener import OpenProgress, no_progress
 from clipes.towers.clip_text import encode_prompts
 from clipes.towers.load import has_text, load_text
 from clipes.types import Float32Array
@@ -45,6 +46,7 @@ class PromptEncoder:
         cache: Folder for features that were computed.
         device: Where to compute.
         say: Told once if the memory cannot be written.
+        progress: Follows what is encoded.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class PromptEncoder:
         device: torch.device = _CPU,
         *,
         say: Callable[[str], None],
+        progress: OpenProgress = no_progress,
     ) -> None:
         self._state = state
         self._weights = weights
         self._folder = cache / "text"
         self._device = device
         self._say = say
+        self._progress = progress
         self._unsaved: dict[Path, TextFeatures] = {}
         self._tower: TextTransformer | None = None
 
@@ -86,7 +90,9 @@ class PromptEncoder:
         if not unknown:
             return
         flat = [prompt for group in unknown for prompt in group]
-        vectors = encode_prompts(self._loaded(), flat)
+        tower = self._loaded()
+        with self._progress("text") as progress:
+            vectors = encode_prompts(tower, flat, progress)
         ends = np.cumsum([len(group) for group in unknown])[:-1]
         none = np.empty((0, vectors.shape[1]), np.float32)
         for group, rows in zip(unknown, np.split(vectors, ends), strict=True):
@@ -134,6 +140,7 @@ def text_features(
     fusion: Fusion = Fusion.sentence,
     templates: tuple[str, ...] = (),
     descriptions: Descriptions | None = None,
+    progress: OpenProgress = no_progress,
 ) -> TextFeatures:
     """Return the vectors of a vocabulary's classes, in its order, and of the background words.
 
@@ -148,6 +155,7 @@ def text_features(
         fusion: Where synonyms become one.
         templates: Take the place of the vocabulary's; the features of several are averaged.
         descriptions: What the vocabulary's descriptions do; None to pass over them.
+        progress: Follows what is encoded.
 
     Raises:
         UnknownClassError: A class has no vector among those that were given or are shipped.
@@ -170,7 +178,7 @@ def text_features(
         if file is None:
             say(f"text: {origin}; using the shipped {features.note}")
     else:
-        encoder = PromptEncoder(state, weights, cache, say=say)
+        encoder = PromptEncoder(state, weights, cache, say=say, progress=progress)
         features = from_tower(
             encoder, vocabulary, fusion, templates, weights.name, say, descriptions
         )
