@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from clipes.choices import CrfBackend, Fusion, Precision
+from clipes.choices import CrfBackend, Descriptions, Fusion, Precision
 from clipes.config import CrfParams, Preset
 from clipes.disk.records import parse_record
 from clipes.errors import ArtifactError
@@ -59,14 +59,14 @@ class TextUsed:
         note: What a reader of the results must know about their origin; may be empty.
         fusion: How synonyms became one, of ``Fusion``.
         templates: What the words were put into.
-        descriptions: What descriptions did, of ``Descriptions``; None without them.
+        descriptions: What descriptions did for a class; None without them.
     """
 
     sha256: str
     note: str = ""
     fusion: str = Fusion.sentence.value
     templates: tuple[str, ...] = ()
-    descriptions: str | None = None
+    descriptions: Descriptions | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipes.choices import DatasetKind, Descriptions, Fusion
+from clipes.choices import DatasetKind, Fusion
 from clipes.config import WeakClipPreset, WeClipPreset
 from clipes.errors import ArtifactError
 from clipes.listener import Listener
@@ -118,7 +118,7 @@ def _words(run: Run, opened: OpenedWeights, listener: Listener) -> TextFeatures:
         say=listener.say,
         fusion=Fusion(used.fusion),
         templates=used.templates if encoded else (),
-        descriptions=None if used.descriptions is None else Descriptions(used.descriptions),
+        descriptions=used.descriptions,
     )
     if fingerprint(text) != used.sha256:
         raise ArtifactError(

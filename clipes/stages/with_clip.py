@@ -229,7 +229,7 @@ def _begin(
             text.note,
             text.fusion.value,
             text.templates,
-            text.descriptions and text.descriptions.value,
+            text.descriptions,
         ),
         towers={name: tower.digest for name, tower in clip.towers.others.items()},
     )

@@ -170,7 +170,7 @@ def text_features(
         if descriptions and not file:
             raise VocabularyError(
                 f"descriptions are asked for, but {origin}",
-                f"{_TEXT_TOWER}, or --text-features FILE.npz with a row for each of them",
+                f"{_TEXT_TOWER}, or --text-features FILE.npz with a row for each sentence",
             )
         given = load_text_features(file) if file else stand_in()
         _check_width(given, state, weights, file)

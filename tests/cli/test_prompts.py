@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from clipes.cli import main
+from clipes.config import WeClipPreset
+from clipes.listener import Listener
 from clipes.run.folder import Run
+from clipes.stages.teacher import open_teacher
+from clipes.stages.token_source import TowerRequest
 from tests.cli.conftest import Cli
 from tests.dino_support import cache_dino
 
@@ -174,6 +178,24 @@ def test_descriptions_change_the_maps_of_classes_that_have_some(
     assert "text.sha256" in one_line(inline("cam", *mine))
     beside = inline("cam", *options, "--out", "x", "--descriptions", "max", "--fusion", "cam")
     assert "--fusion cam" in one_line(beside, 2)
+
+
+def test_shipped_descriptions_of_a_run_are_known_to_its_segmenters(
+    inline: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    options = (*folder(photos, tiny_weights), "--preset", "reference", "--descriptions", "max")
+    done = inline("cam", *options, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    run = Run(tmp_path / "run")
+    preset, towers = WeClipPreset("weclip-voc"), TowerRequest(str(tiny_weights), "auto")
+    teacher = open_teacher(run, preset, towers, "cpu", Listener())  # else it would be refused
+    assert teacher.vectors.of([0, 1]).shape == (2, 6, 64)
+    shown = inline("prompts", "check", "--weights", tiny_weights, "--descriptions", "max")
+    assert shown.returncode == 0, shown.stderr
+    written = json.loads((run.root / "run.json").read_text())
+    written["stages"]["cam"]["settings"]["text"]["descriptions"] = "most"
+    (run.root / "run.json").write_text(json.dumps(written))
+    assert "most" in one_line(inline("refine", run.root))
 
 
 def test_a_bad_image_is_named_and_the_others_are_ranked(
