@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class Setting:
 
     Attributes:
         data: All images with their masks.
-        encoded: What the fit needs of each, by id.
+        encoded: What the fit needs of those that runs are made of, by id.
         logit_scale: The weights' factor on cosines.
         preset: Of the maps.
         weights: CLIP's.
@@ -71,11 +72,14 @@ class Point:
     crf: float
 
 
-def prepare(data: Dataset, preset: str, weights: str = "registry") -> Setting:
-    """Encode all images once."""
+def prepare(
+    data: Dataset, samples: Iterable[Sample], preset: str, weights: str = "registry"
+) -> Setting:
+    """Encode the images that runs are made of, each once."""
     opened, params = open_weights(weights, "ViT-B-16", "auto", listener()), get_preset(preset).cam
     images = [
-        LabelledImage(s.id, s.image, tuple(data.classes[k] for k in s.labels)) for s in data.samples
+        LabelledImage(s.id, s.image, tuple(data.classes[k] for k in s.labels))
+        for s in {sample.id: sample for sample in samples}.values()
     ]
     backbone = opened.backbone(fp16_positions=params.fp16_positions)
     made = encode(backbone, images, listener(), max_patches=params.max_patches)
@@ -146,7 +150,7 @@ def fit(setting: Setting, samples: Sequence[Sample], known: TextFeatures, path: 
 def table(points: Sequence[Point]) -> str:
     """Return the Markdown table: the mean over classes for each number of images."""
     lines = ["| images of the class | classes | CAM IoU | CRF IoU |", "|---:|---:|---:|---:|"]
-    for count in dict.fromkeys(point.count for point in points):
+    for count in sorted({point.count for point in points}):
         of = [point for point in points if point.count == count]
         cam, crf = (100 * float(np.mean([getattr(p, way) for p in of])) for way in ("cam", "crf"))
         lines.append(f"| {count} | {len(of)} | {cam:.2f} | {crf:.2f} |")
@@ -167,13 +171,13 @@ def main() -> None:
     if (root := sample(name)) is None:
         return
     data = open_dataset(name.partition("_")[0], root=root, split=split or None)
-    setting = prepare(data, options.preset)
-    labels = range(len(setting.data.classes))[: options.limit]
+    wanted = list(product(range(len(data.classes))[: options.limit], options.counts))
+    groups = [parts(data, label, count, options.runs) for label, count in wanted]
+    samples = chain.from_iterable(chain.from_iterable(groups))
+    setting = prepare(data, samples, options.preset)
     with tempfile.TemporaryDirectory() as folder:
         found = [
-            measure(setting, label, count, options.runs, Path(folder))
-            for count in options.counts
-            for label in labels
+            measure(setting, label, count, options.runs, Path(folder)) for label, count in wanted
         ]
     points = [point for point in found if point is not None]
     print(table(points))

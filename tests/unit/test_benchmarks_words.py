@@ -64,7 +64,9 @@ def test_each_point_is_the_iou_of_the_class_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(words, "stand_in", lambda: vectors)
-    setting = words.prepare(data, "fast", str(tmp_path / "clip.safetensors"))
+    (asked,) = words.parts(data, 0, 2, 3)
+    setting = words.prepare(data, (*asked, *asked), "fast", str(tmp_path / "clip.safetensors"))
+    assert setting.encoded.keys() == {sample.id for sample in asked}
     point = words.measure(setting, 0, 2, 3, tmp_path / "runs")
     assert (point.name, point.count, point.runs) == ("cat", 2, 1)
     assert 0 <= point.cam <= 1
