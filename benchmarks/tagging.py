@@ -1,50 +1,75 @@
-"""Precision and recall of zero-shot tags on real images, and the threshold that suits them.
+"""Precision and recall of zero-shot tags on real images, and masks from tags instead of labels.
 
-    python benchmarks/tagging.py [--dataset voc|coco] [--limit N] [--cache FILE.npz]
+    python benchmarks/tagging.py [--data voc_sample|voc_more/train|voc_more/val|coco_sample ...]
+                                 [--keep FOLDER]
+    python benchmarks/tagging.py --masks [--data voc_more/val] [--preset NAME] [--keep FOLDER]
 
-Scores every class in every image of voc_sample (or coco_sample), as ``clipes tag`` does, on the
-registry's weights and published text features. The threshold with the best F1 is chosen on every
-second image and held to the others, both ways. Labels: the XMLs', difficult objects included.
+Tags each data set as ``clipes tag`` does, as one run, on the registry's weights and published text
+features. No label is used for them, nor for the threshold, which is a probability; halves A
+(images 0, 2, 4, ...) and B (the others) are scored for themselves, and beside the default stands
+the threshold that is best on the other half. Labels: the XMLs', difficult objects included. F1 is
+over all pairs of image and class together. With ``--masks`` maps and masks are made twice, from
+tags and from the labels, and both are scored against all of the ground truth: an image without a
+tag is all background.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from common import sample, write_text_features
+from common import make_maps, make_masks, sample, write_text_features
 
-from clipes.cli.console import progress_bar
 from clipes.cli.options import listener
-from clipes.config import TagParams
+from clipes.config import AUTO_LABELS, TagParams
 from clipes.datasets import Dataset, open_dataset
-from clipes.disk.images import read_image
-from clipes.stages.cam import ClipRequest
-from clipes.stages.setup import load_clip
-from clipes.stages.tag import Tagger
-from clipes.words.vocabulary import load_vocabulary
+from clipes.disk.images import read_mask
+from clipes.maps.tag_odds import class_probabilities
+from clipes.masks.scores import ConfusionMatrix
+from clipes.run.folder import Run
+from clipes.stages.cam import ClipRequest, DataRequest
+from clipes.stages.tag import candidate_count, tag_images
+from clipes.stages.tag_candidates import kept
 
-Scores = npt.NDArray[np.float32]
+DATA = ("voc_sample", "voc_more/train", "coco_sample")
+
+Scores = npt.NDArray[np.float64]
 Shown = npt.NDArray[np.bool_]
 
 
-def score(data: Dataset, kind: str) -> Scores:
-    """Return the (n, C) scores of the classes in the images."""
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "text.npz"
-        write_text_features(text, kind)
-        asked = ClipRequest("registry", text_features=text)
-        clip = load_clip(asked, load_vocabulary(kind), listener())
-    tagger = Tagger(clip.backbone, clip.text, TagParams())
-    rows = []
-    with progress_bar("tag") as progress:
-        for index, item in enumerate(data.samples):
-            rows.append(tagger(read_image(item.image)))
-            progress(index + 1, len(data.samples))
-    return np.stack(rows)
+def opened(name: str) -> tuple[str, DataRequest] | None:
+    """Return the kind of a data set and what asks for its images and labels; None without them."""
+    folder, _, split = name.partition("/")
+    root = sample(folder)
+    if root is None:
+        return None
+    kind = folder.split("_")[0]
+    return kind, DataRequest(kind, root=root, split=split or None)
+
+
+def tagged(kind: str, images: DataRequest, run: Run) -> tuple[Dataset, Scores]:
+    """Tag images in a run folder; return them with their labels, and (n, C) probabilities."""
+    text = run.root / "text.npz"
+    run.root.mkdir(parents=True, exist_ok=True)
+    write_text_features(text, kind)
+    asked = replace(images, labels=Path(AUTO_LABELS))
+    tag_images(asked, ClipRequest("registry", text_features=text), run, listener())
+    data = open_dataset(kind, root=images.root, split=images.split)
+    count = candidate_count(images.tags, data)
+    found = [kept(run, item.id, count) for item in data.samples]
+    said = [one.candidates for one in found if one is not None]
+    scores = np.zeros((len(said), len(data.classes)))
+    for row, one, odds in zip(
+        scores, said, class_probabilities(said, len(data.classes), images.tags), strict=True
+    ):
+        row[one.labels] = odds
+    return data, scores
 
 
 def quality(scores: Scores, shown: Shown, threshold: float) -> tuple[float, float, float]:
@@ -64,51 +89,80 @@ def best_threshold(scores: Scores, shown: Shown) -> float:
     return float(scores.ravel()[order][f1.argmax()])
 
 
-def main() -> None:
-    """Score the images and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", default="voc", choices=["voc", "coco"])
-    parser.add_argument("--limit", type=int, help="only the first N images")
-    parser.add_argument("--cache", type=Path, help="keep the scores here, or take them from here")
-    options = parser.parse_args()
-    root = sample(f"{options.dataset}_sample")
-    if root is None:
-        return
-    data = open_dataset(options.dataset, root=root)
-    samples = data.samples[: options.limit]
-    shown = np.zeros((len(samples), len(data.classes)), np.bool_)
-    for row, item in zip(shown, samples, strict=True):
+def print_tags(name: str, data: Dataset, scores: Scores, default: float) -> None:
+    """Print precision, recall and F1 of the tags of a data set, and of its halves."""
+    shown = np.zeros(scores.shape, np.bool_)
+    for row, item in zip(shown, data.samples, strict=True):
         row[list(item.labels)] = True
-    if options.cache is not None and options.cache.is_file():
-        with np.load(options.cache, allow_pickle=False) as arrays:
-            scores = arrays["scores"]
-    else:
-        data = Dataset(data.name, data.root, data.classes, samples, ())
-        scores = score(data, options.dataset)
-        if options.cache is not None:
-            np.savez(options.cache, scores=scores)
-    even = np.arange(len(samples)) % 2 == 0
-    print(f"{len(samples)} images, {shown.sum(1).mean():.2f} labels each")
-    print("threshold  chosen on   held to     precision  recall  F1")
-    for chosen, name, held, other in ((even, "even", ~even, "odd"), (~even, "odd", even, "even")):
-        threshold = best_threshold(scores[chosen], shown[chosen])
-        report(
-            threshold,
-            f"{name} images",
-            f"{other} images",
-            quality(scores[held], shown[held], threshold),
-        )
-    default = TagParams().threshold
-    report(default, "(default)", "all images", quality(scores, shown, default))
+    even = np.arange(len(scores)) % 2 == 0
+    print(f"{name}: {len(scores)} images, {shown.sum(1).mean():.2f} labels each")
+    print("  threshold            of      precision  recall  F1")
+    for half, other, which in ((even, ~even, "A"), (~even, even, "B")):
+        best = best_threshold(scores[other], shown[other])
+        print_row(f"{best:.2f} best of other", which, quality(scores[half], shown[half], best))
+        print_row(f"{default:.2f} default", which, quality(scores[half], shown[half], default))
+    print_row(f"{default:.2f} default", "all", quality(scores, shown, default))
     tags = scores >= default
-    print(f"images with exactly their labels: {100 * (tags == shown).all(1).mean():.0f} %")
-    print(f"images without a tag: {100 * (~tags.any(1)).mean():.0f} %")
+    print(f"  images with exactly their labels: {100 * (tags == shown).all(1).mean():.0f} %")
+    print(f"  images without a tag: {100 * (~tags.any(1)).mean():.0f} %")
 
 
-def report(threshold: float, chosen: str, held: str, values: tuple[float, float, float]) -> None:
+def print_row(threshold: str, which: str, values: tuple[float, float, float]) -> None:
     """Print one line of the table."""
     numbers = "".join(f"{100 * value:<9.1f}" for value in values)
-    print(f"{threshold:<10.3f} {chosen:<11} {held:<11} {numbers}".rstrip())
+    print(f"  {threshold:<20} {which:<7} {numbers}".rstrip())
+
+
+def print_masks(name: str, kind: str, images: DataRequest, folder: Path, preset: str) -> None:
+    """Make masks from tags and from labels, and print the mIoU of both."""
+    data = open_dataset(kind, root=images.root, split=images.split)
+    for source, labels in (("tags", Path(AUTO_LABELS)), ("labels", None)):
+        run = Run(folder / source)
+        run.root.mkdir(parents=True, exist_ok=True)
+        text = run.root / "text.npz"
+        write_text_features(text, kind)
+        make_maps(replace(images, labels=labels), text, preset, run)
+        make_masks(run)
+        matrix, without = ConfusionMatrix(1 + len(data.classes)), 0
+        for item in data.samples:
+            assert item.mask is not None
+            truth = read_mask(item.mask)
+            is_made = run.pseudo_path(item.id).is_file()
+            without += not is_made
+            matrix.update(truth, run.load_pseudo(item.id).mask if is_made else 0 * truth)
+        miou = 100 * matrix.scores().miou
+        print(f"{name}, from {source}: mIoU {miou:.2f} with CRF; {without} images without a mask")
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is not None:
+        yield keep
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def main() -> None:
+    """Tag the images and print a table of each data set."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", nargs="+", help=f"default: {' '.join(DATA)}")
+    parser.add_argument("--keep", type=Path, help="keep the run folders here, and go on with them")
+    parser.add_argument("--masks", action="store_true", help="masks from tags, and from labels")
+    parser.add_argument("--preset", default="default", help="of the masks")
+    options = parser.parse_args()
+    for name in options.data or (["voc_more/val"] if options.masks else DATA):
+        found = opened(name)
+        if found is None:
+            return
+        kind, images = found
+        with _folder(options.keep) as folder:
+            place = folder / name.replace("/", "_")
+            if options.masks:
+                print_masks(name, kind, images, place, options.preset)
+            else:
+                data, scores = tagged(kind, images, Run(place / "tags"))
+                print_tags(name, data, scores, TagParams().threshold)
 
 
 if __name__ == "__main__":

@@ -53,17 +53,52 @@ def kind_of(dataset: str, prompts: str | None) -> str:
 
 @dataclass(frozen=True)
 class TagParams:
-    """Zero-shot tags (not in the paper).
+    """Zero-shot tags (not in the paper); see ``clipes.maps.tags`` and ``clipes.maps.tag_odds``.
+
+    Chosen on the halves A of voc_sample and coco_sample; ``benchmarks/tagging.py`` measures them.
 
     Attributes:
-        threshold: Score from which a class is a tag. The best F1 on every second image of
-            voc_sample, which held on the others; see ``benchmarks/tagging.py``.
+        threshold: Probability from which a class is a tag. Below 1/2, since a tag too many is
+            quicker to remove than one that is missing is to find.
+        candidates: Classes of an image that are looked at a second time.
+        temperature: Factor on the cosines of patches and words.
         patch_share: Share of the patches over which a class is scored, at least one: those that
             show it best.
+        copy_share: Likewise, of the small copy.
+        nothing: Probability from which on a patch shows no class, or the highest if none has it.
+        box_margin: Share of a box' longer side that is added around it.
+        region_share: Share of a class' highest probability, from which on a patch says what it
+            looks like.
+        patches_weight: Factor on the log-odds of the patches.
+        box_weight: On those of the box.
+        image_weight: On those of the image.
+        looks_scale: Factor on the discriminant of looks before classes are compared.
+        looks_weight: Factor on the log-odds of looks.
+        ridge: Share of the mean variance of looks added to each channel.
+        few: Images of a class whose looks count for half.
+        sure: Log-odds above which an image says what a class looks like.
+        rounds: How often that is learnt.
+        pull: Images of a class for which the mean of all classes stands in its scores.
     """
 
-    threshold: float = 0.38
-    patch_share: float = 0.02
+    threshold: float = 0.4
+    candidates: int = 12
+    temperature: float = 50.0
+    patch_share: float = 0.01
+    copy_share: float = 0.02
+    nothing: float = 0.7
+    box_margin: float = 0.15
+    region_share: float = 0.8
+    patches_weight: float = 0.5
+    box_weight: float = 0.25
+    image_weight: float = 0.12
+    looks_scale: float = 0.06
+    looks_weight: float = 0.4
+    ridge: float = 1.0
+    few: float = 5.0
+    sure: float = 1.5
+    rounds: int = 3
+    pull: float = 5.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from clipes.cli.options import (
     DescriptionsOption,
     DeviceOption,
     DifficultOption,
+    DinoOption,
     FusionOption,
     LabelsOption,
     ModelOption,
@@ -84,6 +85,7 @@ def tag(
     fusion: FusionOption = Fusion.sentence,
     template: TemplateOption = None,
     tag_threshold: TagThresholdOption = None,
+    dino: DinoOption = "auto",
     out: OutOption = None,
     device: DeviceOption = "auto",
     descriptions: DescriptionsOption = None,
@@ -111,6 +113,7 @@ def tag(
         rankings,
         device,
         descriptions=descriptions,
+        dino=dino,
     )
     outcome = tag_images(data, clip, run, listener(), command=command_line())
     finish("tags", run, outcome.summary, outcome.unusable)

@@ -70,7 +70,7 @@ TagThresholdOption = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help=f"Score from which a class is a tag. (default: {TagParams().threshold})",
+        help=f"Probability from which a class is a tag. (default: {TagParams().threshold})",
     ),
 ]
 WeightsOption = Annotated[

@@ -10,6 +10,7 @@
              looks/               what the classes look like, over many images
              words/               class vectors, where they were fitted to the run's own labels
              labels.csv           zero-shot tags, if the labels are such; may be corrected
+             tags/<id>.npz        what they were chosen from; may be removed
              relabelled/          pseudo/ and confidence/ once more, as a trained segmenter says
              corrected/           likewise, as a person mended them; confidence 1
 
@@ -106,6 +107,10 @@ class Run:
     def tags_path(self) -> Path:
         """Where zero-shot tags are, a label file."""
         return self.root / "labels.csv"
+
+    def candidates_path(self, image_id: str) -> Path:
+        """Where it is what an image says of the classes, before zero-shot tags are chosen."""
+        return self.root / "tags" / f"{check_id(image_id)}.npz"
 
     def claim(
         self, stage: str, *, shared: bool = False, on_wait: Callable[[], None] | None = None

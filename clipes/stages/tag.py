@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
-import torch
-
-from clipes.config import CamParams, TagParams
+from clipes.choices import Precision
+from clipes.config import TagParams
 from clipes.datasets import Dataset
-from clipes.errors import UsageError
+from clipes.errors import UsageError, WeightsError
 from clipes.listener import Listener
-from clipes.maps.tags import choose_tags, class_scores
+from clipes.maps.tag_odds import class_probabilities
+from clipes.maps.tags import Candidates, Tagger
 from clipes.run.folder import Run
-from clipes.run.loop import Outcome, Summary
+from clipes.run.loop import Outcome, Summary, for_each
+from clipes.run.origin import read_picture
 from clipes.stages.cam import ClipRequest, DataRequest
-from clipes.stages.setup import Clip, load_clip
-from clipes.stages.tag_file import make_tags, open_tagged, untagged
-from clipes.towers.clip import Backbone
-from clipes.towers.taps import Taps
-from clipes.types import Failure, Float32Array, UInt8Array
+from clipes.stages.setup import Clip, load_clip, load_dino
+from clipes.stages.tag_candidates import is_kept, keep, kept
+from clipes.stages.tag_file import Tagged, add_tags, open_tagged, untagged
+from clipes.towers.side_by_side import DINO, Towers
+from clipes.types import Failure, FloatArray, Int64Array, Sample, UInt8Array
 from clipes.words.encode import fingerprint
-from clipes.words.features import TextFeatures
-
-
-class Tagger:
-    """Scores the classes of a vocabulary in one image after another.
-
-    Args:
-        backbone: CLIP's image tower.
-        text: Vectors of the classes and of the background words.
-        params: Settings.
-    """
-
-    def __init__(self, backbone: Backbone, text: TextFeatures, params: TagParams) -> None:
-        self._backbone = backbone
-        self._params = params
-        dtype = backbone.visual.proj.dtype
-        self._classes = torch.from_numpy(text.class_vectors).to(backbone.device, dtype)
-        self._background = torch.from_numpy(text.background_vectors).to(backbone.device, dtype)
-
-    def __call__(self, image: UInt8Array) -> Float32Array:
-        """Return the (C,) scores of the classes in ``image`` (H0, W0, 3) RGB uint8."""
-        prepared = self._backbone.prepare(image, CamParams().max_patches)
-        encoded = self._backbone.encode(prepared[None], Taps(last="inputs"))
-        return class_scores(
-            self._backbone, encoded.last.of(0), self._classes, self._background, self._params
-        )
 
 
 @dataclass(frozen=True)
@@ -56,12 +31,14 @@ class TagRequest:
 
     Attributes:
         params: Settings.
+        clip: What was asked for of the towers; DINOv2 is loaded where it is not there yet.
         split: The list of images that the data set comes from.
         command: The command line, for the record.
         only_look: Take the tags as they are: other processes work on the same run.
     """
 
     params: TagParams
+    clip: ClipRequest
     split: str | None = None
     command: str = ""
     only_look: bool = False
@@ -85,35 +62,126 @@ def tag(
     Raises:
         RunConflictError: The run has tags that were made with other settings.
         UsageError: There are no tags yet, and ``only_look`` is true.
+        WeightsError: DINOv2's weights cannot be had.
     """
-    path, params = run.tags_path, request.params
+    path = run.tags_path
     if request.only_look and not path.exists():
         raise UsageError(
             f"there is no {path} yet, and shards cannot share the work",
             "run 'clipes tag' with the same options first",
         )
-    settings = {
+    todo, summary = untagged(data.samples, path), Summary(0, 0, ())
+    if request.only_look or not todo:  # a finished run may be read-only
+        run.check_settings("tag", _settings(request, data, clip, _recorded_towers(run)))
+        missed = tuple(Failure(sample.id, f"no tags in {path}") for sample in todo)
+        summary = replace(summary, failures=missed)
+    else:
+        towers = _with_dino(clip.towers, request.clip, listener)
+        settings = _settings(request, data, clip, {DINO: towers.others[DINO].digest})
+        run.begin("tag", settings, request.command, {"root": str(data.root.absolute())})
+        tagger = Tagger(towers, clip.text, request.params)
+        summary = _ask(todo, tagger, request.params, data, run, listener)
+        _decide(todo, request.params, data, run, listener)
+    labelled = open_tagged(data, run, request.split)
+    _say_tagged(data, labelled, path, listener)
+    return labelled, replace(summary, skipped=len(data.samples) - len(todo))
+
+
+def _settings(
+    request: TagRequest, data: Dataset, clip: Clip, towers: Mapping[str, str]
+) -> dict[str, object]:
+    return {
         "dataset": data.name,
         "split": request.split,
         "classes": data.classes,
         "weights": {"name": clip.weights.name, "sha256": clip.weights.sha256},
         "text": {"sha256": fingerprint(clip.text), "note": clip.text.note},
-        "tags": asdict(params),
+        "towers": dict(towers),
+        "tags": asdict(request.params),
     }
-    run.check_settings("tag", settings)
-    todo = untagged(data.samples, path)
-    if todo:  # a finished run may be read-only
-        run.begin("tag", settings, request.command, {"root": str(data.root.absolute())})
-    if request.only_look:
-        missed = tuple(Failure(sample.id, f"no tags in {path}") for sample in todo)
-        summary = Summary(0, 0, missed)
-    else:
-        tagger = Tagger(clip.backbone, clip.text, params)
-        choose = partial(choose_tags, threshold=params.threshold)
-        summary = make_tags(todo, data.classes, tagger, choose, path, listener)
-    labelled = open_tagged(data, run, request.split)
-    _say_tagged(data, labelled, path, listener)
-    return labelled, replace(summary, skipped=len(data.samples) - len(todo))
+
+
+def _recorded_towers(run: Run) -> Mapping[str, str]:
+    """Return the digests of the towers that tags were made with: they are not loaded to look."""
+    stages = run.manifest()["stages"] if run.exists() else {}
+    settings = (stages.get("tag") or {}).get("settings") or {}
+    towers: Mapping[str, str] = settings.get("towers") or {}
+    return towers
+
+
+def _with_dino(towers: Towers, asked: ClipRequest, listener: Listener) -> Towers:
+    """Return the towers with DINOv2 among them, though the preset of the maps does without."""
+    if DINO in towers.others:
+        return towers
+    try:
+        dino = load_dino(asked.dino, asked.device, listener, Precision(asked.precision))
+    except WeightsError as error:
+        remedy = f"{error.remedy}; tags cannot do without, labels of your own can"
+        raise WeightsError(error.what, remedy) from error
+    return replace(towers, others={DINO: dino})
+
+
+def _ask(
+    todo: Sequence[Sample],
+    tagger: Callable[[UInt8Array], Candidates],
+    params: TagParams,
+    data: Dataset,
+    run: Run,
+    listener: Listener,
+) -> Summary:
+    """Keep what each image says of the classes."""
+    count = candidate_count(params, data)
+
+    def ask(sample: Sample) -> None:
+        pixels, picture = read_picture(sample.image)
+        keep(run, sample.id, tagger(pixels), picture.sha256)
+
+    with listener.progress("tag") as progress:
+        return for_each(
+            ask,
+            todo,
+            is_done=lambda sample: is_kept(run, sample, count),
+            progress=progress,
+            report=listener.report,
+        )
+
+
+def _decide(
+    todo: Sequence[Sample], params: TagParams, data: Dataset, run: Run, listener: Listener
+) -> None:
+    """Choose tags of the images that have none, by what all images say."""
+    count, found = candidate_count(params, data), []
+    with listener.progress("look") as progress:
+        for index, sample in enumerate(data.samples):
+            if (known := kept(run, sample.id, count)) is not None:
+                found.append((sample, known))
+            progress(index + 1, len(data.samples))
+    wanted, chosen = {sample.id for sample in todo}, []
+    if found:
+        said = [known.candidates for _, known in found]
+        odds = class_probabilities(said, len(data.classes), params)
+        for (sample, known), row in zip(found, odds, strict=True):
+            if sample.id in wanted:
+                tags = choose_tags(known.candidates.labels, row, params.threshold)
+                chosen.append(Tagged(sample, known.picture, tags))
+    add_tags(run.tags_path, chosen, data.classes)
+
+
+def candidate_count(params: TagParams, data: Dataset) -> int:
+    """Return K, how many classes each image is asked for."""
+    return min(params.candidates, len(data.classes))
+
+
+def choose_tags(
+    labels: Int64Array, probabilities: FloatArray, threshold: float
+) -> dict[int, float]:
+    """Return the classes whose probability reaches ``threshold``.
+
+    >>> choose_tags(np.array([7, 2]), np.array([0.3, 0.5]), 0.4)
+    {2: 0.5}
+    """
+    pairs = zip(labels.tolist(), probabilities.tolist(), strict=True)
+    return {label: odds for label, odds in pairs if odds >= threshold}
 
 
 def _say_tagged(data: Dataset, labelled: Dataset, path: Path, listener: Listener) -> None:
@@ -147,6 +215,6 @@ def tag_images(
     for remark in data.remarks:
         listener.say(remark)
     clip = load_clip(asked, vocabulary, listener)
-    how = TagRequest(images.tags, images.split, command)
+    how = TagRequest(images.tags, asked, images.split, command)
     labelled, summary = tag(how, data, clip, run, listener)
     return Outcome(summary, labelled.failures)

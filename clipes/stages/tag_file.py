@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from clipes.datasets import Dataset, open_dataset
@@ -13,15 +13,11 @@ from clipes.datasets.base import path_id, read_list
 from clipes.datasets.tables import delimiter_of, label_words, table_text
 from clipes.disk.files import sha256_of, write_text
 from clipes.errors import DatasetError
-from clipes.listener import Listener
 from clipes.run.folder import Run
-from clipes.run.loop import Summary, for_each
-from clipes.run.origin import read_picture
-from clipes.types import Float32Array, Sample, UInt8Array
+from clipes.types import Sample
 
 _COLUMNS = ("image", "labels", "scores", "picture")
 _DIGITS = 16  # of the picture's sha256
-_SECONDS_BETWEEN_WRITES = 20.0
 
 
 def open_tagged(data: Dataset, run: Run, split: str | None) -> Dataset:
@@ -31,54 +27,46 @@ def open_tagged(data: Dataset, run: Run, split: str | None) -> Dataset:
     ).without_unlabelled()
 
 
-def make_tags(
-    todo: Sequence[Sample],
-    classes: Sequence[str],
-    tagger: Callable[[UInt8Array], Float32Array],
-    choose: Callable[[Float32Array], Sequence[int]],
-    path: Path,
-    listener: Listener,
-) -> Summary:
-    """Tag images, in the label file ``path``.
+@dataclass(frozen=True)
+class Tagged:
+    """The tags of an image.
+
+    Attributes:
+        sample: The image.
+        picture: sha256 of its file.
+        tags: Probability of each class that it shows, by its number.
+    """
+
+    sample: Sample
+    picture: str
+    tags: Mapping[int, float]
+
+
+def add_tags(path: Path, tagged: Sequence[Tagged], classes: Sequence[str]) -> None:
+    """Write the tags of images into a label file.
 
     The file has the columns image, labels, scores and picture, the best label first; an image that
     shows none of the classes has empty ones. Other rows stay as they are: a person may have
     corrected them.
 
     Args:
-        todo: The images to tag: the ``untagged`` ones.
-        classes: Class names, in the order of the scores.
-        tagger: Scores the classes of an image.
-        choose: Chooses the tags by their scores, the best first.
-        path: The label file; it is written every few seconds, so that little is lost.
-        listener: Who is told of images that cannot be tagged, and how it goes.
+        path: The label file.
+        tagged: The images: of the ``untagged`` ones.
+        classes: Class names.
 
     Raises:
         DatasetError: The label file has lost its columns.
         WriteError: The label file cannot be written.
     """
-    again = {sample.id for sample in todo}
+    again = {one.sample.id for one in tagged}
     rows = [row for row in _read_rows(path) if _id(row[0]) not in again] if path.exists() else []
     words = label_words(classes)
-    written = time.monotonic()
-
-    def tag(sample: Sample) -> None:
-        nonlocal written
-        pixels, picture = read_picture(sample.image)
-        scores = tagger(pixels)
-        tags = choose(scores)
-        columns = (words[k] for k in tags), (f"{scores[k]:.2f}" for k in tags)
-        name = f"{sample.id}{sample.image.suffix}"
-        rows.append([name, *map(";".join, columns), picture.sha256[:_DIGITS]])
-        if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            write_text(path, table_text([_COLUMNS, *rows]))
-            written = time.monotonic()
-
-    with listener.progress("tag") as progress:
-        summary = for_each(tag, todo, progress=progress, report=listener.report)
-    if todo:
-        write_text(path, table_text([_COLUMNS, *rows]))
-    return summary
+    for one in tagged:
+        best = sorted(one.tags, key=lambda label: (-one.tags[label], label))
+        columns = (words[label] for label in best), (f"{one.tags[label]:.2f}" for label in best)
+        name = f"{one.sample.id}{one.sample.image.suffix}"
+        rows.append([name, *map(";".join, columns), one.picture[:_DIGITS]])
+    write_text(path, table_text([_COLUMNS, *rows]))
 
 
 def untagged(samples: Sequence[Sample], path: Path) -> list[Sample]:

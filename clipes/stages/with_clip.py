@@ -210,7 +210,9 @@ def _tagged(
 ) -> tuple[Dataset, Sequence[Failure]]:
     """Return the images with tags for labels, and those that cannot be used."""
     only_look = resources.part.count > 1
-    how = TagRequest(request.data.tags, request.data.split, request.command, only_look)
+    how = TagRequest(
+        request.data.tags, request.clip, request.data.split, request.command, only_look
+    )
     # Failures are told at the end, with what the data set lacks.
     data, tagged = tag(how, data, clip, run, replace(listener, report=ignore))
     return data, (*data.failures, *tagged.failures)
