@@ -34,7 +34,7 @@ from clipes.maps.tag_odds import class_probabilities
 from clipes.masks.scores import ConfusionMatrix
 from clipes.run.folder import Run
 from clipes.stages.cam import ClipRequest, DataRequest
-from clipes.stages.tag import candidate_count, tag_images
+from clipes.stages.tag import tag_images
 from clipes.stages.tag_candidates import kept
 
 DATA = ("voc_sample", "voc_more/train", "coco_sample")
@@ -61,7 +61,7 @@ def tagged(kind: str, images: DataRequest, run: Run) -> tuple[Dataset, Scores]:
     asked = replace(images, labels=Path(AUTO_LABELS))
     tag_images(asked, ClipRequest("registry", text_features=text), run, listener())
     data = open_dataset(kind, root=images.root, split=images.split)
-    count = candidate_count(images.tags, data)
+    count = images.tags.count(len(data.classes))
     found = [kept(run, item.id, count) for item in data.samples]
     said = [one.candidates for one in found if one is not None]
     scores = np.zeros((len(said), len(data.classes)))

@@ -60,7 +60,9 @@ class TagParams:
     Attributes:
         threshold: Probability from which a class is a tag. Below 1/2, since a tag too many is
             quicker to remove than one that is missing is to find.
-        candidates: Classes of an image that are looked at a second time.
+        candidates: Classes of an image that are looked at a second time, of a small vocabulary.
+        candidates_of_many: Likewise, of one with at least ``many`` classes.
+        many: See there.
         temperature: Factor on the cosines of patches and words.
         patch_share: Share of the patches over which a class is scored, at least one: those that
             show it best.
@@ -82,7 +84,9 @@ class TagParams:
     """
 
     threshold: float = 0.4
-    candidates: int = 12
+    candidates: int = 8
+    candidates_of_many: int = 12
+    many: int = 40
     temperature: float = 50.0
     patch_share: float = 0.01
     copy_share: float = 0.02
@@ -99,6 +103,15 @@ class TagParams:
     sure: float = 1.5
     rounds: int = 3
     pull: float = 5.0
+
+    def count(self, classes: int) -> int:
+        """Return K, how many candidates an image has.
+
+        >>> [TagParams().count(classes) for classes in (3, 20, 80)]
+        [3, 8, 12]
+        """
+        most = self.candidates if classes < self.many else self.candidates_of_many
+        return min(most, classes)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ class Tagger:
             log_odds(best_mean(shown[:, 1:], params.patch_share))
             + log_odds(best_mean(alike, params.copy_share))
         ) / 2
-        labels = patches.argsort(descending=True, stable=True)[: params.candidates]
+        count = params.count(len(self._classes))
+        labels = patches.argsort(descending=True, stable=True)[:count]
         maps = shown[:, 1:][:, labels].T
         by_image = log_odds(self._probabilities(self._feature(whole))[0, labels])
         height, width = encoded.grid

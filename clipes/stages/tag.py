@@ -130,7 +130,7 @@ def _ask(
     listener: Listener,
 ) -> Summary:
     """Keep what each image says of the classes."""
-    count = candidate_count(params, data)
+    count = params.count(len(data.classes))
 
     def ask(sample: Sample) -> None:
         pixels, picture = read_picture(sample.image)
@@ -150,7 +150,7 @@ def _decide(
     todo: Sequence[Sample], params: TagParams, data: Dataset, run: Run, listener: Listener
 ) -> None:
     """Choose tags of the images that have none, by what all images say."""
-    count, found = candidate_count(params, data), []
+    count, found = params.count(len(data.classes)), []
     with listener.progress("look") as progress:
         for index, sample in enumerate(data.samples):
             if (known := kept(run, sample.id, count)) is not None:
@@ -165,11 +165,6 @@ def _decide(
                 tags = choose_tags(known.candidates.labels, row, params.threshold)
                 chosen.append(Tagged(sample, known.picture, tags))
     add_tags(run.tags_path, chosen, data.classes)
-
-
-def candidate_count(params: TagParams, data: Dataset) -> int:
-    """Return K, how many classes each image is asked for."""
-    return min(params.candidates, len(data.classes))
 
 
 def choose_tags(
