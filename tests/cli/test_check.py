@@ -231,4 +231,4 @@ def test_tag_first_then_cam(here: Cli, photos: Path, tiny_weights: Path, tmp_pat
     assert [run.load_cams(f"p{k}").labels.tolist() for k in range(6)] == [[1]] * 6
     other = here("tag", *where, "--out", "mine", "--tag-threshold", 0.5)
     assert other.returncode == 1
-    assert "tags.threshold = 0.38, not 0.5" in one_line(other.stderr)
+    assert "tags.threshold = 0.4, not 0.5" in one_line(other.stderr)
