@@ -463,7 +463,7 @@ class FrozenPreset:
     finer: float = 1.5
     test_scales: tuple[float, ...] = (1.0,)
     flip: bool = False
-    crf: bool = False
+    crf: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data, for run.json."""

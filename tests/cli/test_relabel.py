@@ -257,7 +257,7 @@ def test_a_segmenter_from_python_says_what_predict_does(run: Run) -> None:
     assert pseudo.confidence.shape == pseudo.mask.shape
     assert 0.25 <= pseudo.confidence.min() <= pseudo.confidence.max() <= 1
 
-    ends(0, *RELABEL, "--no-crf")
+    ends(0, *RELABEL)
     known = segmenter.segment("photos/images/p002.jpg", ["sofa", "dog"])
     assert (known.mask == run.relabelled.load_pseudo("p002").mask).all()
     with pytest.raises(clipes.ClipesError, match="no labels"):
