@@ -83,11 +83,7 @@ class Tagger:
         encoded = self._clip.encode(pixels[CLIP][None], Taps(last="inputs"))
         shown = self._shown(encoded)
         whole = self._look([image])
-        alike = self._probabilities(key_key_features(self._clip, whole.last.of(0)))
-        patches = (
-            log_odds(best_mean(shown[:, 1:], params.patch_share))
-            + log_odds(best_mean(alike, params.copy_share))
-        ) / 2
+        patches = self._by_patches(shown, whole)
         count = params.count(len(self._classes))
         labels = patches.argsort(descending=True, stable=True)[:count]
         maps = shown[:, 1:][:, labels].T
@@ -97,7 +93,7 @@ class Tagger:
             cut_out(image, row.view(height, width).cpu().numpy(), params.box_margin) for row in maps
         ]
         boxes = self._probabilities(self._feature(self._look(cuts)))
-        by_box = log_odds(boxes[torch.arange(len(cuts)), labels])
+        by_box = log_odds(boxes.gather(1, labels[:, None])[:, 0])
         words = (
             params.patches_weight * patches[labels]
             + params.image_weight * by_image
@@ -119,6 +115,12 @@ class Tagger:
         temperature = self._params.temperature
         _, shown = compare(features, self._classes, self._background, encoded.grid, temperature)
         return shown.exp().T
+
+    def _by_patches(self, shown: Tensor, whole: Encoded) -> Tensor:
+        """Return (C,) log-odds by the patches of the image, and by those of its small copy."""
+        alike = self._probabilities(key_key_features(self._clip, whole.last.of(0)))
+        large = log_odds(best_mean(shown[:, 1:], self._params.patch_share))
+        return (large + log_odds(best_mean(alike, self._params.copy_share))) / 2
 
     def _look(self, images: Sequence[UInt8Array]) -> Encoded:
         """Look at images at the size that CLIP was trained with, whatever their shape."""
