@@ -55,7 +55,7 @@ def kind_of(dataset: str, prompts: str | None) -> str:
 class TagParams:
     """Zero-shot tags (not in the paper); see ``clipes.maps.tags`` and ``clipes.maps.tag_odds``.
 
-    Chosen on the halves A of voc_sample and coco_sample; ``benchmarks/tagging.py`` measures them.
+    Chosen on voc_sample, coco_sample and voc_more/train; ``benchmarks/tagging.py`` measures them.
 
     Attributes:
         threshold: Probability from which a class is a tag. Below 1/2, since a tag too many is
