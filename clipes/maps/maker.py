@@ -149,14 +149,13 @@ class CamMaker:
             labels: 0-based classes that it shows.
             size: (H0, W0) of the image that this is a smaller copy of.
         """
-        pixels, patches = (
-            self._towers.prepare(image, self._params.max_patches),
-            self._params.patches,
-        )
+        pixels, patches = self._towers.prepare(image, self.max_patches), self._params.patches
         if patches is not None and patches.looks_closer:
-            grid = self._towers.clip.grid((image.shape[0], image.shape[1]), self.max_patches)
-            tower = self._towers.others[patches.likeness_of]
-            pixels[FINE] = tower.prepare(image, finer_grid(grid, patches.finer))
+            # Where nothing was learnt there may be no second tower; then maps stay as they are.
+            tower = self._towers.others.get(patches.likeness_of)
+            if tower is not None:
+                grid = self._towers.clip.grid((image.shape[0], image.shape[1]), self.max_patches)
+                pixels[FINE] = tower.prepare(image, finer_grid(grid, patches.finer))
         return Prepared(pixels, tuple(labels), size or (image.shape[0], image.shape[1]))
 
     def prepare_tiles(

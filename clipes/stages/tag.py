@@ -172,6 +172,7 @@ def choose_tags(
 ) -> dict[int, float]:
     """Return the classes whose probability reaches ``threshold``.
 
+    >>> import numpy as np
     >>> choose_tags(np.array([7, 2]), np.array([0.3, 0.5]), 0.4)
     {2: 0.5}
     """

@@ -92,7 +92,8 @@ def test_corrected_masks_come_back(cli: Cli, run: Run, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == f"{run.corrected.root}\n"
     assert "skipping p1: it is 96 x 121 in the file, the picture 96 x 120" in done.stderr
-    assert "import: 1 corrected masks, 0 there before, 1 failed" in done.stderr
+    counts = "1 corrected masks (0 changed, 1 as they were), 0 there before, 1 failed"
+    assert f"import: {counts}" in done.stderr
     record = json.loads(run.manifest_path.read_text())["stages"]["import"]
     assert record["settings"]["by"] == "ann"
     assert run.corrected.ids("pseudo") == ["p0"]

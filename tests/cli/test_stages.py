@@ -41,7 +41,7 @@ def test_the_stages_in_a_row(cli: Cli, photos: Path, tiny_weights: Path, tmp_pat
     run = Run(tmp_path / "runs" / "folder")
     maps = run.load_cams("p2")
     assert maps.labels.tolist() == [0, 2]  # cat, cow, dog, person, sofa
-    assert maps.maps.shape == (2, 7, 8)
+    assert maps.maps.shape == (2, 10, 12)  # 7 x 8 patches, and a closer look at 1.5 times as many
     assert maps.size == (112, 120)
     manifest = json.loads((run.root / "run.json").read_text())
     assert manifest["schema"] == 1

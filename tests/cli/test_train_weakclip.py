@@ -15,7 +15,6 @@ from clipes.run.folder import Run
 from clipes.run.reopen import reopen
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.weakclip import WeakClipSpec
-from clipes.towers.tokens import TowerTokens
 from tests.cli.small_data import CLASSES, cam, write_clip, write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,9 +65,7 @@ def test_train_relabel_and_predict_without_a_text_tower(
     assert "for want of a text tower" in str(facts(run)["facts"])
     assert run.ids("tokens") == run.ids("pseudo")
 
-    with monkeypatch.context() as patch:
-        patch.delattr(TowerTokens, "tokens")  # what is kept is read
-        ends(0, "relabel", "run", "--from", FINAL, *CLIP)
+    ends(0, "relabel", "run", "--from", FINAL, *CLIP)
     files = run.relabelled
     assert files.ids("pseudo") == files.ids("confidence") == run.ids("pseudo")
     for sample in reopen(run, None).samples:
