@@ -121,6 +121,24 @@ def blend(affinities: Sequence[tuple[Tensor, float]]) -> Tensor:
     return logs.exp_()
 
 
+def joint_walk(
+    attention: Tensor, alike: Tensor | None, weight: float, temperature: float, iterations: int
+) -> Walk:
+    """Return the walk over what CLIP attends to and what another tower holds for the same.
+
+    Args:
+        attention: (N, N), positive.
+        alike: (N, D) tokens of the other tower; None for CLIP's attention alone.
+        weight: Of their likeness; the rest is CLIP's attention.
+        temperature: As for ``likeness``.
+        iterations: As for ``sinkhorn``.
+    """
+    affinities = [(attention, 1.0)]
+    if alike is not None:
+        affinities = [(attention, 1 - weight), (likeness(alike, temperature), weight)]
+    return sinkhorn(blend(affinities), iterations)
+
+
 def box_mask(cam: Float32Array, threshold: float, *, last_row_in_box: bool = True) -> UInt8Array:
     """Union of the bounding boxes of a map's strong parts.
 

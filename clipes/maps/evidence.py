@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clipes.config import CamParams, PatchParams
-from clipes.maps.affinity import TiledWalk, Walk, blend, likeness, propagate, sinkhorn
+from clipes.maps.affinity import TiledWalk, Walk, joint_walk, propagate, sinkhorn
 from clipes.maps.gradcam import softmax_gradcam
 from clipes.maps.patches import compare, patch_features
 from clipes.maps.vectors import WordVectors
@@ -259,11 +259,9 @@ def walk_of(evidence: PatchEvidence, params: CamParams, weight: float) -> Walk |
     patches = params.patches
 
     def walk(part: PatchEvidence) -> Walk:
-        affinities = [(part.attention.float(), 1 - weight)]
-        if weight:
-            alike = likeness(part.of((patches.likeness_of,)), patches.likeness_temperature)
-            affinities.append((alike, weight))
-        return sinkhorn(blend(affinities), params.sinkhorn_iterations)
+        alike = part.of((patches.likeness_of,)) if weight else None
+        temperature, iterations = patches.likeness_temperature, params.sinkhorn_iterations
+        return joint_walk(part.attention.float(), alike, weight, temperature, iterations)
 
     return _tile_by_tile(walk, evidence)
 

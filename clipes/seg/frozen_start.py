@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clipes.config import PatchParams
-from clipes.maps.drawn import MOST_OF
+from clipes.maps.drawn import shown_in
 from clipes.maps.looks import Looks, Statistics, discriminant, statistics_of
 from clipes.masks.values import value_count
 from clipes.run.tokens import CachedTokens
@@ -37,16 +37,16 @@ def fit_discriminant(
 
     It stays as it is, none at all, if masks say nothing.
 
-    Returns:
-        (1 + C,) how much was seen of each label: the sum over images of the square root of its
-        patches.
-
     Args:
         model: Reads some of its tokens linearly.
         pairs: The images and their masks.
         tokens: Where tokens come from.
         guidance: Says which labels count.
         progress: Called after each image.
+
+    Returns:
+        (1 + C,) how much was seen of each label: the sum over images of the square root of its
+        patches.
 
     Raises:
         ClipesError: An image or its masks cannot be read.
@@ -80,8 +80,13 @@ def _shown(
     cut, weights = guidance.weigh(*labels_of_tokens(mask, confidence, grid))
     cut = cut.masked_fill(weights <= 0, IGNORE)
     patches = _patches(cut[0], grid)
-    shares = {int(label): (patches == label).float().mean(1) for label in patches.unique()}
-    return {label: (share >= MOST_OF).numpy() for label, share in shares.items() if label != IGNORE}
+    return shown_in(
+        {
+            label: (patches == label).float().mean(1).numpy()
+            for label in patches.unique().tolist()
+            if label != IGNORE
+        }
+    )
 
 
 def _patches(labels: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -9,17 +9,16 @@ import torch
 
 from clipes.config import CamParams, PatchParams
 from clipes.errors import ArtifactError
-from clipes.maps.affinity import Walk, blend, likeness, sinkhorn
+from clipes.maps.affinity import joint_walk
 from clipes.maps.finer import finer
 from clipes.seg.frozen import FrozenDecoder, flat_tokens
 from clipes.seg.recipes import ModelPredictor, Spec, TestSettings
 from clipes.seg.resize import resize
 from clipes.seg.weakclip import WeakClip
-from clipes.towers.side_by_side import CLIP
 from clipes.towers.tokens import ATTENTION, TokenSource, closer_name
 from clipes.types import Float32Array, UInt8Array
 
-_LIKENESS = 0.5  # weight of the other towers' likeness beside CLIP's attention
+_LIKENESS = 0.5  # weight of the second tower's likeness beside CLIP's attention
 
 
 class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
@@ -76,48 +75,40 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         if not self._spreads:
             return resize(logits, size).softmax(1)
         probs = logits.softmax(1)[0].flatten(1).T
-        reached = _walk(found).step(probs.to(found[ATTENTION].device)).to(self._device)
+        return resize(self._spread(probs, grid, found)[None].to(self._device), size)
+
+    def _spread(
+        self, probs: torch.Tensor, grid: tuple[int, int], found: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Spread answers over an image as preset default does its maps in the last round.
+
+        What the towers hold for one thing gets one answer, and a label that a few patches alone are
+        taken for is outvoted.
+
+        Args:
+            probs: (N, L).
+            grid: (h, w).
+            found: What the towers say, (h, w, D) by name, CLIP's attention among it.
+
+        Returns:
+            (L, h', w'), on the grid of a closer look, or on ``grid`` without one.
+        """
+        other, temperature = self._second(found), PatchParams.likeness_temperature
+        attention, iterations = found[ATTENTION].flatten(0, 1), CamParams.sinkhorn_iterations
+        walk = joint_walk(attention, other, _LIKENESS, temperature, iterations)
+        reached = walk.step(probs.to(walk.device))
         reached /= reached.sum(1, keepdim=True)  # a walk that is symmetric does so only nearly
-        return resize(_brought_closer(reached, grid, found)[None], size)
+        fine = found.get(closer_name(PatchParams.likeness_of))
+        if other is not None and fine is not None:
+            return finer(reached, grid, other, fine, temperature)
+        coarse: torch.Tensor = reached.T.unflatten(1, grid)
+        return coarse
 
-
-def _brought_closer(
-    probs: torch.Tensor, grid: tuple[int, int], found: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    """Return (L, h', w') of (N, L) on the grid of a closer look, or on ``grid`` without one."""
-    for name, tokens in _others(found).items():
-        if (fine := found.get(closer_name(name.split(".")[0]))) is not None:
-            seen, close = (one.to(probs.device) for one in (tokens.flatten(0, 1), fine))
-            return finer(probs, grid, seen, close, PatchParams.likeness_temperature)
-    coarse: torch.Tensor = probs.T.unflatten(1, grid)
-    return coarse
-
-
-def _others(found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the final tokens (h, w, D) of the towers beside CLIP, by name."""
-    towers = {name: name.split(".")[0] for name in found}
-    return {
-        name: found[name]
-        for name, tower in towers.items()
-        if tower != CLIP and name != closer_name(tower)
-    }
-
-
-def _walk(found: Mapping[str, torch.Tensor]) -> Walk:
-    """Return how answers spread over an image: as its maps do in the last round of preset default.
-
-    What the towers hold for one thing gets one answer, and a label that a few patches alone are
-    taken for is outvoted.
-
-    Args:
-        found: Tokens (h, w, D) by name, CLIP's attention among them.
-    """
-    alike = _others(found)
-    affinities = [(found[ATTENTION].flatten(0, 1), 1 - _LIKENESS if alike else 1.0)]
-    for one in alike.values():
-        likely = likeness(one.flatten(0, 1), PatchParams.likeness_temperature)
-        affinities.append((likely, _LIKENESS / len(alike)))
-    return sinkhorn(blend(affinities), CamParams.sinkhorn_iterations)
+    def _second(self, found: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """Return the (N, D) tokens that say which patches are alike; None without such a tower."""
+        names = [one.name for one in self._model.spec.inputs]
+        mine = [name for name in names if name.split(".")[0] == PatchParams.likeness_of]
+        return found[mine[-1]].flatten(0, 1) if mine else None
 
 
 def check_towers(spec: Spec, source: TokenSource) -> None:

@@ -9,9 +9,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from clipes.disk.images import read_image, read_mask, write_mask
+from clipes.disk.images import read_image, read_mask
 from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import cam_mask
@@ -20,8 +19,9 @@ from clipes.run.folder import Run
 from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
 from clipes.towers.side_by_side import Towers
-from clipes.types import CamMaps, Sample
+from clipes.types import CamMaps
 from clipes.words.features import TextFeatures, unit_rows
+from tests.photos_support import random_photo
 from tests.torch_threads import torch_threads
 from tests.unit.clip_support import PixelTower, small_backbone
 
@@ -41,14 +41,9 @@ def photos(ablation, tmp_path_factory) -> list[object]:
     """Four photos of one data set and two of another."""
     folder, made = tmp_path_factory.mktemp("photos"), []
     for number, labels in enumerate(LABELS):
-        image, mask = folder / f"{number}.png", folder / f"{number}_truth.png"
-        rng = np.random.default_rng(number)
-        small = Image.fromarray(rng.integers(0, 256, (7, 6, 3), dtype=np.uint8))
-        small.resize((96, 112), Image.Resampling.BILINEAR).save(image)
-        truth = rng.permutation([0, *(1 + label for label in labels)]).astype(np.uint8)
-        write_mask(mask, np.resize(np.repeat(truth, 40), (112, 96)))
+        sample = random_photo(folder, number, labels, (7, 6), (112, 96))
         data = "first" if number < 4 else "second"
-        made.append(ablation.Photo(data, number % 2, Sample(str(number), image, labels, mask)))
+        made.append(ablation.Photo(data, number % 2, sample))
     return made
 
 

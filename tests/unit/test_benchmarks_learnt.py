@@ -9,14 +9,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from clipes.disk.images import write_mask
 from clipes.maps.maker import CamMaker
 from clipes.masks.scores import ConfusionMatrix
 from clipes.towers.side_by_side import Towers
-from clipes.types import Sample
 from clipes.words.features import TextFeatures, unit_rows
+from tests.photos_support import random_photo
 from tests.torch_threads import torch_threads
 from tests.unit.clip_support import PixelTower, small_backbone
 
@@ -44,13 +42,7 @@ def make():
 def tapes(modules, make, tmp_path_factory) -> list[object]:
     folder, photos = tmp_path_factory.mktemp("photos"), []
     for number, labels in enumerate(LABELS):
-        image, mask = folder / f"{number}.png", folder / f"{number}_truth.png"
-        rng = np.random.default_rng(number)
-        small = Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8))
-        small.resize((80, 96), Image.Resampling.BILINEAR).save(image)
-        truth = rng.permutation([0, *(1 + label for label in labels)]).astype(np.uint8)
-        write_mask(mask, np.resize(np.repeat(truth, 40), (96, 80)))
-        sample = Sample(str(number), image, labels, mask)
+        sample = random_photo(folder, number, labels, (6, 5), (96, 80))
         photos.append(modules["tapes"].Photo("first", number % 2, sample))
     row = modules["ablation"].row_of("default", "voc")
     return list(modules["tapes"].tape_all(make(row), photos))
