@@ -87,6 +87,8 @@ def sections(kind: str) -> Sections:
         "A closer look": [
             default,
             *(replace(row, main=True) for row in _each(default, "finer", (1.0, 2.0))),
+            *_each(default, "finer_block", (2, 4, 12)),
+            *_each(default, "finer_temperature", (0.035, 0.1)),
         ],
         "Whose patches say what the classes look like": [
             *(_patches(default, name, statistics_images=count) for name, count in small),

@@ -55,9 +55,10 @@ class Row:
     def of_a_pass(self) -> tuple[object, ...]:
         """What it needs of a pass over an image; rows that agree in it share one."""
         cam = self.cam
-        patches = None if cam.patches is None else (cam.patches.temperature, cam.patches.finer)
-        settings = cam.affinity_blocks, cam.fp16_positions, cam.max_patches
-        return (*settings, patches, *self.others)
+        settings = [cam.affinity_blocks, cam.fp16_positions, cam.max_patches]
+        if (patches := cam.patches) is not None:
+            settings += [patches.temperature, patches.finer, patches.finer_block]
+        return (*settings, *self.others)
 
 
 @dataclass(frozen=True)

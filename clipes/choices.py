@@ -111,6 +111,7 @@ class SegmenterPresetName(Choice):
         clip_es_coco: The paper's for COCO.
         small: For processors.
         frozen: A decoder on tokens of frozen towers.
+        frozen_clip: The same on CLIP alone.
         weclip_voc: WeCLIP as published for VOC, which makes its labels itself.
         weclip_coco: Likewise for COCO.
         weakclip_voc: WeakCLIP as published for VOC.
@@ -123,6 +124,7 @@ class SegmenterPresetName(Choice):
     clip_es_coco = "clip-es-coco"
     small = "small"
     frozen = "frozen"
+    frozen_clip = "frozen-clip"
     weclip_voc = "weclip-voc"
     weclip_coco = "weclip-coco"
     weakclip_voc = "weakclip-voc"

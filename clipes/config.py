@@ -96,12 +96,12 @@ class TagParams:
     patches_weight: float = 0.5
     box_weight: float = 0.25
     image_weight: float = 0.12
-    looks_scale: float = 0.06
+    looks_scale: float = 0.05
     looks_weight: float = 0.4
     ridge: float = 1.0
-    few: float = 5.0
-    sure: float = 1.5
-    rounds: int = 3
+    few: float = 8.0
+    sure: float = 1.0
+    rounds: int = 6
     pull: float = 5.0
 
     def count(self, classes: int) -> int:
@@ -186,6 +186,8 @@ class PatchParams:
         likeness_temperature: Divides the cosines of those tokens.
         finer: Patches of that tower's closer look along a side, for one of the grid; the finished
             maps are brought to its grid, see ``clipes.maps.finer``. 1 for no closer look.
+        finer_block: Block after which the closer look ends, counted from 1.
+        finer_temperature: Divides the cosines of what it sees.
     """
 
     temperature: float = 50.0
@@ -200,6 +202,8 @@ class PatchParams:
     likeness_of: str = "dino"
     likeness_temperature: float = 0.1
     finer: float = 1.0
+    finer_block: int = 3
+    finer_temperature: float = 0.05
 
     @property
     def learns(self) -> bool:
@@ -460,7 +464,7 @@ class FrozenPreset:
     even_classes: bool = False
     balance: float = 0.5
     spread: bool = True
-    finer: float = 1.5
+    finer: float = 2.0
     test_scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     crf: bool = True
@@ -601,6 +605,12 @@ SEGMENTER_PRESETS: dict[str, AnySegmenterPreset] = {
     preset.name: preset
     for preset in (
         FrozenPreset("frozen"),
+        FrozenPreset(
+            "frozen-clip",
+            tokens=("clip.4", "clip.6", "clip.8", "clip.10", "clip.11"),
+            linear=("clip.11",),
+            finer=1.0,
+        ),
         WeClipPreset("weclip-voc"),
         WeClipPreset(
             "weclip-coco",

@@ -25,7 +25,7 @@ from clipes.maps.patches import compare, patch_features
 from clipes.maps.vectors import WordVectors
 from clipes.masks.mosaic import Tiles, Window
 from clipes.towers.clip import Backbone
-from clipes.towers.side_by_side import CLIP, Towers
+from clipes.towers.side_by_side import CLIP, TokenTower, Towers
 from clipes.towers.taps import Grid, LastBlock, Taps, finer_grid
 from clipes.types import Float32Array
 
@@ -53,6 +53,19 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class CloserLook:
+    """What a tower sees on two grids, half way up; see ``clipes.maps.finer``.
+
+    Attributes:
+        tokens: (N, D) float16, of the patches of the grid.
+        fine: (h', w', D) float16, of those of a finer one.
+    """
+
+    tokens: Tensor
+    fine: Tensor
+
+
+@dataclass(frozen=True)
 class PatchEvidence(Evidence):
     """What an image says when its patches are compared with words, and can be learnt from.
 
@@ -64,13 +77,13 @@ class PatchEvidence(Evidence):
         log_words: (1 + K, N) float32, log-probability of the background and of each class.
         tiles: Of a picture that was looked at in tiles, those, in patches: ``attention`` is (T, n,
             n) then, of n patches in each of T tiles. None for a picture that was seen whole.
-        fine: (h', w', D) float16 tokens of a closer look; None without one.
+        closer: A closer look; None without one.
     """
 
     tokens: Mapping[str, Tensor]
     log_words: Tensor
     tiles: Tiles | None = None
-    fine: Tensor | None = None
+    closer: CloserLook | None = None
 
     @property
     def grid(self) -> Grid:
@@ -97,7 +110,8 @@ class PatchEvidence(Evidence):
         """Return all of it as arrays, to be kept."""
         tokens = {f"tokens.{name}": part for name, part in self.tokens.items()}
         tensors = {"attention": self.attention, "log_words": self.log_words, **tokens}
-        tensors |= {} if self.fine is None else {"fine": self.fine}
+        if self.closer is not None:
+            tensors |= {"near": self.closer.tokens, "fine": self.closer.fine}
         side = {} if self.tiles is None else {"side": np.array(self.tiles.side)}
         arrays = {k: part.cpu().numpy() for k, part in tensors.items()}
         return {"sources": self.sources, **side, **arrays}
@@ -120,8 +134,9 @@ class PatchEvidence(Evidence):
         sources, tiles = arrays["sources"], None
         if "side" in arrays:
             tiles = Tiles.of((sources.shape[1], sources.shape[2]), int(arrays["side"]))
+        closer = CloserLook(tensors["near"], tensors["fine"]) if "fine" in tensors else None
         seen = tensors["attention"], tokens, tensors["log_words"]
-        return cls(sources, *seen, tiles, tensors.get("fine"))
+        return cls(sources, *seen, tiles, closer)
 
 
 def evidence_of(towers: Towers, vectors: WordVectors, params: CamParams) -> EvidenceOf:
@@ -183,13 +198,12 @@ def by_patches(
     """Return the evidence of patches compared with words; arguments as for ``by_gradient``."""
     assert params.patches is not None
     found: list[Evidence] = []
-    fine = look_closer(towers, params.patches, pixels)
-    for seen, chosen, close in zip(look(towers, params, pixels), labels, fine, strict=True):
+    for seen, chosen in zip(look(towers, params, pixels), labels, strict=True):
         sources, log_words = compared(
             seen.features, vectors, chosen, seen.grid, params.patches.temperature
         )
         tokens = {name: _rounded(part) for name, part in seen.tokens.items()}
-        found.append(PatchEvidence(sources, seen.attention, tokens, log_words, fine=close))
+        found.append(PatchEvidence(sources, seen.attention, tokens, log_words, closer=seen.closer))
     return found
 
 
@@ -202,12 +216,14 @@ class Seen:
         features: What each patch shows, two ways; see ``patch_features``.
         tokens: (N, D) of each tower, by its name.
         attention: As in ``PatchEvidence``.
+        closer: Likewise.
     """
 
     grid: Grid
     features: tuple[Tensor, Tensor]
     tokens: Mapping[str, Tensor]
     attention: Tensor
+    closer: CloserLook | None = None
 
 
 def look(towers: Towers, params: CamParams, pixels: Pixels) -> list[Seen]:
@@ -216,7 +232,12 @@ def look(towers: Towers, params: CamParams, pixels: Pixels) -> list[Seen]:
     taps = Taps(attention=clip.last_blocks(params.affinity_blocks), last="inputs")
     encoded = clip.encode(pixels[CLIP], taps)
     tokens = {CLIP: encoded.last.activations}
-    tokens |= {name: tower.encode(pixels[name]) for name, tower in towers.others.items()}
+    closer: Sequence[CloserLook | None] = [None] * len(encoded.last.activations)
+    for name, tower in towers.others.items():
+        if FINE in pixels and params.patches is not None and name == params.patches.likeness_of:
+            tokens[name], closer = look_closer(tower, params.patches, pixels, name, encoded.grid)
+        else:
+            tokens[name] = tower.encode(pixels[name])
     first, second = patch_features(clip, encoded.last)
     return [
         Seen(
@@ -224,18 +245,29 @@ def look(towers: Towers, params: CamParams, pixels: Pixels) -> list[Seen]:
             (first[image], second[image]),
             {name: part[image] for name, part in tokens.items()},
             _rounded(encoded.attention[image] * len(first[image])),
+            closer[image],
         )
         for image in range(len(first))
     ]
 
 
-def look_closer(towers: Towers, patches: PatchParams, pixels: Pixels) -> Sequence[Tensor | None]:
-    """Return the tokens (h', w', D) float16 of a closer look at B images, None without pixels."""
-    if FINE not in pixels:
-        return [None] * len(pixels[CLIP])
-    height, width = (length // towers.clip.patch for length in pixels[CLIP].shape[-2:])
-    tokens = towers.others[patches.likeness_of].encode(pixels[FINE])
-    return list(_rounded(tokens).unflatten(1, finer_grid((height, width), patches.finer)))
+def look_closer(
+    tower: TokenTower, patches: PatchParams, pixels: Pixels, name: str, grid: Grid
+) -> tuple[Tensor, list[CloserLook]]:
+    """Return the final tokens (B, N, D) of a tower, and what it sees of each image on two grids.
+
+    Args:
+        tower: The tower.
+        patches: Settings.
+        pixels: As for ``by_gradient``, and those for the closer look.
+        name: Of the tower.
+        grid: Of the images.
+    """
+    block = patches.finer_block
+    near, final = tower.after(pixels[name], (block, tower.depth))
+    (far,) = tower.after(pixels[FINE], (block,))
+    fine = _rounded(far).unflatten(1, finer_grid(grid, patches.finer))
+    return final, [CloserLook(*pair) for pair in zip(_rounded(near), fine, strict=True)]
 
 
 def first_maps(evidence: Evidence, params: CamParams) -> Float32Array:

@@ -3,8 +3,10 @@
 A patch of CLIP is 16 pixels wide, which small objects and the borders of large ones do not heed. A
 closer look of DINOv2 does: every patch of a finer grid takes the mean of the patches of the grid
 around it, those most that look like it. This is joint bilateral upsampling (Kopf et al. 2007,
-"Joint Bilateral Upsampling") with tokens in the place of colours. Interpolated tokens, which know
-no more than the maps do, gain nothing, and colours harm the CRF, which looks at them itself.
+"Joint Bilateral Upsampling") with tokens in the place of colours. Its first few blocks are enough:
+what a patch looks like they know, and they keep to their own place more than the last ones do.
+Interpolated tokens, which know no more than the maps do, gain nothing, and colours harm the CRF,
+which looks at them itself.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _REACH = 1.5  # standard deviation of the distance that counts, in patches of th
 def finer_maps(
     maps: Float32Array, tokens: Tensor, fine: Tensor, temperature: float
 ) -> Float32Array:
-    """Bring maps (K, h, w) in [0, 1] to the grid of finer tokens; arguments as for ``finer``.
+    """Bring maps (K, h, w) in [0, 1] to a finer grid; arguments as for ``finer``.
 
     Returns:
         (K, h', w') float32 in [0, 1].
@@ -36,14 +38,14 @@ def finer_maps(
 
 
 def finer(values: Tensor, grid: Grid, tokens: Tensor, fine: Tensor, temperature: float) -> Tensor:
-    """Bring what is said of patches to the grid of finer tokens.
+    """Bring what is said of patches to a finer grid.
 
     Args:
         values: (N, K) float32, of the patches of ``grid``.
         grid: (h, w).
         tokens: (N, D) float32 of the patches.
-        fine: (h', w', D) float32, of the same tower.
-        temperature: Divides the cosines of tokens, as in ``likeness``.
+        fine: (h', w', D) float32, of the patches of the finer grid, by the same tower and block.
+        temperature: Divides the cosines of tokens.
 
     Returns:
         (K, h', w') float32, means of ``values``.

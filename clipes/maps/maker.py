@@ -328,11 +328,10 @@ class CamMaker:
 
     def _finer(self, evidence: Evidence, maps: Float32Array) -> Float32Array:
         """Bring maps to the grid of a closer look, if there was one."""
-        if not isinstance(evidence, PatchEvidence) or evidence.fine is None:
+        if not isinstance(evidence, PatchEvidence) or evidence.closer is None:
             return maps
-        patches = self._patches
-        tokens = evidence.of((patches.likeness_of,))
-        return finer_maps(maps, tokens, evidence.fine.float(), patches.likeness_temperature)
+        closer, temperature = evidence.closer, self._patches.finer_temperature
+        return finer_maps(maps, closer.tokens.float(), closer.fine.float(), temperature)
 
     def _looked(self, image: EncodedImage, rounds: int, in_statistics: bool) -> Tensor | None:
         """Return (K, N) probabilities of what patches look like; None if there is no saying."""

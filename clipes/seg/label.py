@@ -9,9 +9,17 @@ import numpy as np
 
 from clipes.config import CrfParams
 from clipes.disk.large import LargePicture
+from clipes.maps.gradcam import min_max
 from clipes.masks.crf import dense_crf
 from clipes.masks.mosaic import LargeLabel, Tiles, averaged
-from clipes.masks.pseudo import largest_tile, most_probable, of_present, shrunk, workable_size
+from clipes.masks.pseudo import (
+    largest_tile,
+    most_probable,
+    of_present,
+    shrunk,
+    with_background,
+    workable_size,
+)
 from clipes.seg.predict import BYTES_PER_LABEL
 from clipes.seg.recipes import LabelPredictor
 from clipes.types import Float32Array, Progress, PseudoLabel, UInt8Array
@@ -29,7 +37,7 @@ def label_image(
         image: (H, W, 3) RGB uint8.
         predictor: The segmenter.
         crf: Settings of the dense CRF that comes last; None for none.
-        present: The 0-based classes that the image may hold; None for all.
+        present: The 0-based classes that the image holds; None if that is not known.
 
     Returns:
         The mask and the probability of the label chosen at each pixel, and whether they were made
@@ -44,10 +52,29 @@ def label_image(
     labels = np.arange(predictor.labels - 1)
     if present is not None:
         labels = np.array(sorted(present), np.int64)
-        probs = of_present(probs, labels)
+        probs = as_maps(of_present(probs, labels))
     if crf is not None:
         probs = dense_crf(probs, view, crf)
     return most_probable(probs, labels, size), work != size
+
+
+def as_maps(probs: Float32Array) -> Float32Array:
+    """Return the probabilities of labels that an image is known to hold, each sure somewhere.
+
+    A segmenter that is unsure of a class everywhere would leave it out. As maps of ``cam`` each is
+    scaled to [0, 1], and the background is what is left of the surest.
+
+    Args:
+        probs: (1 + K, H, W) that sum to 1, background first.
+
+    Returns:
+        The same shape, sums to 1.
+    """
+    if len(probs) == 1:
+        return probs
+    scores = with_background(min_max(probs[1:]), 1.0)
+    scores /= scores.sum(0)
+    return scores
 
 
 def largest_tile_of(predictor: LabelPredictor, crf: CrfParams | None) -> int:

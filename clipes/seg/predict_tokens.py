@@ -15,7 +15,7 @@ from clipes.seg.frozen import FrozenDecoder, flat_tokens
 from clipes.seg.recipes import ModelPredictor, Spec, TestSettings
 from clipes.seg.resize import resize
 from clipes.seg.weakclip import WeakClip
-from clipes.towers.tokens import ATTENTION, TokenSource, closer_name
+from clipes.towers.tokens import ATTENTION, TokenSource, closer_names
 from clipes.types import Float32Array, UInt8Array
 
 _LIKENESS = 0.5  # weight of the second tower's likeness beside CLIP's attention
@@ -98,9 +98,10 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         walk = joint_walk(attention, other, _LIKENESS, temperature, iterations)
         reached = walk.step(probs.to(walk.device))
         reached /= reached.sum(1, keepdim=True)  # a walk that is symmetric does so only nearly
-        fine = found.get(closer_name(PatchParams.likeness_of))
-        if other is not None and fine is not None:
-            return finer(reached, grid, other, fine, temperature)
+        near, closer = closer_names(PatchParams.likeness_of)
+        if closer in found:
+            seen = found[near].flatten(0, 1), found[closer]
+            return finer(reached, grid, *seen, PatchParams.finer_temperature)
         coarse: torch.Tensor = reached.T.unflatten(1, grid)
         return coarse
 

@@ -11,6 +11,7 @@ patches, T = 1 + N tokens (class token first), D channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -90,6 +91,11 @@ class DinoTower:
         return int(self.module.embed_dim)
 
     @property
+    def depth(self) -> int:
+        """How many blocks it has."""
+        return len(self.blocks)
+
+    @property
     def blocks(self) -> list[Any]:
         """The transformer blocks, first to last."""
         return list(self.module.blocks)
@@ -112,12 +118,34 @@ class DinoTower:
         Returns:
             (B, h*w, D) float32, tokens of the patches after the last norm.
         """
-        grid = self._pixels.grid(images)
-        tokens = self._embed(images.to(self.device), grid)
-        for block in self.blocks:
+        (final,) = self.after(images, (self.depth,))
+        return final
+
+    @torch.inference_mode()
+    def after(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Run the tower up to the last of some blocks.
+
+        Args:
+            images: As for ``encode``.
+            blocks: Counted from 1, in ascending order; of a smaller tower the last one will do.
+
+        Returns:
+            For each (B, h*w, D) float32, tokens of the patches after it, each with mean 0 and
+            variance 1; after the last block of all, those of ``encode``.
+        """
+        wanted = [min(block, self.depth) for block in blocks]
+        tokens, found = self._embed(images.to(self.device), self._pixels.grid(images)), {}
+        for number, block in enumerate(self.blocks[: wanted[-1]], start=1):
             tokens = self._forward(block, tokens)
-        normed: Tensor = self.module.norm(tokens[:, 1:])
-        return normed.float()
+            if number in wanted:
+                found[number] = self._normed(tokens[:, 1:], number)
+        return [found[number] for number in wanted]
+
+    def _normed(self, tokens: Tensor, block: int) -> Tensor:
+        if block < self.depth:
+            return F.layer_norm(tokens.float(), tokens.shape[-1:])
+        final: Tensor = self.module.norm(tokens)
+        return final.float()
 
     def _embed(self, images: Tensor, grid: Grid) -> Tensor:
         """Return the (B, T, D) input of the first block."""

@@ -6,7 +6,7 @@ one is a name more and no branch anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +22,7 @@ CLIP, DINO = "clip", "dino"
 
 
 class TokenTower(Protocol):
-    """A tower that is asked for its final tokens alone."""
+    """A tower that is asked for tokens alone, its final ones or those on the way there."""
 
     @property
     def digest(self) -> str:
@@ -34,12 +34,30 @@ class TokenTower(Protocol):
         """D, channels of a token."""
         ...
 
+    @property
+    def depth(self) -> int:
+        """How many blocks it has."""
+        ...
+
     def prepare(self, image: UInt8Array, grid: Grid) -> Tensor:
         """Resize an RGB image (H0, W0, 3) to ``grid`` patches and normalise it: (3, H, W)."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the final tokens (B, N, D) float32 of (B, 3, H, W)."""
+        ...
+
+    def after(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Return the tokens after some blocks, counted from 1, and stop after the last of them.
+
+        Args:
+            images: (B, 3, H, W).
+            blocks: In ascending order; after the last of all, and for numbers beyond it, they are
+                the final tokens.
+
+        Returns:
+            (B, N, D) float32 for each.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from clipes.config import CamParams
+from clipes.config import CamParams, PatchParams
 from clipes.errors import UsageError
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Taps, finer_grid
@@ -24,9 +24,9 @@ ATTENTION = "clip.attention"
 """Name of what a patch attends to: a number for each patch, the mean over CLIP's last blocks."""
 
 
-def closer_name(tower: str) -> str:
-    """Return the name of what a tower sees when it looks closer."""
-    return f"{tower}.closer"
+def closer_names(tower: str) -> tuple[str, str]:
+    """Return the names of what a tower sees half way up, on the grid and on a finer one."""
+    return f"{tower}.near", f"{tower}.closer"
 
 
 class TokenSource(Protocol):
@@ -66,7 +66,8 @@ class TokenSource(Protocol):
             scale: Factor of its size at which it is looked at, once it is shrunk.
             attention: Whether ``clip.attention`` is wanted, too.
             closer: With more than 1, the towers beside CLIP look again, on a grid whose sides have
-                so many times as many patches: ``closer_name`` of the tower, (h', w', D).
+                so many times as many patches: ``closer_names`` of the tower, (h, w, D) and
+                (h', w', D) after the block ``PatchParams.finer_block``.
         """
 
 
@@ -151,13 +152,15 @@ class TowerTokens:
         """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; see ``TokenSource``."""
         pixels = self._towers.prepare(image, self._max_patches, self._grid(image, scale))
         prepared = {name: one[None] for name, one in pixels.items()}
-        found = {k: one[0] for k, one in self.encode(prepared, attention=attention).items()}
+        encoded = self.encode(prepared, attention=attention, near=closer > 1)
+        found = {name: one[0] for name, one in encoded.items()}
         if closer > 1:
             height, width = (side // self._towers.clip.patch for side in pixels[CLIP].shape[1:])
             fine = finer_grid((height, width), closer)
             for name, tower in self._towers.others.items():
-                seen = tower.encode(tower.prepare(image, fine)[None])[0]
-                found[closer_name(name)] = seen.float().unflatten(0, fine)
+                far = tower.prepare(image, fine)[None]
+                (seen,) = tower.after(far, (PatchParams.finer_block,))
+                found[closer_names(name)[1]] = seen[0].unflatten(0, fine)
         return found
 
     def _grid(self, image: UInt8Array, scale: float) -> tuple[int, int] | None:
@@ -168,12 +171,16 @@ class TowerTokens:
         return self._towers.clip.grid(size, max(1, round(self._max_patches * scale**2)))
 
     @torch.inference_mode()
-    def encode(self, pixels: Mapping[str, Tensor], *, attention: bool = False) -> dict[str, Tensor]:
+    def encode(
+        self, pixels: Mapping[str, Tensor], *, attention: bool = False, near: bool = False
+    ) -> dict[str, Tensor]:
         """Return (B, h, w, D) float32 of images that are prepared, by name.
 
         Args:
             pixels: (B, 3, H, W) for each tower, as ``Towers.prepare`` makes them of an image.
             attention: Whether ``clip.attention`` is wanted, too.
+            near: Whether that of other towers is, which a closer look is compared with: the first
+                of ``closer_names``.
         """
         found: dict[str, Tensor] = {}
         taps = replace(self._taps, attention=self._attending) if attention else self._taps
@@ -183,7 +190,7 @@ class TowerTokens:
         for name in self._names:
             tower = name.split(".")[0]
             if tower != CLIP:
-                found[name] = self._towers.others[tower].encode(pixels[tower])
+                found |= self._beside(tower, name, pixels[tower], near=near)
             elif name not in self._after:
                 found[name] = encoded.last.activations
             elif name in (JOINT, GLOBAL):
@@ -195,6 +202,14 @@ class TowerTokens:
             name: one.float().unflatten(1, grids.get(name, encoded.grid))
             for name, one in found.items()
         }
+
+    def _beside(self, tower: str, name: str, pixels: Tensor, *, near: bool) -> dict[str, Tensor]:
+        """Return the final tokens (B, N, D) of a tower beside CLIP, and those half way up."""
+        other = self._towers.others[tower]
+        if not near:
+            return {name: other.encode(pixels)}
+        way, final = other.after(pixels, (PatchParams.finer_block, other.depth))
+        return {name: final, closer_names(tower)[0]: way}
 
     def _projected(self, tokens: Tensor, name: str) -> Tensor:
         """Return (B, N, E), or (B, 1, E) of CLS, of what the last block leaves: (B, T, D)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,7 +25,7 @@ def small_backbone(layers: int = 2) -> Backbone:
 class PixelTower:
     """A second tower whose tokens are the pixels of each patch, two by two."""
 
-    digest, width = "pixels", 12
+    digest, width, depth = "pixels", 12, 12
 
     def prepare(self, image: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
         """Make it (3, 2h, 2w)."""
@@ -33,6 +35,11 @@ class PixelTower:
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Take it apart again: (B, h*w, 12)."""
         return F.unfold(images, 2, stride=2).mT
+
+    def after(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+        """Count the blocks: the tokens of block b of 12 are b / 12 of the final ones, less 1."""
+        final = self.encode(images)
+        return [final if b == self.depth else final * b / self.depth - 1 for b in blocks]
 
 
 def quiet(_: object) -> None:

@@ -228,9 +228,11 @@ def test_a_closer_look_brings_the_finished_maps_to_its_grid(backbone, text, imag
         before, after = maker.maps(one), closer.maps(other)
         height, width = finer_grid(one.evidence.grid, 1.5)
         tower = PixelTower()
-        close = tower.encode(tower.prepare(image, (height, width))[None])[0].half()
-        tokens = close.float().unflatten(0, (height, width))
-        near = finer_maps(before.maps, one.evidence.of(("dino",)), tokens, 0.1)
+        wide, narrow = (
+            tower.after(tower.prepare(image, grid)[None], (3,))[0][0].half().float()
+            for grid in (one.evidence.grid, (height, width))
+        )
+        near = finer_maps(before.maps, wide, narrow.unflatten(0, (height, width)), 0.05)
         assert after.maps.shape[1:] == (height, width)
         np.testing.assert_allclose(after.maps, near, atol=1e-5)
         if rounds:

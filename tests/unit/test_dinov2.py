@@ -88,6 +88,18 @@ class TestEncode:
         expected = module.norm(module.blocks(tokens))[:, 1:]
         torch.testing.assert_close(tiny_dino().encode(images), expected, atol=2e-5, rtol=1e-5)
 
+    def test_half_way_up_tokens_are_timms_without_scale(self):
+        images, module = noise(2, 3, 56, 56), tiny_module()
+        half = module.get_intermediate_layers(images, n=[0], norm=False)[0]
+        half = (half - half.mean(-1, keepdim=True)) / half.std(-1, keepdim=True, correction=0)
+        tower = DinoTower(module, "")
+        first, last = tower.after(images, (1, tower.depth))
+        torch.testing.assert_close(first, half, atol=1e-4, rtol=1e-4)
+        assert torch.equal(last, tower.encode(images))
+        assert torch.equal(tower.after(images, (1,))[0], first), "it stops there"
+        beyond = tower.after(images, (tower.depth + 1, tower.depth + 2))
+        assert [torch.equal(one, last) for one in beyond] == [True, True]
+
     def test_images_of_a_batch_do_not_mix(self):
         images, tower = noise(3, 3, 28, 42), tiny_dino()
         together = tower.encode(images)

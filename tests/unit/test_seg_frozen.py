@@ -87,7 +87,8 @@ class Colours:
         if closer > 1:
             side = (round(closer * w), round(closer * h))
             fine = cv2.resize(image, side, interpolation=cv2.INTER_AREA).astype(np.float32)
-            found["dino.closer"] = torch.from_numpy(fine / 64 - 2) @ self._wide["dino.12"]
+            found["dino.near"] = colours
+            found["dino.closer"] = torch.from_numpy(fine / 64 - 2)
         if attention:
             flat = colours.flatten(0, 1)
             found[ATTENTION] = (flat @ flat.T).softmax(1).unflatten(0, (h, w))
@@ -471,7 +472,8 @@ def test_answers_spread_over_what_the_towers_hold_for_one_thing(closer: float) -
     reached = torch.from_numpy(spread.T.reshape(1, 3, *grid).astype(np.float32))
     if closer > 1:
         flat = reached[0].flatten(1).T
-        reached = finer(flat, grid, torch.from_numpy(dino).float(), found["dino.closer"], 0.1)[None]
+        near = found["dino.near"].flatten(0, 1)
+        reached = finer(flat, grid, near, found["dino.closer"], 0.05)[None]
         assert reached.shape == (1, 3, 4, 6)
     np.testing.assert_allclose(got, resize(reached, (48, 64))[0].numpy(), atol=2e-5)
     np.testing.assert_allclose(got.sum(0), 1, atol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
+from clipes.config import PatchParams
 from clipes.errors import UsageError
 from clipes.towers.clip import Backbone
 from clipes.towers.side_by_side import Towers
@@ -65,6 +66,22 @@ def test_an_image_is_seen_at_another_scale_once_it_is_shrunk(towers: Towers) -> 
     small = TowerTokens(towers, ("clip.2",), DIGESTS, 6)
     seen = [np.prod(small.tokens(IMAGE, scale)["clip.2"].shape[:2]) for scale in (1.0, 2.0)]
     assert seen[0] <= 6 < seen[1] <= 24, "it is shrunk first; the scale is of what is left"
+
+
+def test_a_closer_look_is_of_a_block_half_way_up(
+    towers: Towers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PatchParams, "finer_block", 1)
+    source = TowerTokens(towers, ("clip.2", "dino.2"), DIGESTS, 1600)
+    found = source.tokens(IMAGE, closer=1.5)
+    assert set(found) == {"clip.2", "dino.2", "dino.near", "dino.closer"}
+    dino = towers.others["dino"]
+    for name, grid in (("dino.near", (3, 4)), ("dino.closer", (4, 6))):
+        (expected,) = dino.after(dino.prepare(IMAGE, grid)[None], (1,))
+        assert torch.equal(found[name], expected[0].unflatten(0, grid))
+    plain = source.tokens(IMAGE)
+    assert set(plain) == {"clip.2", "dino.2"}
+    assert torch.equal(plain["dino.2"], found["dino.2"])
 
 
 def test_attention_is_the_mean_over_the_last_blocks(towers: Towers) -> None:
