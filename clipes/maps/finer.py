@@ -11,6 +11,7 @@ which looks at them itself.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
@@ -20,6 +21,10 @@ from clipes.towers.taps import Grid
 from clipes.types import Float32Array
 
 _REACH = 1.5  # standard deviation of the distance that counts, in patches of the grid
+
+# Patches of the grid over whose area a map is 1 on average. By a single finer patch, which may
+# stand out, the rest of a small object would be left to the background.
+_SUREST = 2
 
 
 @torch.inference_mode()
@@ -34,7 +39,16 @@ def finer_maps(
     grid = (maps.shape[1], maps.shape[2])
     flat = torch.from_numpy(maps).to(fine.device).flatten(1).T
     found: Float32Array = finer(flat, grid, tokens, fine, temperature).cpu().numpy()
-    return min_max(found)
+    return _scaled(found, _SUREST * fine.shape[0] * fine.shape[1] // len(tokens))
+
+
+def _scaled(maps: Float32Array, surest: int) -> Float32Array:
+    """Scale each of (K, h, w) maps to [0, 1], the mean over its ``surest`` patches to 1."""
+    scaled = min_max(maps)
+    flat = np.sort(scaled.reshape(len(scaled), -1), axis=1)
+    tops = flat[:, -surest:].mean(1, dtype=np.float32)
+    scaled /= np.maximum(tops, np.finfo(np.float32).tiny)[:, None, None]
+    return np.minimum(scaled, 1, out=scaled)
 
 
 def finer(values: Tensor, grid: Grid, tokens: Tensor, fine: Tensor, temperature: float) -> Tensor:
