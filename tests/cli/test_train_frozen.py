@@ -68,6 +68,16 @@ def test_train_keep_tokens_and_predict(run: Run, capfd: pytest.CaptureFixture[st
     assert "give the weights that it was trained on" in told
 
 
+def test_clip_alone_needs_no_second_tower(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("dino.safetensors").unlink()
+    ends(0, *FROZEN[:3], "frozen-clip", *FROZEN[4:], "--iterations", 2)
+    saved = load_checkpoint(run.root / "checkpoints" / "final.pt")
+    assert set(saved.spec.towers()) == {"clip"}
+    assert "dino" not in capfd.readouterr().err
+    ends(0, *ASK, "--out", "out")
+    assert read_mask(Path("out") / "p000.png").shape == (48, 64)
+
+
 def test_kept_tokens_may_be_removed_and_change_nothing(
     run: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
