@@ -235,7 +235,7 @@ def look(towers: Towers, params: CamParams, pixels: Pixels) -> list[Seen]:
     closer: Sequence[CloserLook | None] = [None] * len(encoded.last.activations)
     for name, tower in towers.others.items():
         if FINE in pixels and params.patches is not None and name == params.patches.likeness_of:
-            tokens[name], closer = look_closer(tower, params.patches, pixels, name, encoded.grid)
+            tokens[name], closer = look_closer(tower, params.patches, pixels, encoded.grid)
         else:
             tokens[name] = tower.encode(pixels[name])
     first, second = patch_features(clip, encoded.last)
@@ -252,19 +252,18 @@ def look(towers: Towers, params: CamParams, pixels: Pixels) -> list[Seen]:
 
 
 def look_closer(
-    tower: TokenTower, patches: PatchParams, pixels: Pixels, name: str, grid: Grid
+    tower: TokenTower, patches: PatchParams, pixels: Pixels, grid: Grid
 ) -> tuple[Tensor, list[CloserLook]]:
     """Return the final tokens (B, N, D) of a tower, and what it sees of each image on two grids.
 
     Args:
-        tower: The tower.
+        tower: The one that ``patches`` says.
         patches: Settings.
         pixels: As for ``by_gradient``, and those for the closer look.
-        name: Of the tower.
         grid: Of the images.
     """
     block = patches.finer_block
-    near, final = tower.after(pixels[name], (block, tower.depth))
+    near, final = tower.after(pixels[patches.likeness_of], (block, tower.depth))
     (far,) = tower.after(pixels[FINE], (block,))
     fine = _rounded(far).unflatten(1, finer_grid(grid, patches.finer))
     return final, [CloserLook(*pair) for pair in zip(_rounded(near), fine, strict=True)]
