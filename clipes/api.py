@@ -264,7 +264,7 @@ class Segmenter:
         Args:
             image: A path, a Pillow picture, or an (H, W, 3) RGB uint8 array (OpenCV reads BGR).
             labels: What is in it, names or 0-based indices of ``classes``, where that is known: no
-                other class is found then. None for any class.
+                other class is found then, and each of them is sure somewhere. None for any class.
 
         Returns:
             mask (H, W) uint8, 0 background, class k as k + 1; confidence (H, W) in [0, 1].
