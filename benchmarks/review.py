@@ -23,6 +23,7 @@ from clipes.cli.console import progress_bar
 from clipes.report.measure import Row
 from clipes.report.review import (
     AMBIGUOUS,
+    CONTESTED,
     DISAGREEMENT,
     DRIFT,
     EMPTY,
@@ -50,6 +51,7 @@ _GRID = {
     "drift": (0.0, 0.5, 1.0, 2.0),
     "tiny": (0.0, 0.6, 1.2, 2.4),
     "full": (0.0, 0.3, 0.6, 1.2),
+    "contested": (0.0, 1.0, 2.0, 4.0),
     "empty": (2.0,),
     "scarcity": (2.0,),
 }
@@ -159,7 +161,7 @@ def _sign(signs: Signs | None, name: str) -> float:
 
 
 def _words(weights: Mapping[str, float]) -> str:
-    shipped = (UNSURE, AMBIGUOUS, DISAGREEMENT, DRIFT, TINY, FULL, EMPTY, SCARCITY)
+    shipped = (UNSURE, AMBIGUOUS, DISAGREEMENT, DRIFT, TINY, FULL, CONTESTED, EMPTY, SCARCITY)
     pairs = zip(weights.items(), shipped, strict=True)
     return ", ".join(f"{name} {value:.2f} (shipped {now:g})" for (name, value), now in pairs)
 

@@ -347,6 +347,9 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+RELABEL_SHARE = 0.5
+"""A segmenter's share in the maps of ``relabel``: it counts as much as the maps it learnt from."""
+
 OUTPUT_STRIDES = (8, 16, 32)
 """Pixels of the image per feature that a segmenter can have."""
 

@@ -21,7 +21,7 @@ from clipes.cli.options import (
     this_part,
 )
 from clipes.cli.steps import step_bar
-from clipes.config import CONFIDENCE_THRESHOLD, TOKEN_SPACE
+from clipes.config import CONFIDENCE_THRESHOLD, RELABEL_SHARE, TOKEN_SPACE
 from clipes.errors import UsageError
 
 
@@ -163,6 +163,7 @@ def relabel(
     scales: opts.ScalesOption = None,
     flip: opts.MirrorOption = None,
     crf: opts.LabelCrfOption = True,
+    share: opts.ShareOption = RELABEL_SHARE,
     weights: WeightsOption = "auto",
     dino: DinoOption = "auto",
     device: DeviceOption = "auto",
@@ -170,7 +171,8 @@ def relabel(
 ) -> None:
     """A trained segmenter labels the run's images again: RUN/relabelled/pseudo and confidence.
 
-    Classes that an image does not have are left out. The masks of refine stay as they are;
+    Classes that an image does not have are left out, and maps of the run have a share in what is
+    said of the others (--share). The masks of refine stay as they are;
     'train-seg --relabelled' learns from the new ones, eval and report score both.
 
     Example: clipes relabel runs/voc --from runs/voc/checkpoints/final.pt
@@ -186,6 +188,7 @@ def relabel(
         _scales(scales),
         flip,
         crf,
+        share,
         device,
         TowerRequest(weights, dino),
         command_line(),

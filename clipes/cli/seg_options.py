@@ -99,6 +99,12 @@ FromOption = Annotated[
 LabelCrfOption = Annotated[
     bool, typer.Option("--crf/--no-crf", help="End with the dense CRF over the classes present.")
 ]
+ShareOption = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="The segmenter's share in a mask; the rest is the run's own maps."
+    ),
+]
 RelabelledOption = Annotated[
     bool, typer.Option("--relabelled", help="Learn from the masks of 'clipes relabel'.")
 ]

@@ -25,6 +25,7 @@ from clipes.report.review import Signs, read_signs, reasons, score
 from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
+from clipes.run.relabelled import Relabelled
 from clipes.types import IGNORE, CamMaps, Int64Array, PseudoLabel, Sample, UInt8Array, size_text
 
 CUTS: tuple[float, ...] = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, CONFIDENCE_THRESHOLD, 0.98, 0.99, 0.995)
@@ -167,6 +168,7 @@ def measure(
     current: Freshness,
     images: Mapping[int, int],
     *,
+    again: Relabelled | None = None,
     use_corrected: bool = True,
 ) -> tuple[list[Row], Tally]:
     """Look at what a run made for some images.
@@ -178,6 +180,7 @@ def measure(
         exponent: alpha of the background score.
         current: Tells what is out of date, and cannot be used.
         images: How many images of the run are labelled with a class, by its 0-based number.
+        again: A segmenter's masks of the same images, as a second opinion; None for none.
         use_corrected: Whether a person's masks are looked at, too.
 
     Returns:
@@ -190,7 +193,7 @@ def measure(
         try:
             if reason := current.unusable(sample) or chosen.unusable(sample):
                 raise ArtifactError(reason)
-            row = _measure(sample, chosen, classes, exponent, images, tally)
+            row = _measure(sample, chosen, again, classes, exponent, images, tally)
         except ClipesError as error:
             row = Row(sample.id, _known(sample, classes), (0, 0), failure=str(error))
         rows.append(row)
@@ -238,6 +241,7 @@ def _known(sample: Sample, classes: Sequence[str]) -> tuple[int, ...]:
 def _measure(
     sample: Sample,
     chosen: Chosen,
+    again: Relabelled | None,
     classes: Sequence[str],
     exponent: float,
     images: Mapping[int, int],
@@ -248,7 +252,8 @@ def _measure(
     size, _ = read_header(sample.image)
     check_image(sample, size, cams)
     coarse = cam_mask(cams, exponent)
-    signs = read_signs(cams, coarse, pseudo, exponent, images)
+    second = None if again is None else _second_opinion(sample, again, cams, len(classes))
+    signs = read_signs(cams, coarse, pseudo, exponent, images, second)
     truth = None
     if sample.mask is not None and sample.mask.is_file():
         truth = read_mask(sample.mask)
@@ -278,6 +283,21 @@ def _measure(
         miou,
         corrected=mended is not None,
     )
+
+
+def _second_opinion(
+    sample: Sample, again: Relabelled, cams: CamMaps, n_classes: int
+) -> UInt8Array | None:
+    """Read a segmenter's mask (H0, W0) of an image; None without one that it would make now."""
+    if not again.is_done(sample) or again.is_edited(sample):
+        return None
+    try:
+        mask = read_mask(again.files.pseudo_path(sample.id))
+        check_size(mask, cams.size, "segmenter's mask")
+        require_classes(mask, n_classes, "the segmenter's mask", "run 'clipes relabel' again")
+    except ClipesError:  # the image itself is none the worse for it
+        return None
+    return mask
 
 
 def _told(

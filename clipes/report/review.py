@@ -23,6 +23,9 @@ UNSURE, AMBIGUOUS, DISAGREEMENT, DRIFT, TINY, FULL, EMPTY = 15.0, 6.0, 0.5, 1.0,
 dispute, for the class that drifted most, per class that is tiny or empty, and for an image without
 background."""
 
+CONTESTED = 2.0
+"""What the label adds that a segmenter sees elsewhere than the mask does, more than any other."""
+
 SCARCITY = 2.0
 """What the only image of a class adds, by as much as its mask counts for the class: one of n images
 adds the n-th part. It says nothing of the mask, but what a person's minute is worth."""
@@ -66,11 +69,14 @@ class Signs:
         classes: Of each class that the label names.
         ambiguous: Share of the patches at which the map's two highest scores are close.
         unsure: Share of the pixels with a confidence below 0.95; None before the CRF.
+        contests: 1 - IoU of the mask and that of a segmenter which learnt from such (``clipes
+            relabel``), of the background and of each class; empty where there is none.
     """
 
     classes: tuple[ClassSigns, ...]
     ambiguous: float
     unsure: float | None
+    contests: tuple[float, ...] = ()
 
     @property
     def labelled(self) -> float:
@@ -98,6 +104,11 @@ class Signs:
         return max((one.drift or 0.0 for one in self.classes), default=0.0)
 
     @property
+    def contested(self) -> float:
+        """The largest of ``contests``, 0 where there are none."""
+        return max(self.contests, default=0.0)
+
+    @property
     def scarcity(self) -> float:
         """Share that the image has in those of its rarest class."""
         return max((1 / one.images for one in self.classes if one.images), default=0.0)
@@ -109,6 +120,7 @@ def read_signs(
     pseudo: PseudoLabel | None,
     exponent: float,
     images: Mapping[int, int],
+    again: UInt8Array | None = None,
 ) -> Signs:
     """Look at what was made for one image.
 
@@ -118,31 +130,43 @@ def read_signs(
         pseudo: Its mask and confidence, where they were made; else ``cam_mask`` is judged.
         exponent: alpha of the background score.
         images: How many images of the run show a class, by its 0-based number.
+        again: (H0, W0) mask of a segmenter that learnt from such masks; None where there is none.
     """
     mask = cam_mask if pseudo is None else pseudo.mask
-    pairs = np.bincount((cam_mask.astype(np.uint16) << 8 | mask).ravel(), minlength=1 << 16)
-    table = pairs.reshape(256, 256)
-    before, now, both = table.sum(1), table.sum(0), np.diag(table)
-    classes = []
-    for index, label in enumerate(cams.labels.tolist()):
-        value = value_of(label)
-        union = before[value] + now[value] - both[value]
-        disagreement = 1 - float(both[value] / union) if union else 1.0
-        classes.append(
-            ClassSigns(
-                label,
-                float(now[value] / mask.size),
-                None if pseudo is None else disagreement,
-                None if cams.drift is None else float(cams.drift[index]),
-                images.get(label, 0),
-            )
+    labels = cams.labels.tolist()
+    values = [value_of(label) for label in labels]
+    parted = _disagreement(cam_mask, mask, values, nowhere=1.0)
+    areas = np.bincount(mask.ravel(), minlength=256)
+    classes = [
+        ClassSigns(
+            label,
+            float(areas[value] / mask.size),
+            None if pseudo is None else disagreement,
+            None if cams.drift is None else float(cams.drift[index]),
+            images.get(label, 0),
         )
+        for index, (label, value, disagreement) in enumerate(
+            zip(labels, values, parted, strict=True)
+        )
+    ]
     scores = np.sort(with_background(cams.maps.astype(np.float32), exponent), axis=0)
     return Signs(
         tuple(classes),
         float((scores[-1] - scores[-2] < _CLOSE).mean()),
         None if pseudo is None else float((pseudo.confidence < CONFIDENCE_THRESHOLD).mean()),
+        () if again is None else _disagreement(mask, again, [0, *values], nowhere=0.0),
     )
+
+
+def _disagreement(
+    one: UInt8Array, other: UInt8Array, values: Sequence[int], *, nowhere: float
+) -> tuple[float, ...]:
+    """Return 1 - IoU of two masks for each value; ``nowhere`` for one that is in neither."""
+    pairs = np.bincount((one.astype(np.uint16) << 8 | other).ravel(), minlength=1 << 16)
+    table = pairs.reshape(256, 256)
+    both = np.diag(table)
+    unions = table.sum(1) + table.sum(0) - both
+    return tuple(1 - float(both[k] / unions[k]) if unions[k] else nowhere for k in values)
 
 
 def score(signs: Signs) -> float:
@@ -155,6 +179,7 @@ def score(signs: Signs) -> float:
         + TINY * signs.tiny
         + FULL * (signs.labelled > FULL_AREA)
         + EMPTY * signs.empty
+        + CONTESTED * signs.contested
         + SCARCITY * signs.scarcity
     )
 
@@ -188,6 +213,10 @@ def _reasons(signs: Signs, classes: Sequence[str]) -> Iterator[tuple[float, str]
                 DRIFT * one.drift,
                 f"map and word alone disagree on {_percent(one.drift)} of {name}",
             )
+    if signs.contested >= _MUCH_DISPUTED:
+        names = ("the background", *(classes[one.label] for one in signs.classes))
+        share, name = max(zip(signs.contests, names, strict=True))
+        yield CONTESTED * share, f"mask and segmenter disagree on {_percent(share)} of {name}"
     if signs.labelled > FULL_AREA:
         yield FULL, f"hardly any background: {_percent(signs.labelled)} of the image is labelled"
     if signs.unsure is not None and signs.unsure >= _MANY_UNSURE:

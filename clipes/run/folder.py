@@ -52,7 +52,13 @@ from clipes.disk.images import (
     write_mask,
 )
 from clipes.errors import ArtifactError, RunConflictError
-from clipes.run.record import CamRecord, RelabelRecord, TrainRecord, parse_section
+from clipes.run.record import (
+    CamRecord,
+    RefineRecord,
+    RelabelRecord,
+    TrainRecord,
+    parse_section,
+)
 from clipes.types import MAX_CLASSES, CamMaps, PseudoLabel
 
 _T = TypeVar("_T")
@@ -335,6 +341,14 @@ class Run:
             ArtifactError: There is no run.json, or what it says cannot be used.
         """
         return self._record("train-seg", TrainRecord, "how the segmenter was trained")
+
+    def refine_record(self) -> RefineRecord | None:
+        """Return what run.json says of ``refine``; None if it did not run here.
+
+        Raises:
+            ArtifactError: There is no run.json, or what it says cannot be used.
+        """
+        return self._record("refine", RefineRecord, "how the masks were made")
 
     def relabel_record(self) -> RelabelRecord | None:
         """Return what run.json says of ``relabel``; None if it did not run here.

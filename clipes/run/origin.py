@@ -278,11 +278,13 @@ class RelabelOrigin(_OfPicture):
         labels: 0-based classes that were allowed, ascending.
         checkpoint: sha256 of the segmenter's file.
         settings: Digest of the settings of ``relabel``.
+        maps: Digest of the origin of the maps that had a share in them; empty where none had.
     """
 
     labels: tuple[int, ...]
     checkpoint: str
     settings: str
+    maps: str = ""
 
 
 @dataclass(frozen=True)

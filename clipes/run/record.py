@@ -237,6 +237,8 @@ class RelabelSettings(_Plain):
         flip: Whether the mirror image is averaged in.
         window: Longest side, in pixels, that is taken in at once.
         crf: Settings of the dense CRF; None for none.
+        share: The segmenter's share in the maps that masks are made of; the rest is the run's. An
+            older clipes knew the segmenter alone.
     """
 
     checkpoint: str
@@ -244,6 +246,18 @@ class RelabelSettings(_Plain):
     flip: bool
     window: int
     crf: CrfParams | None
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class RefineRecord:
+    """What run.json says of ``refine``, as far as later commands ask.
+
+    Attributes:
+        settings: All that changes masks but the maps and the images.
+    """
+
+    settings: RefineSettings
 
 
 @dataclass(frozen=True)

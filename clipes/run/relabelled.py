@@ -21,6 +21,8 @@ class Relabelled:
 
     def __init__(self, run: Run, settings: RelabelSettings) -> None:
         self.files = run.relabelled
+        self._run = run
+        self._uses_maps = settings.share < 1
         self._checkpoint = settings.checkpoint
         self._settings = digest(settings.to_dict())
 
@@ -42,7 +44,8 @@ class Relabelled:
     def origin(self, sample: Sample, picture: Picture) -> RelabelOrigin:
         """Return what a mask is made from that is made now, of ``picture``."""
         labels = tuple(sorted(sample.labels))
-        return RelabelOrigin(picture.sha256, picture.size, labels, self._checkpoint, self._settings)
+        made_by = self._checkpoint, self._settings, self._maps(sample)
+        return RelabelOrigin(picture.sha256, picture.size, labels, *made_by)
 
     def is_done(self, sample: Sample) -> bool:
         """Tell whether mask and confidence map are there and are those that would be made now."""
@@ -73,10 +76,17 @@ class Relabelled:
             return "its mask was made with other settings"
         if origin.labels != tuple(sorted(sample.labels)):
             return "its mask was made for other labels"
+        if origin.maps != self._maps(sample):
+            return "its mask was made with other maps than there are now"
         written = mask.stat().st_mtime_ns
         if not origin.is_still(sample.image, mask, written):
             return "its mask was made from another picture of that name"
         return ""
+
+    def _maps(self, sample: Sample) -> str:
+        """Return the digest of the origin of an image's maps, as far as they have a share."""
+        origin = self._run.maps_origin(sample.id) if self._uses_maps else ""
+        return digest(origin) if origin else ""
 
     def unusable(self, sample: Sample) -> str:
         """Return why the mask of an image is out of date, and the remedy; empty if it is not."""

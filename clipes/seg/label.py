@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,32 @@ from clipes.maps.gradcam import min_max
 from clipes.masks.crf import dense_crf
 from clipes.masks.mosaic import LargeLabel, Tiles, averaged
 from clipes.masks.pseudo import (
+    in_mask_order,
     largest_tile,
     most_probable,
     of_present,
     shrunk,
+    upsample,
     with_background,
     workable_size,
 )
 from clipes.seg.predict import BYTES_PER_LABEL
 from clipes.seg.recipes import LabelPredictor
-from clipes.types import Float32Array, Progress, PseudoLabel, UInt8Array
+from clipes.types import CamMaps, Float32Array, Progress, PseudoLabel, UInt8Array
+
+
+@dataclass(frozen=True)
+class FirstOpinion:
+    """Maps of an image that were there before the segmenter was asked.
+
+    Attributes:
+        cams: The maps, of all classes that the image holds.
+        share: The segmenter's share in the maps that a mask is made of, in [0, 1]; the rest is
+            theirs.
+    """
+
+    cams: CamMaps
+    share: float
 
 
 def label_image(
@@ -30,6 +47,7 @@ def label_image(
     predictor: LabelPredictor,
     crf: CrfParams | None = None,
     present: Sequence[int] | None = None,
+    first: FirstOpinion | None = None,
 ) -> tuple[PseudoLabel, bool]:
     """Ask a segmenter about an image.
 
@@ -38,6 +56,7 @@ def label_image(
         predictor: The segmenter.
         crf: Settings of the dense CRF that comes last; None for none.
         present: The 0-based classes that the image holds; None if that is not known.
+        first: What is known of these classes beside; None for the segmenter alone.
 
     Returns:
         The mask and the probability of the label chosen at each pixel, and whether they were made
@@ -52,27 +71,32 @@ def label_image(
     labels = np.arange(predictor.labels - 1)
     if present is not None:
         labels = np.array(sorted(present), np.int64)
-        probs = as_maps(of_present(probs, labels))
+        probs = as_maps(of_present(probs, labels), first)
     if crf is not None:
         probs = dense_crf(probs, view, crf)
     return most_probable(probs, labels, size), work != size
 
 
-def as_maps(probs: Float32Array) -> Float32Array:
+def as_maps(probs: Float32Array, first: FirstOpinion | None = None) -> Float32Array:
     """Return the probabilities of labels that an image is known to hold, each sure somewhere.
 
     A segmenter that is unsure of a class everywhere would leave it out. As maps of ``cam`` each is
     scaled to [0, 1], and the background is what is left of the surest.
 
     Args:
-        probs: (1 + K, H, W) that sum to 1, background first.
+        probs: (1 + K, H, W) that sum to 1, background first, classes in mask order.
+        first: Averaged with them, class by class; None for nothing.
 
     Returns:
         The same shape, sums to 1.
     """
     if len(probs) == 1:
         return probs
-    scores = with_background(min_max(probs[1:]), 1.0)
+    maps = min_max(probs[1:])
+    if first is not None:
+        given = upsample(in_mask_order(first.cams).maps, (maps.shape[1], maps.shape[2]))
+        maps = min_max(first.share * maps + (1 - first.share) * given)
+    scores = with_background(maps, 1.0)
     scores /= scores.sum(0)
     return scores
 

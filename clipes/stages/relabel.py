@@ -6,27 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clipes.config import CrfParams
+from clipes.config import RELABEL_SHARE, CrfParams
 from clipes.device import choose_device, share_processor
 from clipes.disk.files import sha256_of
-from clipes.errors import ArtifactError
+from clipes.errors import ArtifactError, UsageError
 from clipes.listener import Listener
 from clipes.masks.pseudo import SHRUNK
 from clipes.processes import local_rank
 from clipes.run.folder import Run
+from clipes.run.freshness import Freshness
 from clipes.run.loop import Outcome, Shard, Summary, for_each, waiting
 from clipes.run.origin import changing, read_picture
-from clipes.run.record import RelabelSettings
+from clipes.run.record import RefineRecord, RelabelSettings
 from clipes.run.relabelled import Relabelled
 from clipes.run.reopen import reopen
 from clipes.seg.checkpoint import Checkpoint, load_checkpoint
 from clipes.seg.kinds import predictor_for
-from clipes.seg.label import label_image
+from clipes.seg.label import FirstOpinion, label_image
 from clipes.seg.recipes import LabelPredictor, TestSettings
 from clipes.stages.token_source import TowerRequest, tokens_of
 from clipes.types import Sample
 
 STAGE = "relabel"
+
+ALONE = "have no maps: the segmenter alone says what they show"
 
 _AT_ONCE_ON_GPU = 4  # images: each may need room for a pass of the network
 
@@ -40,7 +43,9 @@ class RelabelRequest:
         root: Where the data set is, if not where run.json says.
         scales: Factors of the image's size that are averaged; None as the checkpoint says.
         flip: Whether the mirror image is averaged in; None likewise.
-        crf: Whether the dense CRF comes last.
+        crf: Whether the dense CRF comes last, with the settings of ``refine``.
+        share: The segmenter's share in the maps that masks are made of; the rest is the run's own,
+            where an image has some.
         device: ``auto``, or a torch device.
         towers: Where the towers' weights come from, for segmenters that read tokens.
         command: The command line, for the record.
@@ -51,18 +56,34 @@ class RelabelRequest:
     scales: tuple[float, ...] | None = None
     flip: bool | None = None
     crf: bool = True
+    share: float = RELABEL_SHARE
     device: str = "auto"
     towers: TowerRequest = field(default_factory=TowerRequest)
     command: str = ""
 
-    def settings(self, own: TestSettings) -> RelabelSettings:
-        """Return what changes the masks, of a checkpoint whose ``own`` way to be asked is given."""
+    def settings(self, own: TestSettings, refined: RefineRecord | None) -> RelabelSettings:
+        """Return what changes the masks.
+
+        Args:
+            own: The way in which the checkpoint is to be asked.
+            refined: How the run's own masks were made.
+
+        Raises:
+            UsageError: The share is none.
+        """
+        if not 0 < self.share <= 1:
+            raise UsageError(
+                f"a segmenter's share of {self.share:g} is not above 0 and at most 1",
+                "1 is the segmenter alone",
+            )
+        crf = CrfParams() if refined is None else refined.settings.crf
         return RelabelSettings(
             sha256_of(self.checkpoint),
             own.scales if self.scales is None else self.scales,
             own.flip if self.flip is None else self.flip,
             own.window,
-            CrfParams() if self.crf else None,
+            crf if self.crf else None,
+            self.share,
         )
 
 
@@ -87,7 +108,7 @@ def relabel(request: RelabelRequest, run: Run, part: Shard, listener: Listener) 
     data = reopen(run, request.root)
     saved = load_checkpoint(request.checkpoint)
     _check_classes(saved, data.classes, run)
-    settings = request.settings(saved.test)
+    settings = request.settings(saved.test, run.refine_record())
     current = Relabelled(run, settings)
     mine = part.of(data.samples)
     todo = waiting(mine, current.is_done, listener)
@@ -97,7 +118,7 @@ def relabel(request: RelabelRequest, run: Run, part: Shard, listener: Listener) 
     _say_again(todo, current, listener)
     run.begin(STAGE, settings.to_dict(), request.command, anew=True)
     with run.claim(STAGE, shared=part.count > 1):
-        labeller = _labeller(request, saved, settings, current, listener)
+        labeller = _labeller(request, saved, settings, run, listener)
         summary = labeller.label_all(todo, listener)
     return Outcome(replace(summary, skipped=len(mine) - len(todo)), data.failures)
 
@@ -133,14 +154,18 @@ class _Labeller:
 
     Attributes:
         predictor: The segmenter.
-        crf: Settings of the dense CRF; None for none.
+        settings: Of the masks.
         current: Where the files go, and what they say of themselves.
+        run: The run folder.
+        maps: Tells which of its maps are out of date.
         workers: Images at once.
     """
 
     predictor: LabelPredictor
-    crf: CrfParams | None
+    settings: RelabelSettings
     current: Relabelled
+    run: Run
+    maps: Freshness
     workers: int
 
     def label_all(self, samples: Sequence[Sample], listener: Listener) -> Summary:
@@ -162,27 +187,46 @@ class _Labeller:
     def _label_one(self, sample: Sample) -> str | None:
         if self.current.is_edited(sample) and (reason := self.current.unusable(sample)):
             raise ArtifactError(reason)
+        first = self._first_opinion(sample)
         pixels, picture = read_picture(sample.image)
-        pseudo, was_shrunk = label_image(pixels, self.predictor, self.crf, sample.labels)
+        pseudo, was_shrunk = label_image(
+            pixels, self.predictor, self.settings.crf, sample.labels, first
+        )
         if not picture.is_still(sample.image):
             raise changing(sample.image)
         origin = self.current.origin(sample, picture).text()
         self.current.files.save_pseudo(sample.id, pseudo, origin=origin)
-        return SHRUNK if was_shrunk else None
+        if was_shrunk:
+            return SHRUNK
+        return ALONE if first is None and self.settings.share < 1 else None
+
+    def _first_opinion(self, sample: Sample) -> FirstOpinion | None:
+        """Return the maps that have a share in the mask of an image; None if none have.
+
+        Raises:
+            ArtifactError: They are out of date, or damaged.
+        """
+        if self.settings.share == 1 or not self.run.cams_path(sample.id).exists():
+            return None
+        if reason := self.maps.unusable_maps(sample):
+            raise ArtifactError(reason)
+        return FirstOpinion(self.run.load_cams(sample.id), self.settings.share)
 
 
 def _labeller(
     request: RelabelRequest,
     saved: Checkpoint,
     settings: RelabelSettings,
-    current: Relabelled,
+    run: Run,
     listener: Listener,
 ) -> _Labeller:
-    """Get a checkpoint ready to look at images; errors as for ``relabel``."""
+    """Get a checkpoint ready to look at a run's images; errors as for ``relabel``."""
     device = choose_device(request.device, local_rank())
     model = saved.build().to(device)
     test = TestSettings(settings.scales, settings.flip, window=settings.window)
     source = tokens_of(saved.spec, request.towers, request.device, listener)
     predictor = predictor_for(model, test, source)
     workers = share_processor(device, None if device.type == "cpu" else _AT_ONCE_ON_GPU)
-    return _Labeller(predictor, settings.crf, current, workers)
+    current = Relabelled(run, settings)
+    maps = Freshness.of(run, saved.spec.classes)
+    return _Labeller(predictor, settings, current, run, maps, workers)

@@ -25,6 +25,7 @@ from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import in_groups, in_order, part_of
 from clipes.run.record import CamRecord
+from clipes.run.relabelled import Relabelled
 from clipes.run.reopen import orphans, preset_of, reopen, unmade
 from clipes.stages.evaluate import score_relabelled, score_segmenter
 from clipes.types import Failure, Progress, Sample, evenly_spaced
@@ -109,6 +110,13 @@ def _write(
     rows, tally = measure_run(
         run, samples, data.classes, request.workers, measured, use_corrected=mended
     )
+    if run.relabel_record() is not None:
+        alone = sum(row.signs is not None and not row.signs.contests for row in rows)
+        if alone:
+            say(
+                f"{alone} of the images have no mask that the segmenter would make now, and are "
+                "queued without its say (run 'clipes relabel' again)"
+            )
     scores = tally.scores() | _segmenter(run, request.root, data, say)
     if not scores:
         say("no scores: the images have no ground truth")
@@ -158,6 +166,7 @@ def measure_run(
         classes=classes,
         exponent=exponent,
         current=current,
+        again=None if run.relabel_record() is None else Relabelled.of(run),
         images=Counter(label for sample in samples for label in sample.labels),
         use_corrected=use_corrected,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 import clipes
+from clipes.config import get_preset
 from clipes.disk.images import read_mask, read_origin, write_confidence, write_mask
 from clipes.run.folder import Run
 from clipes.run.origin import RelabelOrigin
 from clipes.run.reopen import reopen
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.frozen import flat_tokens
+from clipes.types import CamMaps
 from tests.cli.small_data import CLASSES, write_clip, write_refined
 from tests.cli.test_train_frozen import FROZEN, ends
 from tests.dino_support import write_dino
@@ -77,6 +80,17 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     made = Run(Path("run"))
     made.note_fact("cam", "root", str(Path("photos").absolute()))
     return made
+
+
+def give_maps(run: Run) -> None:
+    """Put maps into the run: every class lies left of the middle."""
+    cam = run.stage("cam")["settings"] | {"preset": get_preset("fast").to_dict()}
+    run.begin("cam", cam, "clipes cam", {"root": str(Path("photos").absolute())}, anew=True)
+    for sample in reopen(run, None).samples:
+        labels = np.array(sorted(sample.labels))
+        maps = np.zeros((len(labels), 3, 4), np.float16)
+        maps[:, :, :2] = 1
+        run.save_cams(sample.id, CamMaps(labels, maps, (48, 64)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -264,3 +278,65 @@ def test_a_segmenter_from_python_says_what_predict_does(run: Run) -> None:
         segmenter.segment("photos/images/p002.jpg", [])
     with pytest.raises(clipes.ClipesError, match="there is no checkpoint"):
         clipes.load_segmenter("gone.pt")
+
+
+def test_the_review_queue_asks_the_segmenter_while_its_masks_are_current(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def queue() -> dict[str, float]:
+        ends(0, "report", "run", "--pictures", 0, "--thumbnails", 0)
+        rows = csv.DictReader((run.root / "report" / "review.csv").read_text().splitlines())
+        return {row["image"]: float(row["score"]) for row in rows}
+
+    give_maps(run)
+    alone = queue()
+    ends(0, *RELABEL)
+    both = queue()
+    assert both.keys() == alone.keys()
+    assert all(both[id_] > alone[id_] for id_ in both)
+    capfd.readouterr()
+    path = run.relabelled.pseudo_path("p001")
+    path.write_bytes(path.read_bytes()[:60])
+    (run.relabelled.pseudo_path("p002")).unlink()
+    some = queue()
+    assert (
+        "2 of the images have no mask that the segmenter would make now" in capfd.readouterr().err
+    )
+    assert some == both | {id_: alone[id_] for id_ in ("p001", "p002")}
+
+
+def test_the_maps_of_the_run_have_their_share(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    ends(0, *RELABEL)
+    told = " ".join(capfd.readouterr().err.split())
+    assert f"{COUNT} images have no maps: the segmenter alone says what they show" in told
+    files, alone = run.relabelled, contents(run.relabelled.root)
+    give_maps(run)
+    ends(0, *RELABEL, "--share", 1)
+    assert f"{COUNT} made, 0 there before" in capfd.readouterr().err, "another setting"
+    share_one = [read_mask(files.pseudo_path(id_)) for id_ in run.ids("cams")]
+    ends(0, *RELABEL, "--share", 0.01, "--no-crf")
+    assert "no maps" not in capfd.readouterr().err
+    for sample in reopen(run, None).samples:
+        mask = read_mask(files.pseudo_path(sample.id))
+        assert (mask[:, :24] > 0).all(), "where the maps have it"
+        assert (mask[:, 40:] == 0).all()
+    ends(0, *RELABEL)
+    both = [read_mask(files.pseudo_path(id_)) for id_ in run.ids("cams")]
+    assert any((one != other).any() for one, other in zip(both, share_one, strict=True))
+    assert contents(files.root) != alone
+    assert run.stage("relabel")["settings"]["share"] == 0.5
+
+    capfd.readouterr()
+    cams = run.load_cams("p001")
+    run.save_cams("p001", cams, origin="made from something else")
+    ends(0, "eval", "run")
+    told = " ".join(capfd.readouterr().err.split())
+    assert "relabelled: out of date: 1 of 5 images, the first is p001: its mask was made wi" in told
+    run.save_cams("p001", CamMaps(np.array([0]), cams.maps[:1], (48, 64)))  # of other labels
+    ends(1, *RELABEL, "--scales", "1,1.5")
+    told = " ".join(capfd.readouterr().err.split())
+    assert "skipping p001: its maps were made for" in told
+    assert f"{COUNT - 1} made" in told
+    ends(2, *RELABEL, "--share", 1.5)
+    ends(2, *RELABEL, "--share", 0)
+    assert "is not above 0 and at most 1" in capfd.readouterr().err

@@ -70,6 +70,31 @@ def test_before_the_crf_the_mask_of_the_maps_is_judged(made: Made) -> None:
     assert "bird: nothing labelled" in reasons(signs, CLASSES)
 
 
+def test_a_segmenters_mask_is_compared_label_by_label(made: Made) -> None:
+    for id_, pseudo in made.pseudo.items():
+        cams = made.run.load_cams(id_)
+        coarse = cam_mask(cams, 1.0)
+        again = np.roll(pseudo.mask, 3, axis=1)
+        alone = read_signs(cams, coarse, pseudo, 1.0, SHOWN)
+        signs = read_signs(cams, coarse, pseudo, 1.0, SHOWN, again)
+        assert alone.contests == ()
+        assert replace(signs, contests=()) == alone
+        for value, contest in zip([0, *(cams.labels + 1)], signs.contests, strict=True):
+            one = {i for i, found in enumerate(pseudo.mask.ravel()) if found == value}
+            other = {i for i, found in enumerate(again.ravel()) if found == value}
+            assert contest == pytest.approx(1 - len(one & other) / len(one | other) if one else 0)
+        assert signs.contested == max(signs.contests) > 0
+        assert score(signs) == pytest.approx(score(alone) + 2 * signs.contested)
+
+
+def test_what_a_segmenter_sees_elsewhere_is_said() -> None:
+    torn = replace(FINE, contests=(0.1, 0.62))
+    assert reasons(torn, CLASSES) == ("mask and segmenter disagree on 62 % of cat",)
+    other = replace(FINE, contests=(0.7, 0.62))
+    assert reasons(other, CLASSES) == ("mask and segmenter disagree on 70 % of the background",)
+    assert reasons(replace(FINE, contests=(0.39, 0.0)), CLASSES) == ()
+
+
 @given(shares, shares, shares, shares)
 def test_each_sign_alone_raises_the_score(area: float, unsure: float, close: float, dis: float):
     signs = Signs((ClassSigns(0, area, dis),), close, unsure)

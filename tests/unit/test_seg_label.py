@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipes.seg.label import as_maps, label_image
+from clipes.seg.label import FirstOpinion, as_maps, label_image
 from clipes.seg.recipes import LabelPredictor
-from clipes.types import Float32Array, UInt8Array
+from clipes.types import CamMaps, Float32Array, UInt8Array
 
 SIZE = (6, 8)
 
@@ -50,3 +50,32 @@ def test_each_class_reaches_one_and_the_background_has_the_rest(probs: Float32Ar
     scores = np.concatenate([1 - maps.max(0, keepdims=True), maps])
     np.testing.assert_allclose(got, scores / scores.sum(0), atol=1e-4)
     assert len(as_maps(probs[:1] / probs[:1])) == 1, "nothing but background"
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_the_maps_that_were_there_have_their_share(probs: Float32Array, share: float) -> None:
+    rng = np.random.default_rng(1)
+    given = rng.random((2, *SIZE)).astype(np.float16)
+    cams = CamMaps(np.array([1, 0]), given, SIZE)  # not in mask order
+    got = as_maps(probs, FirstOpinion(cams, share))
+
+    def scaled(maps: Float32Array) -> Float32Array:
+        maps = maps - maps.min((1, 2), keepdims=True)
+        return maps / maps.max((1, 2), keepdims=True)
+
+    both = scaled(share * scaled(probs[1:]) + (1 - share) * given[::-1].astype(np.float32))
+    scores = np.concatenate([1 - both.max(0, keepdims=True), both])
+    np.testing.assert_allclose(got, scores / scores.sum(0), atol=1e-4)
+    if share == 1:
+        np.testing.assert_allclose(got, as_maps(probs), atol=1e-5)
+
+
+def test_coarse_maps_are_brought_to_the_size_of_the_image(probs: Float32Array) -> None:
+    left = np.zeros((1, 3, 4), np.float16)
+    left[:, :, :2] = 1
+    even = np.full((3, *SIZE), 1 / 3, np.float32)
+    even[1, 0, 0] = 0.34  # hardly anything is said
+    first = FirstOpinion(CamMaps(np.array([0]), left, SIZE), 0.01)
+    told, _ = label_image(np.zeros((*SIZE, 3), np.uint8), Answer(even), None, [0], first)
+    assert (told.mask[:, :3] == 1).all()
+    assert (told.mask[:, 5:] == 0).all()
