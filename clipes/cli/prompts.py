@@ -164,7 +164,7 @@ def prompts_check(
     say(f"{len(checked.remarks) - fatal} warnings, {fatal} errors; nothing was changed")
     if fatal:
         raise typer.Exit(1)
-    if not checked.compared:
+    if not checked.compared and weights is None:
         say("vectors were not compared: that takes --weights or --text-features")
 
 

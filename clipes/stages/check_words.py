@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipes.choices import Descriptions, Fusion
-from clipes.errors import UsageError
+from clipes.errors import UnknownClassError, UsageError
 from clipes.listener import Listener
 from clipes.stages.setup import open_weights
 from clipes.towers.clip_text import CONTEXT_LENGTH, tokenize
@@ -103,15 +103,22 @@ def _vectors(
     if request.weights is None:
         return None
     opened = open_weights(request.weights, request.model, "cpu", listener)
-    return text_features(
-        vocabulary,
-        opened.state,
-        opened.weights,
-        file=None,
-        cache=cache_dir(),
-        say=listener.say,
-        fusion=request.fusion,
-        templates=templates if templates != (vocabulary.template,) else (),
-        descriptions=request.descriptions,
-        progress=listener.progress,
-    )
+    try:
+        return text_features(
+            vocabulary,
+            opened.state,
+            opened.weights,
+            file=None,
+            cache=cache_dir(),
+            say=listener.say,
+            fusion=request.fusion,
+            templates=templates if templates != (vocabulary.template,) else (),
+            descriptions=request.descriptions,
+            progress=listener.progress,
+        )
+    except UnknownClassError as error:
+        listener.say(
+            f"vectors were not compared: {error.what}; 'clipes cam' fits them to the images and "
+            "labels of a run, and the file that it keeps can be compared with --text-features"
+        )
+        return None

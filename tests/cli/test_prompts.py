@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from clipes.cli import main
 from clipes.config import WeClipPreset
@@ -17,6 +18,7 @@ from clipes.run.folder import Run
 from clipes.stages.teacher import open_teacher
 from clipes.stages.token_source import TowerRequest
 from tests.cli.conftest import Cli
+from tests.cli.small_data import write_clip
 from tests.dino_support import cache_dino
 
 # Most of what follows goes through ``main`` in this process: a new one has to import torch again.
@@ -239,6 +241,23 @@ def test_without_a_text_tower_files_of_features_are_ranked(
     assert "come from a file" in told
     both = inline("prompts", "rank", *options, *files, "--templates", "x.txt")
     assert "exclude each other" in one_line(both, 2)
+
+
+def test_check_does_not_stop_for_classes_that_cam_would_fit(
+    inline: Cli, vocabulary: Path, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "clip.safetensors", tmp_path / "text.npz")
+    tower = load_file(tmp_path / "clip.safetensors")
+    tower["visual.proj"] = torch.ones(64, 512)  # the width of the vectors that are shipped
+    save_file(tower, tmp_path / "clip.safetensors")
+    vocabulary.write_text('classes = ["cat", "rocket"]\nbackground = ["sky"]\n')
+    told = inline("prompts", "check", vocabulary, "--weights", tmp_path / "clip.safetensors")
+    assert told.returncode == 0, told.stderr
+    line = " ".join(told.stderr.split())
+    assert "vectors were not compared: no text feature for the class 'rocket' among" in line
+    assert "'clipes cam' fits them to the images and labels of a run" in line
+    assert "that takes --weights" not in line
+    assert told.stdout.splitlines() == ["cat\t5", "rocket\t5", "(sky)\t5"]
 
 
 def test_check_warns_and_stops_only_for_what_stops_cam(
