@@ -23,6 +23,7 @@ from clipes.cli.options import (
     DifficultOption,
     DinoOption,
     FusionOption,
+    KeepLooksOption,
     ModelOption,
     OutOption,
     PresetOption,
@@ -60,13 +61,6 @@ _Batch = Annotated[
 _Precision = Annotated[
     Precision,
     typer.Option(help="Of CLIP's matrix products; auto: bf16 where that is faster, else fp32."),
-]
-_KeepLooks = Annotated[
-    bool,
-    typer.Option(
-        help="When labels or pictures changed, make only their maps again: keep what the classes "
-        "look like, and vectors that were fitted, as they were learnt before."
-    ),
 ]
 _LearnCorrected = Annotated[
     bool,
@@ -106,7 +100,7 @@ def cam(
     batch: _Batch = None,
     precision: _Precision = Precision.fp32,
     dino: DinoOption = "auto",
-    keep_looks: _KeepLooks = False,
+    keep_looks: KeepLooksOption = False,
     fit: _Fit = True,
     tile: TileOption = None,
     use_corrected: _LearnCorrected = True,

@@ -134,6 +134,14 @@ ShardOption = Annotated[
     ),
 ]
 
+KeepLooksOption = Annotated[
+    bool,
+    typer.Option(
+        help="When labels or pictures changed, make only their maps again: keep what the classes "
+        "look like, and vectors that were fitted, as they were learnt before."
+    ),
+]
+
 TileOption = Annotated[
     int | None,
     typer.Option(

@@ -18,6 +18,7 @@ from clipes.cli.options import (
     DatasetOption,
     DeviceOption,
     DinoOption,
+    KeepLooksOption,
     OutOption,
     PresetOption,
     PromptsOption,
@@ -56,6 +57,7 @@ def run(
         Path | None,
         typer.Option(help="With --train: folder of more photos, without labels, to mask."),
     ] = None,
+    keep_looks: KeepLooksOption = False,
     tile: TileOption = None,
 ) -> None:
     """Labelled photos to masks and a page to look at: cam, refine, report, in one go.
@@ -81,6 +83,7 @@ def run(
         DataRequest(kind, root, split, labels, prompts),
         ClipRequest(weights, text_features=text_features, device=device, dino=dino),
         get_preset(preset.value).for_dataset(kind_of(kind, prompts)),
+        keep_looks,
         command=command_line(),
         tile=tile,
     )

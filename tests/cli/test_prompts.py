@@ -257,7 +257,7 @@ def test_check_does_not_stop_for_classes_that_cam_would_fit(
     assert "vectors were not compared: no text feature for the class 'rocket' among" in line
     assert "'clipes cam' fits them to the images and labels of a run" in line
     assert "that takes --weights" not in line
-    assert told.stdout.splitlines() == ["cat\t5", "rocket\t5", "(sky)\t5"]
+    assert told.stdout.splitlines() == ["cat\t7", "rocket\t7", "(sky)\t7"]
 
 
 def test_check_warns_and_stops_only_for_what_stops_cam(

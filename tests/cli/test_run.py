@@ -51,7 +51,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-def test_one_line_makes_everything_and_does_so_once(start: Starter, run: Run) -> None:
+def test_one_line_makes_everything_and_does_so_once(start: Starter, run: Run, photos: Path) -> None:
     first = start(*LINE)
     assert first.returncode == 0, first.stderr
     assert places(first) == [
@@ -81,6 +81,14 @@ def test_one_line_makes_everything_and_does_so_once(start: Starter, run: Run) ->
     assert made(run) == before
     for alone in (["refine", "run"], ["cam", *LINE[1:]]):  # the stages go on from there
         assert "0 made, 4 there before" in start(*alone).stderr
+
+    labels = photos / "labels.csv"
+    labels.write_text(labels.read_text().replace("p003.jpg,cat", "p003.jpg,dog"))
+    kept = start(*LINE, "--keep-looks")
+    assert kept.returncode == 0, kept.stderr
+    assert places(kept)[0] == "1/4 cam: 4 of 4 done: 1 made, 3 there before, 0 failed"
+    anew = start(*LINE)
+    assert places(anew)[0] == "1/4 cam: 4 of 4 done: 4 made, 0 there before, 0 failed"
 
 
 def test_what_is_wrong_with_an_image_is_said_once_and_the_others_are_done(
