@@ -114,7 +114,6 @@ def _rounds(default: Row) -> list[Row]:
         return _vary(_patches(default, name, rounds=some), name, main=True)
 
     shares = (replace(dino, own_background=share) for share in (0.0, 0.25, 0.5))
-    kin = (replace(dino, kin=images) for images in (0.0, 1.5, 6.0))
     weighed = (replace(both, likeness_weight=weight) for weight in (0.35, 0.65, 1.0))
     return [
         rounds("CLIP twice", clip, clip),
@@ -123,7 +122,6 @@ def _rounds(default: Row) -> list[Row]:
         rounds("DINOv2, then both, CLIP's walk", dino, both),
         rounds("DINOv2, then both, their walk twice", replace(alike, towers=dino.towers), alike),
         *(rounds(f"own background {one.own_background:g}", one, alike) for one in shares),
-        *(rounds(f"kin {one.kin:g}", one, alike) for one in kin),
         rounds("three rounds", dino, alike, alike),
         rounds("own background in both rounds", dino, replace(alike, own_background=0.15)),
         *(rounds(f"likeness' weight {one.likeness_weight:g}", dino, one) for one in weighed),

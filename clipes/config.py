@@ -153,8 +153,6 @@ class LooksRound:
             to it; the rest is the run's. The more images, the less is the run's like any of them.
         likeness_weight: Weight that likeness of tokens has in the affinity of the maps that are
             made after the round; the rest is CLIP's attention. 0 for its attention alone.
-        kin: To an image a class looks as it does in the others, and the mean of all other classes
-            counts as so many more of these. 0: the image counts as the others do, and no more.
         neighbours: When neighbours overrule the maps that are made after the round, before the
             next learns from them; None for never.
     """
@@ -162,7 +160,6 @@ class LooksRound:
     towers: tuple[str, ...] = ("clip",)
     own_background: float = 0.0
     likeness_weight: float = 0.0
-    kin: float = 0.0
     neighbours: NeighbourParams | None = None
 
 
@@ -318,7 +315,7 @@ class Preset:
 
 _BOTH_TOWERS = PatchParams(
     rounds=(
-        LooksRound(("dino",), own_background=0.15, kin=3.0, neighbours=NeighbourParams()),
+        LooksRound(("dino",), own_background=0.15, neighbours=NeighbourParams()),
         LooksRound(("clip", "dino"), likeness_weight=0.5),
     ),
     finer=1.5,

@@ -26,8 +26,6 @@ from clipes.types import BoolArray, Float32Array
 
 _Float64Array = npt.NDArray[np.float64]
 
-_LEAST_MASS = 0.5  # an image that shows a class at all adds 1 or more to its mass
-
 
 @dataclass(frozen=True)
 class Statistics:
@@ -37,18 +35,16 @@ class Statistics:
         sums: (1 + C, D) float64, of the tokens; background first.
         mass: (1 + C,) float64, of the weights.
         moment: (D, D) float64, of the tokens' outer products.
-        squares: (1 + C,) float64, of the squares of images' ``mass``, which says how many they are.
     """
 
     sums: _Float64Array
     mass: _Float64Array
     moment: _Float64Array
-    squares: _Float64Array
 
     @classmethod
     def empty(cls, classes: int, width: int) -> Statistics:
         """Return the statistics of no image, C classes and tokens of ``width``."""
-        shapes = ((1 + classes, width), (1 + classes,), (width, width), (1 + classes,))
+        shapes = ((1 + classes, width), (1 + classes,), (width, width))
         return cls(*(np.zeros(shape) for shape in shapes))
 
     def add(self, other: Statistics) -> None:
@@ -56,7 +52,6 @@ class Statistics:
         self.sums[:] += other.sums
         self.mass[:] += other.mass
         self.moment[:] += other.moment
-        self.squares[:] += other.squares
 
 
 def image_statistics(
@@ -100,7 +95,6 @@ def statistics_of(tokens: Tensor, shown: Mapping[int, BoolArray], classes: int) 
             weight = count**-0.5
             found.sums[row] += weight * part.sum(0)
             found.mass[row] += weight * count
-            found.squares[row] += (weight * count) ** 2
             found.moment[:] += weight * (part.T @ part)
     return found
 
@@ -112,13 +106,11 @@ class Looks:
     Attributes:
         sums: (1 + C, D) float64, as in ``Statistics``.
         mass: (1 + C,) float64.
-        squares: (1 + C,) float64.
         precision: (D, D) float64, inverse of the covariance within classes.
     """
 
     sums: _Float64Array
     mass: _Float64Array
-    squares: _Float64Array
     precision: _Float64Array
 
     @classmethod
@@ -133,7 +125,7 @@ class Looks:
         if not variance > 0:
             return None
         within += patches.ridge * variance * np.eye(len(within))
-        return cls(sums, mass, statistics.squares, np.linalg.inv(within))
+        return cls(sums, mass, np.linalg.inv(within))
 
 
 def class_means(
@@ -143,7 +135,6 @@ def class_means(
     *,
     in_statistics: bool,
     own_background: float,
-    kin: float = 0.0,
 ) -> _Float64Array | None:
     """Return what the background and the classes of an image look like.
 
@@ -153,7 +144,6 @@ def class_means(
         own: What the image itself says; None if it is not asked.
         in_statistics: Whether the run's statistics hold what the image itself says.
         own_background: Share of the image's own background, where it has one, in the first of them.
-        kin: See ``LooksRound``; above 0, ``own`` is needed.
 
     Returns:
         (1 + K, D); None if one of them was seen beyond doubt nowhere.
@@ -165,41 +155,9 @@ def class_means(
     if not mass.all():
         return None
     means = sums / mass[:, None]
-    if own is not None and kin:
-        _draw_to_kin(means, rows, looks, own if in_statistics else None, kin)
     if own is not None and own.mass[0]:
         means[0] += own_background * (own.sums[0] / own.mass[0] - means[0])
     return means
-
-
-def _draw_to_kin(
-    means: _Float64Array, rows: Sequence[int], looks: Looks, own: Statistics | None, kin: float
-) -> None:
-    """Let classes look as they do in other images, and the more so as objects do the fewer these.
-
-    A map that goes astray would learn from itself, most of all that of a class which few images
-    show. Where no other image shows a class, or no other class is known, it stays as it is.
-
-    Args:
-        means: (1 + K, D) of the background and the classes, changed in place.
-        rows: (1 + K,) mask values of these.
-        looks: What the classes of the run look like.
-        own: What the image itself has said of it; None if it said nothing.
-        kin: See ``LooksRound``.
-    """
-    sums, mass, squares = looks.sums, looks.mass, looks.squares
-    if own is not None:
-        sums, mass, squares = sums - own.sums, mass - own.mass, squares - own.squares
-    seen = mass > _LEAST_MASS
-    seen[0] = False
-    images = np.where(seen, mass**2 / np.maximum(squares, _LEAST_MASS), 0.0)
-    theirs = sums / np.where(seen, mass, 1)[:, None]
-    trust = images / (images + 1)
-    for mean, row in zip(means[1:], rows[1:], strict=True):
-        others = np.where(np.arange(len(trust)) == row, 0.0, trust)
-        if seen[row] and others.any():
-            objects = others @ theirs / others.sum()
-            mean[:] = (images[row] * theirs[row] + kin * objects) / (images[row] + kin)
 
 
 def discriminant(means: _Float64Array, looks: Looks) -> tuple[Tensor, Tensor]:

@@ -340,17 +340,12 @@ class CamMaker:
             return None
         this: LooksRound = self._patches.rounds[rounds - 1]
         own = None
-        if this.own_background or this.kin or not in_statistics:
+        if this.own_background or not in_statistics:
             maps = self._after(image, rounds - 1, in_statistics)
             own = self._statistics(image, rounds - 1, maps)
         labels = self._vectors.by_name(image.labels)
         means = class_means(
-            looks,
-            labels,
-            own,
-            in_statistics=in_statistics,
-            own_background=this.own_background,
-            kin=this.kin,
+            looks, labels, own, in_statistics=in_statistics, own_background=this.own_background
         )
         if means is None:
             return None

@@ -306,8 +306,8 @@ class _Rounds:
 def _save(path: Path, state: _Learnt) -> None:
     arrays = {"tried": np.array([state.tried, state.total], np.int64)}
     for number, sums in enumerate(state.rounds):
-        for name, part in vars(sums).items():
-            arrays[_key(name, number)] = part
+        for name in ("sums", "mass", "moment"):
+            arrays[_key(name, number)] = getattr(sums, name)
     for number, some in state.regions.items():
         joined = Regions.joined(some)
         arrays[_key("centres", number)] = joined.centres.numpy()
@@ -350,8 +350,6 @@ def _regions_of(arrays: Arrays, number: int, path: Path, maker: CamMaker) -> Reg
 
 def _statistics_of(arrays: Arrays, number: int, path: Path, maker: CamMaker) -> Statistics:
     expected = maker.no_statistics(number)
-    # A file of an older clipes, none of whose presets asks for them.
-    arrays = {_key("squares", number): expected.squares, **arrays}
     return Statistics(
         *(
             _checked(arrays, _key(name, number), like.shape, like.dtype, path)

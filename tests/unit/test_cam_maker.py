@@ -394,7 +394,7 @@ def test_only_maps_leave_a_gpu(name, crossings, text, images, monkeypatch):
             visual = VisionTransformer(32, 16, 64, 5, 2, 2.0, output_dim=width, act_layer=QuickGELU)
         maker = make(name, Backbone(visual, 100.0, HALF, HALF), text)
         if name == "patches":
-            maker = maker.with_looks(Looks(np.ones((4, 64)), np.ones(4), np.ones(4), np.eye(64)))
+            maker = maker.with_looks(Looks(np.ones((4, 64)), np.ones(4), np.eye(64)))
         encoded = encode(maker, images)
         looked, made = crossed[:], [maker.maps(image, in_statistics=True) for image in encoded]
     assert len(looked) == crossings[0] * len(images)

@@ -96,8 +96,7 @@ def sums_of(number: int, looks: tuple[Looks, ...] = ()) -> Statistics:
     rng, width = np.random.default_rng(number), WIDTH + len(looks)
     before = sum(float(known.precision.sum()) for known in looks)
     moment = rng.standard_normal((30, width)) + before
-    mass = rng.random(3) + 1
-    return Statistics(rng.standard_normal((3, width)), mass, moment.T @ moment, mass**2)
+    return Statistics(rng.standard_normal((3, width)), rng.random(3) + 1, moment.T @ moment)
 
 
 @pytest.fixture(autouse=True)
@@ -227,17 +226,6 @@ def test_a_finished_pass_is_not_done_again(tmp_path):
     np.testing.assert_array_equal(same.precision, looks.precision)
     (loaded,) = load_looks(run, Maker(), PATCHES).looks
     np.testing.assert_array_equal(loaded.precision, looks.precision)
-
-
-def test_a_file_of_an_older_clipes_is_read(tmp_path):
-    run = Run(tmp_path)
-    learn(run, Maker())
-    arrays = dict(np.load(run.looks_path))
-    assert (arrays.pop("squares") > 0).all()
-    np.savez(run.looks_path, **arrays)
-    (loaded,) = load_looks(run, Maker(), PATCHES).looks
-    np.testing.assert_array_equal(loaded.mass, arrays["mass"])
-    assert (loaded.squares == 0).all()
 
 
 def test_what_a_person_drew_is_learnt_in_every_round_and_anew_when_it_changes(tmp_path):

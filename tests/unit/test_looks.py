@@ -158,12 +158,9 @@ def test_nothing_to_go_by(maker):
 
 
 def test_means_are_those_of_the_run_with_a_share_for_the_images_own_background():
-    run = Statistics(
-        np.arange(10.0).reshape(5, 2), np.array([2.0, 4, 1, 1, 1]), np.eye(2), np.ones(5)
-    )
-    looks = Looks(run.sums, run.mass, run.squares, np.eye(2))
-    mass = np.array([3.0, 0, 0, 2, 0])
-    own = Statistics(np.full((5, 2), 6.0), mass, np.zeros((2, 2)), mass**2)
+    run = Statistics(np.arange(10.0).reshape(5, 2), np.array([2.0, 4, 1, 1, 1]), np.eye(2))
+    looks = Looks(run.sums, run.mass, np.eye(2))
+    own = Statistics(np.full((5, 2), 6.0), np.array([3.0, 0, 0, 2, 0]), np.zeros((2, 2)))
     own.sums[own.mass == 0] = 0
     plain = np.stack([run.sums[k] / run.mass[k] for k in (0, 3, 1)])
 
@@ -181,50 +178,8 @@ def test_means_are_those_of_the_run_with_a_share_for_the_images_own_background()
     share = 0.25 * np.array([2.0, 2.0]) + 0.75 * added[0]
     both = means(in_statistics=False, own_background=0.25)
     np.testing.assert_allclose(both, np.stack([share, *added[1:]]))
-    nowhere = Looks(run.sums, np.array([2.0, 0, 1, 1, 1]), run.squares, np.eye(2))
+    nowhere = Looks(run.sums, np.array([2.0, 0, 1, 1, 1]), np.eye(2))
     assert class_means(nowhere, (2, 0), own, in_statistics=True, own_background=1.0) is None
-
-
-def test_classes_look_as_in_other_images_and_the_more_like_objects_the_fewer_these() -> None:
-    """Against the sums over lists of images, one left out."""
-    rng = np.random.default_rng(3)
-    counts = {"a": {0: 9, 1: 4, 2: 16}, "b": {0: 4, 1: 1}, "c": {0: 1, 3: 9}, "d": {2: 25}}
-    total = Statistics.empty(4, 3)
-    images = {name: Statistics.empty(4, 3) for name in counts}
-    for name, one in counts.items():
-        for row, count in one.items():
-            mean = rng.standard_normal(3)
-            weight = count**0.5
-            images[name].sums[row], images[name].mass[row] = weight * mean, weight
-            images[name].squares[row] = count
-        total.add(images[name])
-    looks = Looks(total.sums, total.mass, total.squares, np.eye(3))
-
-    def of_class(row: int, but: str) -> tuple[np.ndarray, float]:
-        some = [one for name, one in images.items() if name != but and one.mass[row]]
-        mass = sum(one.mass[row] for one in some)
-        images_there = mass**2 / sum(one.mass[row] ** 2 for one in some)
-        return sum(one.sums[row] for one in some) / mass, images_there
-
-    got = class_means(looks, (0, 1), images["a"], in_statistics=True, own_background=0.0, kin=2.0)
-    plain = class_means(looks, (0, 1), None, in_statistics=True, own_background=0.0)
-    assert got is not None
-    assert plain is not None
-    np.testing.assert_allclose(got[0], plain[0], err_msg="the background is nobody's kin")
-    found = {row: of_class(row, "a") for row in (1, 2, 3)}
-    for index, row in ((1, 1), (2, 2)):
-        others = [found[other] for other in (1, 2, 3) if other != row]
-        trusts = [n / (n + 1) for _, n in others]
-        objects = sum(t * mean for t, (mean, _) in zip(trusts, others, strict=True)) / sum(trusts)
-        mean, n = found[row]
-        np.testing.assert_allclose(got[index], (n * mean + 2 * objects) / (n + 2))
-
-    new = class_means(looks, (0, 1), images["a"], in_statistics=False, own_background=0.0, kin=1e-9)
-    assert new is not None
-    np.testing.assert_allclose(new[1:], plain[1:], err_msg="all others, and not itself")
-    alone = class_means(looks, (2,), images["c"], in_statistics=True, own_background=0.0, kin=2.0)
-    assert alone is not None
-    np.testing.assert_allclose(alone[1], images["c"].sums[3] / 3, err_msg="no other shows it")
 
 
 def test_looks_find_what_words_miss(maker):
