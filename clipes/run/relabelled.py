@@ -76,7 +76,8 @@ class Relabelled:
             return "its mask was made with other settings"
         if origin.labels != tuple(sorted(sample.labels)):
             return "its mask was made for other labels"
-        if origin.maps != self._maps(sample):
+        maps = self._maps(sample)
+        if maps and origin.maps != maps:  # those that were removed cannot be compared
             return "its mask was made with other maps than there are now"
         written = mask.stat().st_mtime_ns
         if not origin.is_still(sample.image, mask, written):

@@ -82,7 +82,7 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return made
 
 
-def give_maps(run: Run) -> None:
+def give_maps(run: Run, origin: str = "") -> None:
     """Put maps into the run: every class lies left of the middle."""
     cam = run.stage("cam")["settings"] | {"preset": get_preset("fast").to_dict()}
     run.begin("cam", cam, "clipes cam", {"root": str(Path("photos").absolute())}, anew=True)
@@ -90,7 +90,7 @@ def give_maps(run: Run) -> None:
         labels = np.array(sorted(sample.labels))
         maps = np.zeros((len(labels), 3, 4), np.float16)
         maps[:, :, :2] = 1
-        run.save_cams(sample.id, CamMaps(labels, maps, (48, 64)))
+        run.save_cams(sample.id, CamMaps(labels, maps, (48, 64)), origin=origin)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -310,7 +310,7 @@ def test_the_maps_of_the_run_have_their_share(run: Run, capfd: pytest.CaptureFix
     told = " ".join(capfd.readouterr().err.split())
     assert f"{COUNT} images have no maps: the segmenter alone says what they show" in told
     files, alone = run.relabelled, contents(run.relabelled.root)
-    give_maps(run)
+    give_maps(run, "a line of an older clipes")
     ends(0, *RELABEL, "--share", 1)
     assert f"{COUNT} made, 0 there before" in capfd.readouterr().err, "another setting"
     share_one = [read_mask(files.pseudo_path(id_)) for id_ in run.ids("cams")]
@@ -325,6 +325,11 @@ def test_the_maps_of_the_run_have_their_share(run: Run, capfd: pytest.CaptureFix
     assert any((one != other).any() for one, other in zip(both, share_one, strict=True))
     assert contents(files.root) != alone
     assert run.stage("relabel")["settings"]["share"] == 0.5
+    shutil.move(run.root / "cams", "elsewhere")  # they take room, and were used
+    capfd.readouterr()
+    ends(0, *RELABEL)
+    assert f"0 made, {COUNT} there before" in capfd.readouterr().err
+    shutil.move("elsewhere", run.root / "cams")
 
     capfd.readouterr()
     cams = run.load_cams("p001")
