@@ -101,9 +101,7 @@ LabelCrfOption = Annotated[
 ]
 ShareOption = Annotated[
     float,
-    typer.Option(
-        min=0, max=1, help="The segmenter's share in a mask; the rest is the run's own maps."
-    ),
+    typer.Option(help="The segmenter's share in a mask; the rest is the run's own maps."),
 ]
 RelabelledOption = Annotated[
     bool, typer.Option("--relabelled", help="Learn from the masks of 'clipes relabel'.")

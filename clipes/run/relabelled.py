@@ -17,11 +17,15 @@ class Relabelled:
     Args:
         run: The run folder.
         settings: What they are to be made with.
+
+    Attributes:
+        run: The run folder.
+        files: Where they lie, laid out as a run is.
     """
 
     def __init__(self, run: Run, settings: RelabelSettings) -> None:
         self.files = run.relabelled
-        self._run = run
+        self.run = run
         self._uses_maps = settings.share < 1
         self._checkpoint = settings.checkpoint
         self._settings = digest(settings.to_dict())
@@ -86,7 +90,7 @@ class Relabelled:
 
     def _maps(self, sample: Sample) -> str:
         """Return the digest of the origin of an image's maps, as far as they have a share."""
-        origin = self._run.maps_origin(sample.id) if self._uses_maps else ""
+        origin = self.run.maps_origin(sample.id) if self._uses_maps else ""
         return digest(origin) if origin else ""
 
     def unusable(self, sample: Sample) -> str:

@@ -118,7 +118,7 @@ def relabel(request: RelabelRequest, run: Run, part: Shard, listener: Listener) 
     _say_again(todo, current, listener)
     run.begin(STAGE, settings.to_dict(), request.command, anew=True)
     with run.claim(STAGE, shared=part.count > 1):
-        labeller = _labeller(request, saved, settings, run, listener)
+        labeller = _labeller(request, saved, settings, current, listener)
         summary = labeller.label_all(todo, listener)
     return Outcome(replace(summary, skipped=len(mine) - len(todo)), data.failures)
 
@@ -156,7 +156,6 @@ class _Labeller:
         predictor: The segmenter.
         settings: Of the masks.
         current: Where the files go, and what they say of themselves.
-        run: The run folder.
         maps: Tells which of its maps are out of date.
         workers: Images at once.
     """
@@ -164,7 +163,6 @@ class _Labeller:
     predictor: LabelPredictor
     settings: RelabelSettings
     current: Relabelled
-    run: Run
     maps: Freshness
     workers: int
 
@@ -206,27 +204,27 @@ class _Labeller:
         Raises:
             ArtifactError: They are out of date, or damaged.
         """
-        if self.settings.share == 1 or not self.run.cams_path(sample.id).exists():
+        run = self.current.run
+        if self.settings.share == 1 or not run.cams_path(sample.id).exists():
             return None
         if reason := self.maps.unusable_maps(sample):
             raise ArtifactError(reason)
-        return FirstOpinion(self.run.load_cams(sample.id), self.settings.share)
+        return FirstOpinion(run.load_cams(sample.id), self.settings.share)
 
 
 def _labeller(
     request: RelabelRequest,
     saved: Checkpoint,
     settings: RelabelSettings,
-    run: Run,
+    current: Relabelled,
     listener: Listener,
 ) -> _Labeller:
-    """Get a checkpoint ready to look at a run's images; errors as for ``relabel``."""
+    """Get a checkpoint ready to look at images; errors as for ``relabel``."""
     device = choose_device(request.device, local_rank())
     model = saved.build().to(device)
     test = TestSettings(settings.scales, settings.flip, window=settings.window)
     source = tokens_of(saved.spec, request.towers, request.device, listener)
     predictor = predictor_for(model, test, source)
     workers = share_processor(device, None if device.type == "cpu" else _AT_ONCE_ON_GPU)
-    current = Relabelled(run, settings)
-    maps = Freshness.of(run, saved.spec.classes)
-    return _Labeller(predictor, settings, current, run, maps, workers)
+    maps = Freshness.of(current.run, saved.spec.classes)
+    return _Labeller(predictor, settings, current, maps, workers)
