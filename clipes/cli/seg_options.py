@@ -87,7 +87,7 @@ TokenSpaceOption = Annotated[
 ]
 AmpOption = Annotated[Amp, typer.Option(help="Precision of the network.")]
 LoadersOption = Annotated[
-    int | None, typer.Option(min=0, help="Loader processes. (default: 4 for a GPU, else 0)")
+    int | None, typer.Option(min=0, help="Threads that load ahead. (default: 4 for a GPU, else 0)")
 ]
 SaveEveryOption = Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of weights, order and views.")]

@@ -35,9 +35,9 @@ def stopped_by_signals() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
-    # Compiled code may turn the SystemExit into a SystemError; torch raises RuntimeErrors about
-    # loader processes that were told to stop, too, which are BackendErrors by now; a zip file
-    # that is being written raises a ValueError when it is closed on the way.
+    # Compiled code may turn the SystemExit into a SystemError or a RuntimeError; worker processes
+    # that were told to stop, too, are a BackendError; a zip file that is being written raises a
+    # ValueError when it is closed on the way.
     except (SystemError, RuntimeError, ValueError, BackendError) as error:
         if not received:
             raise

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from clipes.config import SegmenterPreset
 from clipes.disk.images import read_confidence, read_image, read_mask
-from clipes.errors import ArtifactError, BackendError, ClipesError
+from clipes.errors import ArtifactError
 from clipes.masks.values import require_classes
 from clipes.seg.augment import Example, augment, normalise
 from clipes.seg.draws import choose_draws
@@ -28,10 +24,7 @@ from clipes.types import Float32Array, Int64Array, Progress, UInt8Array
 
 _CHECKERS = 4  # threads; decoding leaves Python's lock
 
-_LOADER_DEATHS = ("is killed by signal", "exited unexpectedly", "shared memory(shm)")
-"""Words of torch's RuntimeErrors."""
-
-_NOTICED = 5.0  # seconds after which the system has surely told of a process that died
+_AHEAD = 2  # batches for each thread that loads
 
 
 @dataclass(frozen=True)
@@ -176,16 +169,10 @@ class TrainingSet(Examples):
         self._preset = preset
         self._draws = choose_draws([pair.labels for pair in pairs], seed, even=preset.even_classes)
 
-    def __getitem__(self, position: int) -> Batch | ClipesError:
-        """Return a view, or the error of an example that cannot be read.
-
-        A view is its image (3, H, W) float32, labels (H, W) int64 and confidence (H, W) float32.
-        """
+    def __getitem__(self, position: int) -> Batch:
+        """Return a view's image (3, H, W) float32, labels (H, W) int64 and confidence (H, W)."""
         index, rng = self._draws.at(position)
-        try:
-            example = self._pairs[index].read(self._labels)
-        except ClipesError as error:
-            return error
+        example = self._pairs[index].read(self._labels)
         image, mask, confidence = augment(example, self._preset, rng)
         return (
             torch.from_numpy(normalise(image)),
@@ -196,75 +183,37 @@ class TrainingSet(Examples):
 
 def batches(
     data: Examples, positions: Sequence[Sequence[int]], workers: int, *, pin: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield a batch for each list of positions.
+
+    Loading is done in threads: decoding and resizing leave Python's lock, two threads load half
+    again as much as two processes, and a thread needs no shared memory and cannot die alone.
 
     Args:
         data: The sequence.
         positions: Of the examples in each batch.
-        workers: Loader processes; 0 loads in this one.
+        workers: Threads that load ahead; 0 loads when a batch is asked for.
         pin: Whether to lock the batches in memory, for faster copies to a GPU.
 
     Raises:
         ClipesError: An example cannot be read.
-        BackendError: A loader process died; torch may also say so itself, see
-            ``loader_death_as_error``.
     """
-    loader = DataLoader(
-        data,
-        batch_sampler=[list(batch) for batch in positions],
-        num_workers=workers,
-        collate_fn=partial(_collate, data),
-        pin_memory=pin,
-    )
-    fetched = iter(loader)
-    while True:
-        try:
-            batch = next(fetched)
-        except StopIteration:
-            return
-        except (ConnectionError, EOFError, FileNotFoundError) as error:
-            # What it was about to hand over is gone. That it is dead, torch's signal handler tells
-            # a moment later, with an error that had better come here than anywhere else.
-            time.sleep(_NOTICED)
-            raise _loader_died() from error
-        if isinstance(batch, ClipesError):
-            raise batch
-        yield batch
 
+    def load(batch: Sequence[int]) -> Batch:
+        loaded = data.collate([data[position] for position in batch])
+        return tuple(tensor.pin_memory() for tensor in loaded) if pin else loaded
 
-@contextmanager
-def loader_death_as_error() -> Iterator[None]:
-    """Raise a ``BackendError`` where a loader process dies while the block runs.
-
-    Around all that is done between batches, too: torch raises its error wherever the program is
-    when the process dies.
-    """
+    if not workers:
+        yield from map(load, positions)
+        return
+    pool = ThreadPoolExecutor(workers)
+    coming: deque[Future[Batch]] = deque()
     try:
-        yield
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _LOADER_DEATHS):
-            raise
-        # This forgets the dead. Else torch would find them again when the others end, and raise
-        # once more, wherever the program is by then.
-        active_children()
-        raise _loader_died() from error
-
-
-def _loader_died() -> BackendError:
-    return BackendError(
-        "a loader process of the training died, mostly a sign of too little memory, or of a small "
-        "/dev/shm in a container",
-        "run the same command again, it goes on from the latest checkpoint; --workers 0 loads "
-        "without such processes, 'docker run --shm-size 2g' gives them room",
-    )
-
-
-def _collate(data: Examples, items: Sequence[Batch | ClipesError]) -> Batch | ClipesError:
-    """Return a batch, or the error of the first example that has one."""
-    good = []
-    for item in items:
-        if isinstance(item, ClipesError):
-            return item
-        good.append(item)
-    return data.collate(good)
+        for batch in positions:
+            coming.append(pool.submit(load, batch))
+            if len(coming) > _AHEAD * workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,6 +1,6 @@
 """Which example a position of an endless training stands for.
 
-Drawn by position, not one after the other, so that neither the number of loader processes nor a
+Drawn by position, not one after the other, so that neither the number of threads that load nor a
 restart changes what is seen.
 """
 
@@ -42,10 +42,11 @@ class Passes:
     def at(self, position: int) -> tuple[int, np.random.Generator]:
         """Return the index of an example, and the chance of its view."""
         turn, place = divmod(position, self._count)
-        if self._order[0] != turn:
+        kept, order = self._order  # once: another thread may be at another pass
+        if kept != turn:
             order = np.random.default_rng([self._seed, turn]).permutation(self._count)
             self._order = turn, order
-        index = int(self._order[1][place])
+        index = int(order[place])
         return index, np.random.default_rng([self._seed, turn, 1 + index])
 
 

@@ -14,7 +14,6 @@ from torch.optim import AdamW
 
 from clipes.config import FrozenPreset
 from clipes.disk.images import voc_palette
-from clipes.errors import ClipesError
 from clipes.masks.values import value_count
 from clipes.run.tokens import CachedTokens
 from clipes.seg.data import TrainingPair
@@ -202,7 +201,7 @@ class TokenExamples(Examples):
         draws: Says which image comes when.
     """
 
-    in_process = True
+    ahead = False
 
     def __init__(
         self,
@@ -216,21 +215,18 @@ class TokenExamples(Examples):
         self._tokens = tokens
         self._draws = draws
 
-    def __getitem__(self, position: int) -> Batch | ClipesError:
-        """Return an image's tokens and labels, or the error of one that cannot be read."""
+    def __getitem__(self, position: int) -> Batch:
+        """Return an image's tokens and labels."""
         index, rng = self._draws.at(position)
         pair = self._pairs[index]
-        try:
-            mask, confidence = pair.read_labels(value_count(len(self._spec.classes)))
-            tokens = self._tokens.read(pair.id, pair.image)
-            mirrored = rng.random() < 0.5
-            if mirrored:
-                tokens = {name: one.flip(1) for name, one in tokens.items()}
-                mask, confidence = mask[:, ::-1].copy(), confidence[:, ::-1].copy()
-            grid, flat = flat_tokens(tokens, self._spec)
-            more = self.beside(position, pair, mask, grid, mirrored=mirrored)
-        except ClipesError as error:
-            return error
+        mask, confidence = pair.read_labels(value_count(len(self._spec.classes)))
+        tokens = self._tokens.read(pair.id, pair.image)
+        mirrored = rng.random() < 0.5
+        if mirrored:
+            tokens = {name: one.flip(1) for name, one in tokens.items()}
+            mask, confidence = mask[:, ::-1].copy(), confidence[:, ::-1].copy()
+        grid, flat = flat_tokens(tokens, self._spec)
+        more = self.beside(position, pair, mask, grid, mirrored=mirrored)
         small = [one.flatten() for one in labels_of_tokens(mask, confidence, grid)]
         return (torch.tensor(grid), *small, *more, *flat)
 

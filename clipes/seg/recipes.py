@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, default_collate
 
 from clipes.config import AnySegmenterPreset
-from clipes.errors import ClipesError, UsageError
+from clipes.errors import UsageError
 from clipes.masks.values import value_count
 from clipes.types import Float32Array, Progress, UInt8Array
 
@@ -101,28 +101,27 @@ class Model(nn.Module):
     spec: Spec
 
 
-class Examples(Dataset["Batch | ClipesError"]):
+class Examples(ABC):
     """An endless random sequence of examples: position p always gives the same one.
 
     Attributes:
-        in_process: Whether it holds what loader processes cannot have, such as towers on a GPU.
+        ahead: Whether threads may load before they are asked; not where towers are, on the
+            processor or GPU that learns.
     """
 
-    in_process: ClassVar[bool] = False
+    ahead: ClassVar[bool] = True
 
-    def __getitem__(self, position: int) -> Batch | ClipesError:
-        """Return an example, or the error of one that cannot be read.
+    @abstractmethod
+    def __getitem__(self, position: int) -> Batch:
+        """Return an example; several threads may ask at once.
 
-        Returned, because an exception that crosses a loader process becomes a page of traceback.
+        Raises:
+            ClipesError: It cannot be read.
         """
-        raise NotImplementedError
 
     def collate(self, examples: Sequence[Batch]) -> Batch:
         """Return examples as a batch: here stacked, so they have to be of one size."""
-        # In a loader process this stacks in shared memory. If there is too little, that is an
-        # error here; when the batch is sent it would be one in a thread, and everybody would wait
-        # for ever.
-        return tuple(default_collate(list(examples)))
+        return tuple(torch.stack(column) for column in zip(*examples, strict=True))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ the loss is divided by the weight of the whole batch, wherever its parts are com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from clipes.seg.parallel import Processes
 from clipes.seg.recipes import Batch, Examples, Model, Part, Recipe
 from clipes.types import UInt8Array
 
-_GPU_WORKERS = 4  # loader processes
+_GPU_WORKERS = 4  # threads
 
 
 class TrainingError(ClipesError):
@@ -52,7 +52,7 @@ class TrainOptions:
         amp: Of ``clipes.choices.Amp``.
         save_every: Iterations between checkpoints.
         keep: Checkpoints kept, the latest.
-        workers: Loader processes; None for what suits the device.
+        workers: Threads that load ahead; None for what suits the device.
     """
 
     seed: int = 0
@@ -170,12 +170,13 @@ class Trainer:
             TrainingError: The loss or the weights are not finite; checkpoints stay as they are.
             ArtifactError: An example or a checkpoint is bad, or cannot be written.
         """
-        schedule, stream = self._recipe.schedule, self._stream(examples)
-        while self.iteration < schedule.iterations:
-            step = self.step([next(stream) for _ in range(schedule.accumulate)])
-            on_step(step)
-            if self.iteration % self._options.save_every == 0:
-                self._save(iteration_path(folder, self.iteration))
+        schedule = self._recipe.schedule
+        with closing(self._stream(examples)) as stream:
+            while self.iteration < schedule.iterations:
+                step = self.step([next(stream) for _ in range(schedule.accumulate)])
+                on_step(step)
+                if self.iteration % self._options.save_every == 0:
+                    self._save(iteration_path(folder, self.iteration))
         self._save(folder / FINAL)
 
     def step(self, batches: Sequence[Batch]) -> Step:
@@ -243,7 +244,7 @@ class Trainer:
             group["lr"] = rate * group["factor"]
         return rate
 
-    def _stream(self, examples: Examples) -> Iterator[Batch]:
+    def _stream(self, examples: Examples) -> Generator[Batch, None, None]:
         """Yield this process' parts of the batches still to come."""
         part, count, rank = self._part, self._processes.count, self._processes.rank
         schedule = self._recipe.schedule
@@ -253,7 +254,7 @@ class Trainer:
         starts = [(piece * count + rank) * part for piece in pieces]
         positions = [range(start, start + part) for start in starts]
         pin = self._processes.device.type == "cuda"
-        workers = 0 if examples.in_process else self._options.workers or 0
+        workers = self._options.workers or 0 if examples.ahead else 0
         return batches(examples, positions, workers, pin=pin)
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from clipes.config import WeakClipPreset
 from clipes.disk.images import read_image
-from clipes.errors import ClipesError
 from clipes.masks.values import value_count
 from clipes.seg.augment import Colours, Example, crop, in_colours, scale
 from clipes.seg.data import TrainingPair
@@ -89,14 +88,11 @@ class MaskedViews(Examples):
         self._colours = colours
         self._draws = choose_draws([pair.labels for pair in pairs], seed, even=preset.even_classes)
 
-    def __getitem__(self, position: int) -> Batch | ClipesError:
-        """Return a view, or the error of an example that cannot be read."""
+    def __getitem__(self, position: int) -> Batch:
+        """Return a view."""
         index, rng = self._draws.at(position)
         pair = self._pairs[index]
-        try:
-            example = pair.read(value_count(self._classes))
-        except ClipesError as error:
-            return error
+        example = pair.read(value_count(self._classes))
         image, mask, confidence = random_view(example, self._preset, rng)
         patches = self._preset.crop // PATCH
         return (

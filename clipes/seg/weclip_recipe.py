@@ -17,7 +17,6 @@ from torch.optim import AdamW
 
 from clipes.config import WeClipPreset
 from clipes.disk.images import read_image, voc_palette
-from clipes.errors import ClipesError
 from clipes.seg.augment import Colours, in_colours, overlap
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Passes
@@ -185,14 +184,11 @@ class ViewExamples(Examples):
         self._colours = colours
         self._draws = Passes(len(pairs), seed)
 
-    def __getitem__(self, position: int) -> Batch | ClipesError:
-        """Return a view, or the error of an image that cannot be read."""
+    def __getitem__(self, position: int) -> Batch:
+        """Return a view."""
         index, rng = self._draws.at(position)
         pair = self._pairs[index]
-        try:
-            image = read_image(pair.image)
-        except ClipesError as error:
-            return error
+        image = read_image(pair.image)
         view = in_colours(random_view(image, self._preset, rng), self._colours)
         number = torch.tensor(position // self._preset.batch)
         return view, pair.shows(self._classes), number

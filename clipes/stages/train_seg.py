@@ -25,7 +25,7 @@ from clipes.run.record import TrainFacts, TrainSettings
 from clipes.run.reopen import reopen
 from clipes.run.tokens import CachedTokens
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
-from clipes.seg.data import TrainingPair, loader_death_as_error
+from clipes.seg.data import TrainingPair
 from clipes.seg.kinds import predictor_for, recipe_for
 from clipes.seg.log import TensorBoard
 from clipes.seg.parallel import Processes, join_processes
@@ -388,8 +388,7 @@ def _train(job: _Job, trainer: Trainer, examples: Examples) -> None:
             if board is not None:
                 board.write(step)
 
-        with loader_death_as_error():
-            trainer.run(examples, folder / "checkpoints", on_step)
+        trainer.run(examples, folder / "checkpoints", on_step)
     if board is not None:
         board.close()
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -105,25 +103,6 @@ def test_a_training_stops_at_a_full_disk(start: Starter, tmp_path: Path, disk: D
     done = start(*train("maps", "disk/run"))
     assert done.returncode == 0, done.stderr
     assert "going on after iteration" in done.stderr
-
-
-def test_little_shared_memory_is_one_line(start: Starter, tmp_path: Path) -> None:
-    # torch's own way would wait for ever here.
-    write_refined(tmp_path / "maps", tmp_path / "photos", 4)
-    small = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
-    if subprocess.run(["unshare", "-m", "sh", "-c", small], check=False).returncode:
-        pytest.skip("a small /dev/shm of its own needs root")
-    command = [sys.executable, "-m", "clipes", *train("maps", "out"), "--workers", "1"]
-    command += ["--crop", "321"]
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f"{small} && exec {shlex.join(command)}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert "a loader process of the training died" in one_line(done)
 
 
 def test_read_only_folders(start: Starter, tmp_path: Path, disk: Disk) -> None:

@@ -203,35 +203,6 @@ def test_a_killed_worker_is_one_line(start: Starter, tmp_path: Path) -> None:
     assert len(Run(tmp_path / "maps").ids("pseudo")) == IMAGES
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_killed_loader_process_is_one_line(start: Starter, tmp_path: Path, which: int) -> None:
-    write_refined(tmp_path / "maps", tmp_path / "few", 6)
-    # Of an option that is given twice the last counts.
-    long = [*train("maps", "out"), "--workers", "2", "--iterations", "500"]
-    process = start.start(*long)
-    checkpoints = tmp_path / "out" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not any(checkpoints.glob("iteration-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    loaders = sorted(pid for pid in session(process.pid) if pid != process.pid)
-    assert len(loaders) == 2
-    os.kill(loaders[which], signal.SIGKILL)
-    done = process.wait()
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("clipes: ")]
-    assert line.startswith("clipes: a loader process of the training died, mostly a sign of too")
-    assert "run the same command again" in line
-    again = start.start(*long)
-    while not again.ended() and not (
-        again.stderr.exists() and "going on after iteration" in again.stderr.read_text()
-    ):
-        time.sleep(0.01)
-    assert not again.ended()
-    again.kill(signal.SIGKILL, group=True)
-    again.wait()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_interpreter_ends_quietly_too(start: Starter, tmp_path: Path, number: int) -> None:
     """As ``python -m clipes``: with what Python does at its end while threads are at work."""
@@ -277,7 +248,7 @@ def test_train_seg(start: Starter, tmp_path: Path) -> None:
     turn = itertools.count()
 
     def command(out: str) -> list[str]:
-        workers = str(next(turn) % 2)  # with a loader process every other time
+        workers = str(next(turn) % 2)  # with a thread that loads every other time
         return [*train("maps", out), "--workers", workers]
 
     assert start(*command("whole")).returncode == 0

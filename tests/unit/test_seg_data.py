@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from PIL import Image
 
 from clipes.config import SegmenterPreset
 from clipes.disk.images import write_confidence, write_mask
-from clipes.errors import ArtifactError, BackendError, ClipesError, ImageError
+from clipes.errors import ArtifactError, ClipesError, ImageError
 from clipes.seg.data import (
     TrainingPair,
     TrainingSet,
     batches,
     check_pairs,
-    loader_death_as_error,
 )
 from clipes.seg.loss import Guidance
+from clipes.seg.recipes import Batch, Examples
 
 PRESET = SegmenterPreset("test", crop=32, colour=0.1)
 
@@ -82,49 +82,46 @@ def test_a_rare_class_comes_as_often_as_another_if_that_is_asked_for(
     assert set(shown) == {0, 1, 2, 3, 4}
 
 
-# Python warns about forks in processes with threads; the loader's children only read files.
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_loader_processes_change_nothing(pairs: list[TrainingPair]) -> None:
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_threads_that_load_change_nothing(pairs: list[TrainingPair], workers: int) -> None:
     data = TrainingSet(pairs, 3, PRESET, seed=1)
-    positions = [range(0, 3), range(3, 6), range(6, 9)]
+    positions = [range(start, start + 3) for start in range(0, 60, 3)]  # twelve passes
     alone = list(batches(data, positions, 0, pin=False))
-    helped = list(batches(data, positions, 2, pin=False))
-    assert len(alone) == 3
+    helped = list(batches(data, positions, workers, pin=False))
+    assert len(alone) == 20
     for one, other in zip(alone, helped, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_file_is_one_line_from_any_process(pairs: list[TrainingPair], workers: int) -> None:
+def test_a_bad_file_is_one_line_from_any_thread(pairs: list[TrainingPair], workers: int) -> None:
     pairs[2].image.write_bytes(b"junk")
     data = TrainingSet(pairs, 3, PRESET, seed=1)
     with pytest.raises(ImageError, match=r"p2\.jpg") as error:
         list(batches(data, [range(5)], workers, pin=False))
     assert "\n" not in str(error.value)
-    assert "Traceback" not in str(error.value)
 
 
-class _Deadly(TrainingSet):
-    """A sequence that kills who reads it."""
+class _Counted(Examples):
+    """Numbers, and how many were asked for."""
 
-    def __getitem__(self, position: int) -> ClipesError:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return ClipesError(f"{position} was read")
+    def __init__(self) -> None:
+        self.asked: list[int] = []
 
-
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_loader_process_that_dies_is_one_line(pairs: list[TrainingPair]) -> None:
-    data = _Deadly(pairs, 3, PRESET, seed=1)
-    died = pytest.raises(BackendError, match="a loader process of the training died")
-    with died as error, loader_death_as_error():
-        list(batches(data, [range(5)], 1, pin=False))
-    assert "--workers 0" in error.value.remedy
+    def __getitem__(self, position: int) -> Batch:
+        self.asked.append(position)
+        return (torch.tensor(position),)
 
 
-def test_other_errors_are_not_taken_for_a_death() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), loader_death_as_error():
-        raise RuntimeError("shapes do not match")
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_few_batches_are_loaded_ahead(workers: int) -> None:
+    before = threading.active_count()
+    data = _Counted()
+    with closing(batches(data, [[number] for number in range(100)], workers, pin=False)) as stream:
+        assert [int(next(stream)[0]) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert threading.active_count() == before
+    assert set(range(5)) <= set(data.asked)
+    assert len(data.asked) <= 5 + 2 * workers
 
 
 def test_the_pixels_that_count_are_counted(pairs: list[TrainingPair]) -> None:
