@@ -444,6 +444,8 @@ class FrozenPreset:
         spread: Whether prediction spreads the answers over what the towers hold for one thing.
         finer: Brings them to a grid whose sides have so many times as many patches, by a closer
             look of the second tower; 1 for none.
+        adapts: Whether prediction brings the discriminant to what labels look like in an image;
+            needs ``linear``.
         test_scales: Scales whose probabilities are averaged in prediction.
         flip: Whether prediction also averages over the mirrored image.
         crf: Whether prediction ends with the dense CRF.
@@ -468,6 +470,7 @@ class FrozenPreset:
     balance: float = 0.5
     spread: bool = True
     finer: float = 2.0
+    adapts: bool = True
     test_scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     crf: bool = True

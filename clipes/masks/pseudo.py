@@ -241,22 +241,6 @@ def part_probs(
     return dense_crf(scores, image, crf, backend=backend)
 
 
-def of_present(probs: Float32Array, labels: Int64Array) -> Float32Array:
-    """Return the probabilities of labels as they are if an image is known to hold no other class.
-
-    Args:
-        probs: (1 + C, H, W) that sum to 1, background first.
-        labels: (K,) 0-based classes that are present.
-
-    Returns:
-        (1 + K, H, W) that sum to 1, in the order of ``labels``; all 0 where they were all 0.
-    """
-    present = probs[[0, *map(value_of, labels.tolist())]]
-    mass = present.sum(0, dtype=np.float32)
-    np.divide(present, mass, out=present, where=mass > 0)
-    return present
-
-
 def most_probable(probs: Float32Array, labels: Int64Array, size: tuple[int, int]) -> PseudoLabel:
     """Return the label of highest probability at each pixel, of equal ones the first.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipes.masks.values import value_count
+from clipes.seg.discriminant import Discriminant
 from clipes.seg.recipes import Model, Spec
 from clipes.seg.resize import shrink
 from clipes.types import Float32Array, UInt8Array
@@ -68,6 +69,8 @@ class FrozenSpec(Spec):
         spread: Whether prediction spreads the answers over what the towers hold for one thing.
         finer: Brings them to a grid whose sides have so many times as many patches, by a closer
             look of the second tower; 1 for none.
+        adapts: Whether the discriminant is brought to what labels look like in the image asked
+            about, see ``Discriminant.change``.
     """
 
     kind: ClassVar[str] = "frozen"
@@ -83,6 +86,7 @@ class FrozenSpec(Spec):
     linear: tuple[str, ...] = ()
     spread: bool = False
     finer: float = 1.0
+    adapts: bool = False
 
     @property
     def name(self) -> str:
@@ -104,6 +108,8 @@ class FrozenSpec(Spec):
             return f"it looks {self.finer} times as closely"
         if not {*self.linear} <= {one.name for one in self.inputs}:
             return "its discriminant reads tokens that it does not have"
+        if self.adapts and not self.linear:
+            return "it has no discriminant that could adapt"
         return ""
 
     def towers(self) -> Mapping[str, str]:
@@ -144,7 +150,7 @@ class FrozenDecoder(Model):
         self.discriminant = None
         if spec.linear:
             read = [one.width for one in spec.inputs if one.name in spec.linear]
-            self.discriminant = Discriminant(sum(read), labels)
+            self.discriminant = Discriminant(sum(read), labels, adapts=spec.adapts)
             nn.init.zeros_(self.classify.weight)
             nn.init.zeros_(self.classify.bias)
 
@@ -170,39 +176,22 @@ class FrozenDecoder(Model):
         parts = logits.split(counts)
         return [one.T.unflatten(1, size)[None] for one, size in zip(parts, sizes, strict=True)]
 
+    def change(self, tokens: Sequence[Tensor], probs: Tensor) -> Tensor:
+        """Return (N, L) that an image's logits change by, see ``Discriminant.change``.
+
+        Args:
+            tokens: For each input (N, D), of the image alone.
+            probs: (N, L), what its patches are taken for.
+        """
+        assert self.discriminant is not None
+        return self.discriminant.change(self.read_linearly(tokens), probs)
+
     def read_linearly(self, tokens: Sequence[Tensor]) -> Tensor:
         """Return (S, D) float32 that the discriminant reads of (S, D) of each input."""
         named = zip(self.spec.inputs, tokens, strict=True)
         return torch.cat(
             [one.float() for source, one in named if source.name in self.spec.linear], 1
         )
-
-
-class Discriminant(nn.Module):
-    """Linear scores of labels, which are found in closed form and not trained.
-
-    Args:
-        width: Channels.
-        labels: Number of labels.
-
-    Attributes:
-        directions: (L, D), see ``clipes.maps.looks.discriminant``; 0 at first.
-        offsets: (L,).
-    """
-
-    directions: Tensor
-    offsets: Tensor
-
-    def __init__(self, width: int, labels: int) -> None:
-        super().__init__()
-        self.register_buffer("directions", torch.zeros(labels, width))
-        self.register_buffer("offsets", torch.zeros(labels))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return (S, L) for (S, D) float32."""
-        # Large terms cancel here: bf16 would round what is left of them.
-        with torch.autocast(tokens.device.type, enabled=False):
-            return functional.linear(tokens, self.directions, self.offsets)
 
 
 class Block(nn.Module):

@@ -85,6 +85,7 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
             preset.linear,
             preset.spread,
             preset.finer,
+            bool(preset.linear) and preset.adapts,
         )
 
     @property

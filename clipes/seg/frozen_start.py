@@ -8,6 +8,7 @@ background and all classes at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,9 +20,12 @@ from clipes.maps.looks import Looks, Statistics, discriminant, statistics_of
 from clipes.masks.values import value_count
 from clipes.run.tokens import CachedTokens
 from clipes.seg.data import TrainingPair
+from clipes.seg.discriminant import Discriminant
 from clipes.seg.frozen import LABELS_PER_TOKEN, FrozenDecoder, flat_tokens, labels_of_tokens
 from clipes.seg.loss import Guidance
 from clipes.types import IGNORE, BoolArray, FloatArray, Progress
+
+_LEAST = 1e-6  # weight of images that differ: below there are none
 
 _UNSEEN = -5.0  # logit of a label that no patch shows alone: rare, but training may raise it
 
@@ -53,11 +57,14 @@ def fit_discriminant(
     """
     assert model.discriminant is not None
     classes = len(model.spec.classes)
-    total = Statistics.empty(classes, model.discriminant.directions.shape[1])
+    width = model.discriminant.directions.shape[1]
+    total, between = Statistics.empty(classes, width), _Between.empty(width, 1 + classes)
     for done, pair in enumerate(pairs, start=1):
         grid, flat = flat_tokens(tokens.read(pair.id, pair.image), model.spec)
         shown = _shown(pair, grid, guidance, value_count(classes))
-        total.add(statistics_of(model.read_linearly(flat), shown, classes))
+        found = statistics_of(model.read_linearly(flat), shown, classes)
+        total.add(found)
+        between.add(found)
         progress(done, len(pairs))
     params = PatchParams()
     looks = Looks.of(total, params)
@@ -69,7 +76,63 @@ def fit_discriminant(
     unseen = torch.from_numpy(~there)
     model.discriminant.directions.copy_(params.looks_weight * directions)
     model.discriminant.offsets.copy_((params.looks_weight * offsets).masked_fill(unseen, _UNSEEN))
+    if model.spec.adapts:
+        model.discriminant.weight.fill_(params.looks_weight)
+        _let_adapt(model.discriminant, means, looks, between.covariance(total))
     return total.mass
+
+
+@dataclass
+class _Between:
+    """Sums that say how much the means of a label differ from image to image.
+
+    An image's weight is its mass in ``Statistics``.
+
+    Attributes:
+        moment: (D, D), weighted outer products of images' means, over all labels.
+        squares: (L,), sums of squared weights.
+    """
+
+    moment: FloatArray
+    squares: FloatArray
+
+    @classmethod
+    def empty(cls, width: int, labels: int) -> _Between:
+        return cls(np.zeros((width, width)), np.zeros(labels))
+
+    def add(self, image: Statistics) -> None:
+        there = image.mass > 0
+        sums = image.sums[there]
+        self.moment += sums.T @ (sums / image.mass[there][:, None])
+        self.squares += image.mass**2
+
+    def covariance(self, total: Statistics) -> FloatArray:
+        """Return the (D, D) covariance, unbiased; 0 where no label is in two images."""
+        mass = np.maximum(total.mass, np.finfo(np.float64).tiny)
+        scatter = self.moment - total.sums.T @ (total.sums / mass[:, None])
+        freedom = (total.mass - self.squares / mass).sum()
+        return scatter / freedom if freedom > _LEAST else np.zeros_like(scatter)
+
+
+def _let_adapt(
+    discriminant: Discriminant, means: FloatArray, looks: Looks, between: FloatArray
+) -> None:
+    """Give a discriminant the basis in which labels and images vary each direction for itself.
+
+    With S^-1 = R R^T and the eigenvectors U of R^T B R the basis is R U.
+
+    Args:
+        discriminant: Adapts.
+        means: (L, D) of labels.
+        looks: Has S^-1.
+        between: (D, D), B.
+    """
+    root = np.linalg.cholesky(looks.precision)
+    variances, vectors = np.linalg.eigh(root.T @ between @ root)
+    axes = root @ vectors
+    discriminant.axes.copy_(torch.from_numpy(axes))
+    discriminant.means.copy_(torch.from_numpy(means @ axes))
+    discriminant.between.copy_(torch.from_numpy(np.maximum(variances, 0)))
 
 
 def _shown(

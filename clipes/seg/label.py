@@ -17,12 +17,12 @@ from clipes.masks.pseudo import (
     in_mask_order,
     largest_tile,
     most_probable,
-    of_present,
     shrunk,
     upsample,
     with_background,
     workable_size,
 )
+from clipes.masks.values import value_of
 from clipes.seg.predict import BYTES_PER_LABEL
 from clipes.seg.recipes import LabelPredictor
 from clipes.types import CamMaps, Float32Array, Progress, PseudoLabel, UInt8Array
@@ -67,11 +67,11 @@ def label_image(
         size, predictor.labels, crf=crf is not None, bytes_per_label=BYTES_PER_LABEL
     )
     view = shrunk(image, work)
-    probs = predictor(view)
+    probs = predictor(view, present)
     labels = np.arange(predictor.labels - 1)
     if present is not None:
         labels = np.array(sorted(present), np.int64)
-        probs = as_maps(of_present(probs, labels), first)
+        probs = as_maps(probs[[0, *map(value_of, labels.tolist())]], first)
     if crf is not None:
         probs = dense_crf(probs, view, crf)
     return most_probable(probs, labels, size), work != size

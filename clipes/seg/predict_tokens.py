@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from clipes.config import CamParams, PatchParams
 from clipes.errors import ArtifactError
-from clipes.maps.affinity import joint_walk
+from clipes.maps.affinity import Walk, joint_walk
 from clipes.maps.finer import finer
 from clipes.seg.frozen import FrozenDecoder, flat_tokens
 from clipes.seg.recipes import ModelPredictor, Spec, TestSettings
@@ -46,63 +46,74 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
             self._spreads, self._finer = model.spec.spread, model.spec.finer
 
     @torch.inference_mode()
-    def __call__(self, image: UInt8Array) -> Float32Array:
-        """Return (1 + C, H, W) float32 that sum to 1, background first.
-
-        Args:
-            image: (H, W, 3) RGB uint8.
-        """
+    def __call__(self, image: UInt8Array, present: Sequence[int] | None = None) -> Float32Array:
+        """Return (1 + C, H, W) float32 of RGB (H, W, 3) uint8; see ``LabelPredictor``."""
         size = (image.shape[0], image.shape[1])
         total = torch.zeros(1, self.labels, *size, device=self._device)
         count = 0
         for scale in self._settings.scales:
-            total += self._probs(image, scale)
+            total += self._probs(image, scale, present)
             count += 1
             if self._settings.flip:
-                total += self._probs(np.ascontiguousarray(image[:, ::-1]), scale).flip(3)
+                mirrored = np.ascontiguousarray(image[:, ::-1])
+                total += self._probs(mirrored, scale, present).flip(3)
                 count += 1
         probs: Float32Array = total.div_(count)[0].cpu().numpy()
         return probs
 
-    def _probs(self, image: UInt8Array, scale: float) -> torch.Tensor:
+    def _probs(
+        self, image: UInt8Array, scale: float, present: Sequence[int] | None
+    ) -> torch.Tensor:
         """Return the probabilities (1, 1 + C, H, W) of an image seen at a scale."""
         found = self._source.tokens(image, scale, attention=self._spreads, closer=self._finer)
         grid, tokens = flat_tokens(found, self._model.spec)
         # As in training, where they come from files.
         rounded = [one.half().to(self._device) for one in tokens]
-        logits = self._model(torch.tensor([grid], device=self._device), *rounded)[0].float()
+        logits = self._model(torch.tensor([grid], device=self._device), *rounded)[0]
+        logits = self._allowed(logits.float(), present)
         size = (image.shape[0], image.shape[1])
-        if not self._spreads:
+        walk = self._walk(found) if self._spreads else None
+        if isinstance(self._model, FrozenDecoder) and self._model.spec.adapts:
+            probs = self._spread(_flat(logits).softmax(1), walk).to(self._device)
+            change = self._model.change(rounded, probs)
+            logits = logits + change.T.unflatten(1, grid)
+        if walk is None:
             return resize(logits, size).softmax(1)
-        probs = logits.softmax(1)[0].flatten(1).T
-        return resize(self._spread(probs, grid, found)[None].to(self._device), size)
+        reached = self._spread(_flat(logits).softmax(1), walk)
+        return resize(self._closer(reached, grid, found)[None].to(self._device), size)
 
-    def _spread(
-        self, probs: torch.Tensor, grid: tuple[int, int], found: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Spread answers over an image as preset default does its maps in the last round.
+    def _walk(self, found: Mapping[str, torch.Tensor]) -> Walk:
+        """Return the walk of preset default's last round.
 
-        What the towers hold for one thing gets one answer, and a label that a few patches alone are
-        taken for is outvoted.
+        What the towers hold for one thing gets one answer on it, and a label that a few patches
+        alone are taken for is outvoted.
 
         Args:
-            probs: (N, L).
-            grid: (h, w).
             found: What the towers say, (h, w, D) by name, CLIP's attention among it.
-
-        Returns:
-            (L, h', w'), on the grid of a closer look, or on ``grid`` without one.
         """
         other, temperature = self._second(found), PatchParams.likeness_temperature
         attention, iterations = found[ATTENTION].flatten(0, 1), CamParams.sinkhorn_iterations
-        walk = joint_walk(attention, other, _LIKENESS, temperature, iterations)
+        return joint_walk(attention, other, _LIKENESS, temperature, iterations)
+
+    @staticmethod
+    def _spread(probs: torch.Tensor, walk: Walk | None) -> torch.Tensor:
+        """Return answers (N, L) spread over an image; as they are without a walk."""
+        if walk is None:
+            return probs
         reached = walk.step(probs.to(walk.device))
-        reached /= reached.sum(1, keepdim=True)  # a walk that is symmetric does so only nearly
+        # A walk that is symmetric keeps their sum only nearly.
+        return reached / reached.sum(1, keepdim=True)
+
+    @staticmethod
+    def _closer(
+        probs: torch.Tensor, grid: tuple[int, int], found: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return (L, h', w') of (N, L) answers on the grid of a closer look, or on ``grid``."""
         near, closer = closer_names(PatchParams.likeness_of)
         if closer in found:
             seen = found[near].flatten(0, 1), found[closer]
-            return finer(reached, grid, *seen, PatchParams.finer_temperature)
-        coarse: torch.Tensor = reached.T.unflatten(1, grid)
+            return finer(probs, grid, *seen, PatchParams.finer_temperature)
+        coarse: torch.Tensor = probs.T.unflatten(1, grid)
         return coarse
 
     def _second(self, found: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -110,6 +121,11 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         names = [one.name for one in self._model.spec.inputs]
         mine = [name for name in names if name.split(".")[0] == PatchParams.likeness_of]
         return found[mine[-1]].flatten(0, 1) if mine else None
+
+
+def _flat(logits: torch.Tensor) -> torch.Tensor:
+    """Return (N, L) of (1, L, h, w)."""
+    return logits[0].flatten(1).T
 
 
 def check_towers(spec: Spec, source: TokenSource) -> None:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from clipes.config import AnySegmenterPreset
 from clipes.errors import UsageError
-from clipes.masks.values import value_count
+from clipes.masks.values import value_count, value_of
 from clipes.types import Float32Array, Progress, UInt8Array
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Batch: TypeAlias = tuple[Tensor, ...]
 """Examples side by side, in whatever tensors a recipe feeds its model with."""
+
+_NEVER = -1e4  # a logit of no probability; finite, so that it can be interpolated
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,13 @@ class LabelPredictor(Protocol):
     def labels(self) -> int:
         """Number of labels, background included."""
 
-    def __call__(self, image: UInt8Array) -> Float32Array:
-        """Return (1 + C, H, W) float32 that sum to 1, background first, of RGB (H, W, 3) uint8."""
+    def __call__(self, image: UInt8Array, present: Sequence[int] | None = None) -> Float32Array:
+        """Return (1 + C, H, W) float32 that sum to 1, background first.
+
+        Args:
+            image: (H, W, 3) RGB uint8.
+            present: The 0-based classes that it holds, the others get 0; None if that is not known.
+        """
 
 
 class Spec(ABC):
@@ -182,6 +189,14 @@ class ModelPredictor(Generic[M]):
     def labels(self) -> int:
         """Number of labels, background included."""
         return value_count(len(self._model.spec.classes))
+
+    def _allowed(self, logits: Tensor, present: Sequence[int] | None) -> Tensor:
+        """Return logits (B, 1 + C, ...) that leave no probability to classes known to be absent."""
+        if present is None:
+            return logits
+        absent = torch.ones(self.labels, dtype=torch.bool, device=logits.device)
+        absent[[0, *map(value_of, present)]] = False
+        return logits.masked_fill(absent.unflatten(0, (-1, *[1] * (logits.ndim - 2))), _NEVER)
 
 
 def refuse_weights(source: str, preset: str, stays: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -43,19 +44,19 @@ class WindowPredictor(ModelPredictor[WeakClip]):
         self._source = source
 
     @torch.inference_mode()
-    def __call__(self, image: UInt8Array) -> Float32Array:
-        """Return (1 + C, H, W) float32 that sum to 1, background first, of RGB (H, W, 3) uint8."""
+    def __call__(self, image: UInt8Array, present: Sequence[int] | None = None) -> Float32Array:
+        """Return (1 + C, H, W) float32 of RGB (H, W, 3) uint8; see ``LabelPredictor``."""
         size = (image.shape[0], image.shape[1])
         total = torch.zeros(1, self.labels, *size, device=self._device)
         count = 0
         for scale in self._settings.scales:
             height, width = view_size(size, self._model.spec.side * scale)
             view = np.asarray(cv2.resize(image, (width, height)), np.uint8)
-            total += resize(self._logits(view), size).softmax(1)
+            total += self._allowed(resize(self._logits(view), size), present).softmax(1)
             count += 1
             if self._settings.flip:
                 mirrored = self._logits(np.ascontiguousarray(view[:, ::-1])).flip(3)
-                total += resize(mirrored, size).softmax(1)
+                total += self._allowed(resize(mirrored, size), present).softmax(1)
                 count += 1
         probs: Float32Array = total.div_(count)[0].cpu().numpy()
         return probs

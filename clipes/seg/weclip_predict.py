@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -36,8 +38,8 @@ class WeClipPredictor(ModelPredictor[WeClip]):
         self._source = source
 
     @torch.inference_mode()
-    def __call__(self, image: UInt8Array) -> Float32Array:
-        """Return (1 + C, H, W) float32 that sum to 1, background first, of RGB (H, W, 3) uint8."""
+    def __call__(self, image: UInt8Array, present: Sequence[int] | None = None) -> Float32Array:
+        """Return (1 + C, H, W) float32 of RGB (H, W, 3) uint8; see ``LabelPredictor``."""
         size = (image.shape[0], image.shape[1])
         whole = self._model.spec.side / max(size)
         answers: list[Tensor] = []
@@ -49,7 +51,7 @@ class WeClipPredictor(ModelPredictor[WeClip]):
                 answers.append(self._logits(np.ascontiguousarray(view[:, ::-1])).flip(3))
         grid = (answers[0].shape[2], answers[0].shape[3])
         mean = torch.stack([resize(one, grid) for one in answers]).mean(0)
-        probs: Float32Array = resize(mean, size).softmax(1)[0].cpu().numpy()
+        probs: Float32Array = self._allowed(resize(mean, size), present).softmax(1)[0].cpu().numpy()
         return probs
 
     def _logits(self, view: UInt8Array) -> Tensor:

@@ -79,7 +79,7 @@ class Answer:
     def __init__(self) -> None:
         self.sizes: list[tuple[int, ...]] = []
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, present: object = None) -> np.ndarray:
         self.sizes.append(image.shape[:2])
         red = (image[..., 0] > 120).astype(np.float32)
         return np.stack([1 - red, red])

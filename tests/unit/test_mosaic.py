@@ -115,7 +115,7 @@ class Answer:
 
     labels = 2
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, present: object = None) -> np.ndarray:
         red = image[..., 0] / np.float32(255)
         return np.stack([1 - red, red])
 

@@ -13,8 +13,6 @@ from clipes.masks.pseudo import (
     cam_mask,
     disagreement,
     label_pixels,
-    most_probable,
-    of_present,
     pseudo_label,
     upsample,
     with_background,
@@ -131,15 +129,3 @@ def test_maps_of_another_image_are_refused() -> None:
     cams = CamMaps(np.array([0]), np.zeros((1, 2, 2), np.float32), (32, 32))
     with pytest.raises(ImageError, match="made at"):
         pseudo_label(np.zeros((32, 33, 3), np.uint8), cams, CrfParams())
-
-
-def test_what_an_image_does_not_have_leaves_its_share_to_the_rest() -> None:
-    probs = np.array([[[0.2, 0.0]], [[0.5, 1.0]], [[0.1, 0.0]], [[0.2, 0.0]]], np.float32)
-    present = of_present(probs, np.array([1, 2]))
-    np.testing.assert_allclose(present[:, 0, 0], [0.4, 0.2, 0.4])
-    assert not present[:, 0, 1].any(), "nothing is known of a pixel that was another class"
-    assert probs[1, 0, 1] == 1
-    mask = most_probable(present, np.array([1, 2]), (1, 2)).mask
-    assert mask.tolist() == [[0, 0]], "the background wins ties"
-    everything = of_present(probs, np.arange(3))
-    np.testing.assert_allclose(everything, probs, atol=1e-7)

@@ -200,6 +200,82 @@ def test_the_discriminant_is_that_of_means_and_one_covariance(
     assert not got[2].any()
 
 
+def test_how_images_differ_is_a_covariance_in_the_basis_where_labels_are_round(
+    tmp_path: Path, noisy: list[TrainingPair]
+) -> None:
+    made = recipe(tmp_path, LINEAR)
+    model = made.spec.build()
+    made.start(model, noisy, lambda *_: None)
+    found: dict[int, list[tuple[float, np.ndarray]]] = {0: [], 1: [], 2: []}
+    outer, mass = np.zeros((8, 8)), 0.0
+    for pair in noisy:
+        rows, labels = cells(pair, made)
+        for label, images in found.items():
+            part = rows[(labels == label).mean(1) >= 0.75].astype(np.float64)
+            if len(part):
+                images.append((len(part) ** 0.5, part.mean(0)))
+                outer += len(part) ** -0.5 * part.T @ part
+                mass += len(part) ** 0.5
+    means = np.stack(
+        [np.average([m for _, m in one], 0, [w for w, _ in one]) for one in found.values()]
+    )
+    totals = np.array([sum(w for w, _ in one) for one in found.values()])
+    within = (outer - (totals[:, None] * means).T @ means) / mass
+    within += 0.02 * np.trace(within) / 8 * np.eye(8)
+    scatter, freedom = np.zeros((8, 8)), 0.0
+    for label, images in found.items():
+        scatter += sum(w * np.outer(m - means[label], m - means[label]) for w, m in images)
+        freedom += totals[label] - sum(w * w for w, _ in images) / totals[label]
+    assert model.discriminant is not None
+    axes, between = model.discriminant.axes.double().numpy(), model.discriminant.between.numpy()
+    np.testing.assert_allclose(axes.T @ within @ axes, np.eye(8), atol=1e-3)
+    np.testing.assert_allclose(axes.T @ (scatter / freedom) @ axes, np.diag(between), atol=1e-3)
+    np.testing.assert_allclose(model.discriminant.means.numpy(), means @ axes, rtol=1e-3, atol=1e-3)
+    assert between.max() > 0.01
+
+
+def test_answers_are_brought_to_what_an_image_looks_like(
+    tmp_path: Path, noisy: list[TrainingPair]
+) -> None:
+    made = recipe(tmp_path, replace(LINEAR, spread=False))
+    model, towers = made.spec.build().eval(), Colours()
+    made.start(model, noisy, lambda *_: None)
+    assert model.discriminant is not None
+    image = read_image(noisy[0].image)
+    got = predictor_for(model, TestSettings(), towers)(image)
+    with torch.inference_mode():
+        grid, flat = flat_tokens(towers.tokens(image), made.spec)
+        rounded = [one.half() for one in flat]
+        logits = model(torch.tensor([grid]), *rounded)[0][0]
+        probs = logits.softmax(0).flatten(1).T
+        change = model.discriminant.change(rounded[1].float(), probs)
+        want = (logits + change.T.unflatten(1, grid))[None]
+        np.testing.assert_allclose(got, resize(want, image.shape[:2]).softmax(1)[0], atol=1e-5)
+        assert change.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("preset", [LINEAR, replace(LINEAR, adapts=False, finer=1.5)])
+def test_classes_known_to_be_absent_get_nothing(
+    tmp_path: Path, noisy: list[TrainingPair], preset: FrozenPreset
+) -> None:
+    made = recipe(tmp_path, preset)
+    model = made.spec.build()
+    made.start(model, noisy, lambda *_: None)
+    image = read_image(noisy[0].image)
+    predictor = predictor_for(model, TestSettings((1.0, 1.5), flip=True), Colours())
+    free, told = predictor(image), predictor(image, present=[1])
+    assert free[1].any()
+    assert not told[1].any()
+    np.testing.assert_allclose(told.sum(0), 1, atol=1e-4)
+
+
+def test_a_decoder_of_before_does_not_adapt() -> None:
+    old = spec(linear=("dino.12",)).build()
+    assert old.discriminant is not None
+    assert set(dict(old.discriminant.named_buffers())) == {"directions", "offsets"}
+    assert "no discriminant" in spec(adapts=True).problem()
+
+
 def test_what_a_decoder_starts_from_is_kept_and_not_trained(
     tmp_path: Path, pairs: list[TrainingPair]
 ) -> None:
@@ -216,6 +292,8 @@ def test_what_a_decoder_starts_from_is_kept_and_not_trained(
     again = kept.spec.build()
     fill_model(again, kept)
     torch.testing.assert_close(again.discriminant.directions, before, rtol=0, atol=0)
+    assert again.spec.adapts
+    assert bool(again.discriminant.axes.any())
     assert bool((again.classify.weight != 0).any())
     # A file of before knows of no discriminant.
     assert FrozenSpec((TokenInput("clip.4", 12),), ("a",)).build().discriminant is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -20,9 +22,12 @@ class Answer(LabelPredictor):
     def __init__(self, probs: Float32Array) -> None:
         self._probs = probs
 
-    def __call__(self, image: UInt8Array) -> Float32Array:
-        """Return it."""
-        return self._probs.copy()
+    def __call__(self, image: UInt8Array, present: Sequence[int] | None = None) -> Float32Array:
+        """Return it, without absent classes."""
+        probs = self._probs.copy()
+        if present is not None:
+            probs[[1 + k for k in (0, 1) if k not in present]] = 0
+        return probs / probs.sum(0)
 
 
 @pytest.fixture

@@ -57,6 +57,14 @@ def test_windows_give_what_the_whole_gives(window: int) -> None:
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [16, 64])
+def test_classes_known_to_be_absent_leave_their_share_to_the_rest(window: int) -> None:
+    predictor = Predictor(Pointwise(), TestSettings(window=window))
+    free, told = predictor(IMAGE), predictor(IMAGE, present=[1])
+    assert not told[1].any()
+    np.testing.assert_allclose(told[[0, 2]], free[[0, 2]] / free[[0, 2]].sum(0), atol=1e-5)
+
+
 def test_a_mirror_image_gets_the_mirrored_answer() -> None:
     torch.manual_seed(0)
     model = DeepLab(DeepLabSpec("deeplabv2", "resnet18", 8, ("a", "b")))

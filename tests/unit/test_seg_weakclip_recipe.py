@@ -377,6 +377,10 @@ def test_asking_averages_scales_and_mirror_images(
     probs = ask(image)
     assert probs.shape == (3, 50, 70)
     np.testing.assert_allclose(probs.sum(0), 1, rtol=1e-5)
+    told = ask(image, present=[1])
+    assert probs[1].any()
+    assert not told[1].any()
+    np.testing.assert_allclose(told.sum(0), 1, rtol=1e-4)
     mirrored = ask(np.ascontiguousarray(image[:, ::-1]))
     np.testing.assert_allclose(mirrored[:, :, ::-1], probs, atol=0.02)
 
