@@ -74,9 +74,10 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         size = (image.shape[0], image.shape[1])
         walk = self._walk(found) if self._spreads else None
         if isinstance(self._model, FrozenDecoder) and self._model.spec.adapts:
-            probs = self._spread(_flat(logits).softmax(1), walk).to(self._device)
-            change = self._model.change(rounded, probs)
-            logits = logits + change.T.unflatten(1, grid)
+            # What the discriminant takes patches for, not the decoder: each corrects the other.
+            alone = self._allowed(self._model.by_discriminant(rounded), present)
+            taken = self._spread(alone.softmax(1), walk).to(self._device)
+            logits = logits + self._model.change(rounded, taken).T.unflatten(1, grid)
         if walk is None:
             return resize(logits, size).softmax(1)
         reached = self._spread(_flat(logits).softmax(1), walk)

@@ -241,13 +241,14 @@ def test_answers_are_brought_to_what_an_image_looks_like(
     model, towers = made.spec.build().eval(), Colours()
     made.start(model, noisy, lambda *_: None)
     assert model.discriminant is not None
+    torch.nn.init.normal_(model.classify.weight)  # as if it had learnt something
     image = read_image(noisy[0].image)
     got = predictor_for(model, TestSettings(), towers)(image)
     with torch.inference_mode():
         grid, flat = flat_tokens(towers.tokens(image), made.spec)
         rounded = [one.half() for one in flat]
         logits = model(torch.tensor([grid]), *rounded)[0][0]
-        probs = logits.softmax(0).flatten(1).T
+        probs = model.discriminant(rounded[1].float()).softmax(1)
         change = model.discriminant.change(rounded[1].float(), probs)
         want = (logits + change.T.unflatten(1, grid))[None]
         np.testing.assert_allclose(got, resize(want, image.shape[:2]).softmax(1)[0], atol=1e-5)
