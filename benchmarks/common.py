@@ -24,6 +24,7 @@ from clipes.run.folder import Run
 from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources, cam
 from clipes.stages.evaluate import evaluate_run, scores_to_json
 from clipes.stages.refine import RefineRequest, RefineResources, refine
+from clipes.words.vocabulary import load_vocabulary
 
 SHARED = Path(os.environ.get("CLIPES_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 _COMMAND = shlex.join(sys.argv)  # for the record of a run
@@ -38,25 +39,51 @@ BACKGROUND = {
 }  # fmt: skip
 
 
-def write_text_features(path: Path, kind: str) -> None:
+# What the published vectors call the further background words of prompts/coco.toml.
+PUBLISHED = {
+    "brick wall": "wall-brick", "concrete wall": "wall-concrete", "tiled wall": "wall-tile",
+    "wooden wall": "wall-wood", "wooden floor": "floor-wood", "stone floor": "floor-stone",
+    "ceiling": "ceiling-other", "door": "door-stuff", "window": "window-other",
+}  # fmt: skip
+
+
+def write_text_features(path: Path, kind: str, *, wide: bool = False) -> None:
     """Write published vectors in the ``--text-features`` format.
 
     Args:
         path: The .npz to write.
         kind: ``voc``: the classes and background words of docs/weights.md. ``coco``: COCO's
             classes and the same background words, less those that are classes.
+        wide: Whether the vocabulary's further background words are among them, as ``cam`` takes
+            them with all presets but ``reference``.
     """
     coco = _load("coco_single.npy")
     names: tuple[str, ...] = VOC_CLASSES if kind == "voc" else COCO_CLASSES
     classes = _load("voc12_single.npy") if kind == "voc" else coco[: len(names)]
     background = {word: row for word, row in BACKGROUND.items() if word not in names}
+    more = load_vocabulary(kind).more_background if wide else ()
+    vectors = np.concatenate([classes, coco[list(background.values())], *_published(more)])
+    words = [*names, *background, *more]
     np.savez(
         path,
-        names=np.array([*names, *background]),
-        features=np.concatenate([classes, coco[list(background.values())]]).astype(np.float32),
-        background=np.arange(len(names) + len(background)) >= len(names),
+        names=np.array(words),
+        features=vectors.astype(np.float32),
+        background=np.arange(len(words)) >= len(names),
         model=np.array("OpenAI ViT-B/16, 'a photo of a {}'"),
     )
+
+
+def _published(words: Sequence[str]) -> list[npt.NDArray[np.floating]]:
+    """Return the published vector of each word, (1, E)."""
+    rows = published_words() if words else {}
+    return [rows[PUBLISHED.get(word, word)][None] for word in words]
+
+
+def published_words() -> dict[str, npt.NDArray[np.floating]]:
+    """Return the published vectors of "a photo of a WORD", (E,) each."""
+    with np.load(SHARED / "features" / "photo_of_a.npz", allow_pickle=False) as found:
+        names, vectors = found["words"], found["features"]
+    return {str(name).strip(): row for name, row in zip(names, vectors, strict=True)}
 
 
 def stage_options(description: str | None) -> argparse.Namespace:
@@ -82,7 +109,8 @@ def run_stages(kind: str, data: Path, ids: Sequence[str], options: argparse.Name
         run = Run(options.out or Path(folder, "run"))
         work = run.root / "input"  # a run that is kept needs its list of images later
         work.mkdir(parents=True, exist_ok=True)
-        write_text_features(work / "text.npz", kind)
+        patches = get_preset(options.preset).cam.patches
+        write_text_features(work / "text.npz", kind, wide=patches is not None)
         (work / "split.txt").write_text("\n".join(ids[: options.limit]) + "\n")
         images = DataRequest(kind, root=data, split=str((work / "split.txt").absolute()))
         make_maps(images, work / "text.npz", options.preset, run)

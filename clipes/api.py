@@ -328,6 +328,8 @@ def load(
     vocabulary = load_vocabulary(prompts)
     if classes is not None:
         vocabulary = vocabulary.with_classes(tuple(classes))
+    if chosen.cam.patches is not None:
+        vocabulary = vocabulary.widened()
     features = None if text_features is None else Path(text_features)
     asked = ClipRequest(
         str(weights), model, text_features=features, device=device, dino=str(dino), fit=fit

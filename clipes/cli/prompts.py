@@ -51,12 +51,15 @@ def prompts_show(
     check_levels(fusion, descriptions)
     vocabulary = load_vocabulary(prompts)
     described, count = len(vocabulary.descriptions), len(vocabulary.classes)
-    vocabulary = vocabulary.as_asked(descriptions)
+    more = len(vocabulary.more_background)
+    vocabulary = vocabulary.as_asked(descriptions).widened()
     templates = templates_of(template, vocabulary)
     names = [*vocabulary.classes, *(f"({word})" for word in vocabulary.background)]
     for name, texts in zip(names, vocabulary.texts(templates, fusion), strict=True):
         typer.echo("\t".join([name, *texts]))
     say(_FUSED[fusion.value])
+    if more:
+        say(f"the last {more} background words are for all presets but reference")
     if described:
         say(f"descriptions of {described} of {count} classes{_DESCRIBED[descriptions]}")
     if len(templates) > 1:

@@ -76,7 +76,7 @@ def check_words(request: WordsRequest, listener: Listener) -> WordsChecked:
     if request.weights is not None and request.text_features is not None:
         raise UsageError("--weights and --text-features exclude each other", "give one of them")
     check_levels(request.fusion, request.descriptions)
-    vocabulary = load_vocabulary(request.prompts).as_asked(request.descriptions)
+    vocabulary = load_vocabulary(request.prompts).as_asked(request.descriptions).widened()
     fusion = request.fusion
     templates = templates_of(request.template, vocabulary)
     remarks = list(spelling(vocabulary, templates, fusion, tokenize, CONTEXT_LENGTH))

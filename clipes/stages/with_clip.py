@@ -61,6 +61,8 @@ def make_maps(
         resources: What the work is shared among.
         listener: Who is told how it goes.
     """
+    if request.preset.cam.patches is not None:
+        vocabulary = vocabulary.widened()
     device = choose_device(request.clip.device, local_rank())
     workers, batch = share_processor(device, resources.workers), batch_size(device, resources.batch)
     clip = load_for(request, vocabulary, data, run, workers, listener)

@@ -43,7 +43,7 @@ SHIPPED = ("voc", "coco")
 MAX_DESCRIPTIONS = 16
 """Of a class; each is a prompt to encode."""
 
-_KEYS = ("classes", "background", "template", "synonyms", "descriptions")
+_KEYS = ("classes", "background", "more_background", "template", "synonyms", "descriptions")
 _LONGEST_DESCRIPTION = 400  # letters; CLIP reads 77 tokens, of about four each
 _LARGEST_FILE = 1 << 20  # bytes; the largest sensible vocabulary is a few kilobytes
 
@@ -58,6 +58,8 @@ class Vocabulary:
         synonyms: For some classes, the words that stand for the name in a prompt.
         template: Sentence with one ``{}``.
         descriptions: For some classes, sentences about what they look like.
+        more_background: Further such words, for presets that compare patches with words; the
+            published method keeps to its list. See ``widened``.
 
     Raises:
         VocabularyError: There is no class or more than 254, a word is empty, repeated or has
@@ -71,6 +73,7 @@ class Vocabulary:
     synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)
     template: str = DEFAULT_TEMPLATE
     descriptions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    more_background: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -81,7 +84,7 @@ class Vocabulary:
                 "split the vocabulary",
             )
         _check_words(self.classes, "class")
-        _check_words(self.background, "background word")
+        _check_words((*self.background, *self.more_background), "background word")
         for kind, given in (("synonym", self.synonyms), ("description", self.descriptions)):
             for name, words in given.items():
                 self._check_of_class(name, words, kind)
@@ -151,13 +154,23 @@ class Vocabulary:
             return {name: given[folded(name)] for name in classes if folded(name) in given}
 
         taken = set(map(folded, classes))
+
+        def free(words: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(word for word in words if folded(word) not in taken)
+
         return replace(
             self,
             classes=classes,
             synonyms=kept(self.synonyms),
-            background=tuple(word for word in self.background if folded(word) not in taken),
+            background=free(self.background),
             descriptions=kept(self.descriptions),
+            more_background=free(self.more_background),
         )
+
+    def widened(self) -> Vocabulary:
+        """Return this vocabulary with all its background words among ``background``."""
+        words = (*self.background, *self.more_background)
+        return replace(self, background=words, more_background=())
 
     def as_asked(self, descriptions: Descriptions | None) -> Vocabulary:
         """Return this vocabulary with descriptions only if they are asked for.
@@ -273,6 +286,7 @@ def parse_vocabulary(text: str) -> Vocabulary:
         synonyms=_words_of_classes(table, "synonyms"),
         template=template,
         descriptions=_words_of_classes(table, "descriptions"),
+        more_background=_words(table.get("more_background", []), "more_background"),
     )
 
 

@@ -26,9 +26,12 @@ from clipes.listener import Listener
 from clipes.maps.maker import CamMaker
 from clipes.masks.pseudo import pseudo_label
 from clipes.run.folder import Run
+from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources, cam
 from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
+from clipes.stages.setup import Clip
 from clipes.types import Sample
+from clipes.words.vocabulary import Vocabulary, load_vocabulary
 from tests.cli.small_data import CLASSES as SMALL_CLASSES
 from tests.cli.small_data import write_clip, write_photos
 from tests.dino_support import write_dino
@@ -310,6 +313,30 @@ def test_the_lambda_is_that_of_the_data_set(tiny_weights: Path) -> None:
     own = get_preset("fast").with_box_threshold(0.5)
     made = clipes.load(tiny_weights, prompts="coco", preset=own, device="cpu")
     assert made.preset.cam.box_threshold == 0.5
+
+
+@pytest.mark.parametrize(("preset", "count"), [("reference", 23), ("fast", 49)])
+def test_the_published_method_keeps_to_its_background_words(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, count: int
+) -> None:
+    """From Python and in ``cam``."""
+    asked: list[tuple[str, ...]] = []
+
+    def note(_request: object, vocabulary: Vocabulary, *_: object, **__: object) -> Clip:
+        asked.append(vocabulary.background)
+        raise UsageError("enough", "ask no more")
+
+    monkeypatch.setattr("clipes.api.load_clip", note)
+    monkeypatch.setattr("clipes.stages.with_clip.load_clip", note)
+    with pytest.raises(UsageError, match="enough"):
+        clipes.load(tiny_weights, prompts="coco", preset=preset, device="cpu")
+    write_photos(tmp_path / "photos", 1)
+    data = DataRequest("folder", tmp_path / "photos", prompts="coco")
+    request = CamRequest(data, ClipRequest(str(tiny_weights)), get_preset(preset))
+    with pytest.raises(UsageError, match="enough"):
+        cam(request, Run(tmp_path / "run"), Resources(), Listener(print))
+    assert [len(words) for words in asked] == [count, count]
+    assert asked[0][:23] == load_vocabulary("coco").background
 
 
 @pytest.mark.parametrize(

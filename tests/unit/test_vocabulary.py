@@ -42,6 +42,21 @@ def _toml(value: str | list[str]) -> str:
     return json.dumps(value, ensure_ascii=False)  # TOML has JSON's strings, but no surrogates
 
 
+def test_further_background_words_are_not_for_the_published_method() -> None:
+    words = parse_vocabulary(
+        'classes = ["cat", "box"]\nbackground = ["sky"]\nmore_background = ["door", "sand"]'
+    )
+    assert words.background == ("sky",)
+    assert words.prompts()[2:] == ("a clean origami sky.",)
+    wide = words.widened()
+    assert (wide.background, wide.more_background) == (("sky", "door", "sand"), ())
+    assert wide.widened() == wide
+    other = words.with_classes(("Door", "dog"))
+    assert other.widened().background == ("sky", "sand")
+    with pytest.raises(VocabularyError, match="the background word 'sky' appears twice"):
+        parse_vocabulary('classes = ["cat"]\nbackground = ["sky"]\nmore_background = ["sky"]')
+
+
 def test_voc_ships_as_in_the_paper() -> None:
     voc = load_vocabulary("voc")
     assert len(voc.classes) == 20
