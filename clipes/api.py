@@ -328,8 +328,6 @@ def load(
     vocabulary = load_vocabulary(prompts)
     if classes is not None:
         vocabulary = vocabulary.with_classes(tuple(classes))
-    if chosen.cam.patches is not None:
-        vocabulary = vocabulary.widened()
     features = None if text_features is None else Path(text_features)
     asked = ClipRequest(
         str(weights), model, text_features=features, device=device, dino=str(dino), fit=fit
@@ -337,7 +335,9 @@ def load(
     clip: Clip | UnknownClassError
     try:
         positions = chosen.cam.fp16_positions
-        clip = load_clip(asked, vocabulary, Listener(_log.info), fp16_positions=positions)
+        wide = chosen.cam.patches is not None
+        heard = Listener(_log.info)
+        clip = load_clip(asked, vocabulary, heard, fp16_positions=positions, wide=wide)
     except UnknownClassError as error:
         if not fit or features is not None or looks is not None:
             raise

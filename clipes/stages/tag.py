@@ -17,7 +17,7 @@ from clipes.run.folder import Run
 from clipes.run.loop import Outcome, Summary, for_each
 from clipes.run.origin import read_picture
 from clipes.stages.cam import ClipRequest, DataRequest
-from clipes.stages.setup import Clip, load_clip, load_dino
+from clipes.stages.setup import Clip, load_clip, load_dino, that_tags
 from clipes.stages.tag_candidates import is_kept, keep, kept
 from clipes.stages.tag_file import Tagged, add_tags, open_tagged, untagged
 from clipes.towers.side_by_side import DINO, Towers
@@ -210,7 +210,7 @@ def tag_images(
     vocabulary, data = images.open()
     for remark in data.remarks:
         listener.say(remark)
-    clip = load_clip(asked, vocabulary, listener)
+    clip = that_tags(load_clip(asked, vocabulary, listener), vocabulary)
     how = TagRequest(images.tags, asked, images.split, command)
     labelled, summary = tag(how, data, clip, run, listener)
     return Outcome(summary, labelled.failures)

@@ -32,7 +32,7 @@ from clipes.stages.learn_looks import learn_looks
 from clipes.stages.looks_sources import count_drawn
 from clipes.stages.make_cams import make_cams
 from clipes.stages.own_words import own_words
-from clipes.stages.setup import Clip, load_clip
+from clipes.stages.setup import Clip, load_clip, that_tags
 from clipes.stages.tag import TagRequest, tag
 from clipes.stages.tiles import TILE
 from clipes.standin.fit import Fitted
@@ -61,14 +61,14 @@ def make_maps(
         resources: What the work is shared among.
         listener: Who is told how it goes.
     """
-    if request.preset.cam.patches is not None:
-        vocabulary = vocabulary.widened()
     device = choose_device(request.clip.device, local_rank())
     workers, batch = share_processor(device, resources.workers), batch_size(device, resources.batch)
     clip = load_for(request, vocabulary, data, run, workers, listener)
     unusable: Sequence[Failure] = data.failures
     if request.data.automatic:
-        data, unusable = _tagged(request, data, clip, run, resources, listener)
+        data, unusable = _tagged(
+            request, data, that_tags(clip, vocabulary), run, resources, listener
+        )
     how = replace(resources, workers=workers, batch=batch)
     summary = maps_with(clip, request, vocabulary, data, run, how, listener)
     return Outcome(summary, unusable)
@@ -175,7 +175,13 @@ def load_for(
         fit = partial(_fitted, request, data, run, workers, listener)
     positions = params.fp16_positions
     return load_clip(
-        request.clip, vocabulary, listener, fp16_positions=positions, others=others, fit=fit
+        request.clip,
+        vocabulary,
+        listener,
+        fp16_positions=positions,
+        others=others,
+        fit=fit,
+        wide=patches is not None,
     )
 
 

@@ -141,6 +141,7 @@ def text_features(
     templates: tuple[str, ...] = (),
     descriptions: Descriptions | None = None,
     progress: OpenProgress = no_progress,
+    wide: bool = False,
 ) -> TextFeatures:
     """Return the vectors of a vocabulary's classes, in its order, and of the background words.
 
@@ -156,6 +157,7 @@ def text_features(
         templates: Take the place of the vocabulary's; the features of several are averaged.
         descriptions: What the vocabulary's descriptions do; None to pass over them.
         progress: Follows what is encoded.
+        wide: Whether a text tower also reads the vocabulary's further background words.
 
     Raises:
         UnknownClassError: A class has no vector among those that were given or are shipped.
@@ -182,6 +184,12 @@ def text_features(
         features = from_tower(
             encoder, vocabulary, fusion, templates, weights.name, say, descriptions
         )
+        more = vocabulary.more_background
+        if wide and more:
+            # Apart: vectors of the others shall not depend on these, to the last bit.
+            words = replace(vocabulary, classes=more, background=(), synonyms={}, descriptions={})
+            added = from_tower(encoder, words, Fusion.sentence, templates, weights.name, say)
+            features = features.with_words(more, added.class_vectors)
     return features
 
 

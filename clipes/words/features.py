@@ -6,7 +6,7 @@ stand-in vectors that ship with the package.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,24 @@ class TextFeatures:
             background_words=tuple(self.background_words[k] for k in others),
             background_vectors=self.background_vectors[others],
             phrase_vectors=tuple(self.phrase_vectors[k] for k in rows if self.phrase_vectors),
+        )
+
+    def with_words(self, words: tuple[str, ...], vectors: Float32Array) -> TextFeatures:
+        """Return these features with further background words and their (n, E) unit rows."""
+        return replace(
+            self,
+            background_words=(*self.background_words, *words),
+            background_vectors=np.concatenate([self.background_vectors, vectors]),
+        )
+
+    def without_words(self, words: Collection[str]) -> TextFeatures:
+        """Return these features without some of the background words, however they are spelt."""
+        gone = set(map(folded, words))
+        kept = [k for k, word in enumerate(self.background_words) if folded(word) not in gone]
+        return replace(
+            self,
+            background_words=tuple(self.background_words[k] for k in kept),
+            background_vectors=self.background_vectors[kept],
         )
 
     def lacks(self, classes: Sequence[str]) -> list[str]:

@@ -29,9 +29,11 @@ from clipes.run.folder import Run
 from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources, cam
 from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
-from clipes.stages.setup import Clip
+from clipes.stages.setup import Clip, load_clip, that_tags
+from clipes.stages.tag import tag_images
 from clipes.types import Sample
-from clipes.words.vocabulary import Vocabulary, load_vocabulary
+from clipes.words.encode import fingerprint
+from clipes.words.vocabulary import load_vocabulary
 from tests.cli.small_data import CLASSES as SMALL_CLASSES
 from tests.cli.small_data import write_clip, write_photos
 from tests.dino_support import write_dino
@@ -322,8 +324,8 @@ def test_the_published_method_keeps_to_its_background_words(
     """From Python and in ``cam``."""
     asked: list[tuple[str, ...]] = []
 
-    def note(_request: object, vocabulary: Vocabulary, *_: object, **__: object) -> Clip:
-        asked.append(vocabulary.background)
+    def note(*given: object, **named: object) -> Clip:
+        asked.append(load_clip(*given, **named).text.background_words)
         raise UsageError("enough", "ask no more")
 
     monkeypatch.setattr("clipes.api.load_clip", note)
@@ -337,6 +339,22 @@ def test_the_published_method_keeps_to_its_background_words(
         cam(request, Run(tmp_path / "run"), Resources(), Listener(print))
     assert [len(words) for words in asked] == [count, count]
     assert asked[0][:23] == load_vocabulary("coco").background
+
+
+def test_further_background_words_are_not_for_tags(tiny_weights: Path, tmp_path: Path) -> None:
+    """``tag`` and ``cam --labels auto`` agree: else the run would be refused."""
+    write_photos(tmp_path / "photos", 2)
+    run, asked = Run(tmp_path / "run"), ClipRequest(str(tiny_weights))
+    data = DataRequest("folder", tmp_path / "photos", labels=Path("auto"), prompts="coco")
+    words, given = load_vocabulary("coco"), Listener(print)
+    wide = load_clip(asked, words, given, wide=True)
+    assert wide.text.background_words == (*words.background, *words.more_background)
+    narrow = that_tags(wide, words)
+    assert narrow.text.background_words == words.background
+    assert fingerprint(narrow.text) == fingerprint(load_clip(asked, words, given).text)
+    tag_images(data, asked, run, given)
+    cam(CamRequest(data, asked, get_preset("fast")), run, Resources(), given)
+    assert run.cam_record().settings.text.sha256 == fingerprint(wide.text)
 
 
 @pytest.mark.parametrize(
