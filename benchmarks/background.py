@@ -86,7 +86,9 @@ def shares(clip: Clip, run: Run, data: Sequence, words: Tensor) -> tuple[Tensor,
         (seen,) = look(clip.towers, params, {name: one[None] for name, one in pixels.items()})
         classes = torch.from_numpy(clip.text.class_vectors[cams.labels])
         against = torch.cat([classes, background, words])
-        odds = [params.patches.temperature * (one.float() @ against.T) for one in seen.features]
+        odds = [
+            params.patches.temperature * (one.cpu().float() @ against.T) for one in seen.features
+        ]
         probs = torch.stack([one.softmax(1) for one in odds]).mean(0)[:, -len(words) :]
         surest = torch.from_numpy(cams.maps.astype(np.float32))[None]
         surest = F.interpolate(surest, seen.grid, mode="area")[0].amax(0).flatten()

@@ -186,8 +186,8 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Yield a batch for each list of positions.
 
-    Loading is done in threads: decoding and resizing leave Python's lock, two threads load half
-    again as much as two processes, and a thread needs no shared memory and cannot die alone.
+    Loading is done in threads: decoding and resizing leave Python's lock, two threads load 1.4
+    times as much as two processes, and a thread needs no shared memory and cannot die alone.
 
     Args:
         data: The sequence.

@@ -20,10 +20,10 @@ class Discriminant(nn.Module):
 
     The score of label c at a patch x is w (x^T S^-1 m_c - m_c^T S^-1 m_c / 2), with mean m_c, one
     covariance S within labels, and a weight w. In an image labels look a little different from what
-    they look like in others: every dog is one dog. How different, images that were learnt from
-    tell: B is the covariance of their means of a label. In the basis where S is the unit matrix and
-    B diagonal (both are made so at once, as in linear discriminant analysis), the mean of a label
-    in one image is a Gaussian around m_c of variance B, in each direction for itself.
+    they look like in others: every dog is one dog. How different, the images that were learnt from
+    tell: B is the covariance between their means of a label. In the basis where S is the unit
+    matrix and B diagonal (both are made so at once, as in linear discriminant analysis), the mean
+    of a label in one image is a Gaussian around m_c of variance B, in each direction for itself.
 
     Args:
         width: Channels.

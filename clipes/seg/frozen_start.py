@@ -25,7 +25,7 @@ from clipes.seg.frozen import LABELS_PER_TOKEN, FrozenDecoder, flat_tokens, labe
 from clipes.seg.loss import Guidance
 from clipes.types import IGNORE, BoolArray, FloatArray, Progress
 
-_LEAST = 1e-6  # weight of images that differ: below there are none
+_LEAST = 1e-6  # weight beyond one image of each label: below no label is in two images
 
 _UNSEEN = -5.0  # logit of a label that no patch shows alone: rare, but training may raise it
 

@@ -140,6 +140,7 @@ def _check_model(weights: Weights, state: Mapping[str, Tensor]) -> None:
 def that_tags(clip: Clip, vocabulary: Vocabulary) -> Clip:
     """Return CLIP without a vocabulary's further background words, which are for maps alone.
 
+    Also where a file of text features has them: wherever vectors are from, tags are the same.
     What they take from classes tags lack: F1 of coco_sample 64.0 with them, 65.9 without.
     """
     return replace(clip, text=clip.text.without_words(vocabulary.more_background))

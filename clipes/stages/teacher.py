@@ -109,24 +109,29 @@ def _words(run: Run, opened: OpenedWeights, listener: Listener) -> TextFeatures:
     used, asked = record.settings.text or TextUsed(""), record.facts.asked or {}
     file = run.words_path if record.facts.fitted else asked.get("text_features")
     encoded = file is None and has_text(opened.state)
-    text = text_features(
-        _vocabulary(record),
-        opened.state,
-        opened.weights,
-        file=Path(file) if file else None,
-        cache=cache_dir(),
-        say=listener.say,
-        fusion=Fusion(used.fusion),
-        templates=used.templates if encoded else (),
-        descriptions=used.descriptions,
-    )
-    if fingerprint(text) != used.sha256:
-        raise ArtifactError(
-            f"the words that {run.root} was made with are not to be had again",
-            "give --weights as for 'clipes cam'; words of one's own (--prompts) are known only if "
-            "they came as --text-features",
+    preset = record.settings.preset
+    patches = preset is not None and preset.cam.patches is not None
+    # An older clipes knew no further background words.
+    for wide in (True, False) if patches else (False,):
+        text = text_features(
+            _vocabulary(record),
+            opened.state,
+            opened.weights,
+            file=Path(file) if file else None,
+            cache=cache_dir(),
+            say=listener.say,
+            fusion=Fusion(used.fusion),
+            templates=used.templates if encoded else (),
+            descriptions=used.descriptions,
+            wide=wide,
         )
-    return text
+        if fingerprint(text) == used.sha256:
+            return text
+    raise ArtifactError(
+        f"the words that {run.root} was made with are not to be had again",
+        "give --weights as for 'clipes cam'; words of one's own (--prompts) are known only if "
+        "they came as --text-features",
+    )
 
 
 def _vocabulary(record: CamRecord) -> Vocabulary:

@@ -15,8 +15,12 @@ from clipes.cli import main
 from clipes.config import WeClipPreset
 from clipes.listener import Listener
 from clipes.run.folder import Run
+from clipes.stages.cam import ClipRequest
+from clipes.stages.setup import load_clip
 from clipes.stages.teacher import open_teacher
 from clipes.stages.token_source import TowerRequest
+from clipes.words.encode import fingerprint
+from clipes.words.vocabulary import load_vocabulary
 from tests.cli.conftest import Cli
 from tests.cli.small_data import write_clip
 from tests.dino_support import cache_dino
@@ -198,6 +202,30 @@ def test_shipped_descriptions_of_a_run_are_known_to_its_segmenters(
     written["stages"]["cam"]["settings"]["text"]["descriptions"] = "most"
     (run.root / "run.json").write_text(json.dumps(written))
     assert "most" in one_line(inline("refine", run.root))
+
+
+def test_further_background_words_of_a_run_are_known_to_its_segmenters(
+    inline: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    rows = [f"p{number}.jpg,cat" for number in range(6)]
+    (photos / "labels.csv").write_text("\n".join(["image,labels", *rows]) + "\n")
+    options = (*folder(photos, tiny_weights), "--preset", "fast")
+    done = inline("cam", *options, "--prompts", "coco", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    run = Run(tmp_path / "run")
+    written = json.loads((run.root / "run.json").read_text())
+    settings = written["stages"]["cam"]["settings"]
+    settings["dataset"] = "coco"  # whose words are found again by its name
+    preset, towers = WeClipPreset("weclip-voc"), TowerRequest(str(tiny_weights), "auto")
+    words, asked = load_vocabulary("coco"), ClipRequest(str(tiny_weights))
+    # Also those of an older clipes, which knew none.
+    for wide in (True, False):
+        text = load_clip(asked, words, Listener(), wide=wide).text
+        assert (settings["text"]["sha256"] == fingerprint(text)) == wide
+        settings["text"]["sha256"] = fingerprint(text)
+        (run.root / "run.json").write_text(json.dumps(written))
+        teacher = open_teacher(run, preset, towers, "cpu", Listener())  # else it would be refused
+        assert len(teacher.vectors.background) == 23 + 26 * wide
 
 
 def test_a_bad_image_is_named_and_the_others_are_ranked(
