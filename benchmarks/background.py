@@ -15,10 +15,8 @@ words of prompts/coco.toml were read off there; see docs/prompts.md.
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -35,39 +33,31 @@ from clipes.names import folded
 from clipes.run.folder import Run
 from clipes.stages.cam import ClipRequest, DataRequest
 from clipes.stages.setup import Clip, load_clip
+from clipes.types import Sample
+from clipes.words.check import rivals
+from clipes.words.vocabulary import Vocabulary
 
 NEAR = 0.9  # cosine to a class
 FAR, INSIDE = 0.3, 0.7  # largest map
 PART, FIRST, IMAGES = 0.5, 0.05, 2
 
 
-def parts(name: str) -> set[str]:
-    """Return the words of a name, in the singular.
-
-    >>> sorted(parts("traffic-lights"))
-    ['light', 'traffic']
-    """
-    words = re.split(r"[\W_]+", name.lower())
-    return {re.sub(r"(?<=[^s])s$", "", word) for word in words if word}
-
-
-def candidates(clip: Clip) -> tuple[list[str], Tensor]:
+def candidates(clip: Clip, vocabulary: Vocabulary) -> tuple[list[str], Tensor]:
     """Return the words that might become background, and their unit vectors (W, E)."""
-    classes = clip.text.classes
-    known = {*map(folded, classes), *map(folded, clip.text.background_words), "background"}
-    named = [parts(name) for name in classes]
+    known = {*map(folded, clip.text.background_words), "background"}
     vectors = {
         word: torch.from_numpy(row)
         for word, row in published_words().items()
-        if folded(word) not in known
-        and not any(one <= parts(word) or parts(word) <= one for one in named)
+        if folded(word) not in known and not any(rivals(word, vocabulary))
     }
     unit = F.normalize(torch.stack([*vectors.values()]).float(), dim=1)
     free = (unit @ torch.from_numpy(clip.text.class_vectors).T).amax(1) <= NEAR
     return [word for word, is_free in zip(vectors, free, strict=True) if is_free], unit[free]
 
 
-def shares(clip: Clip, run: Run, data: Sequence, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def shares(
+    clip: Clip, run: Run, data: Sequence[Sample], words: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return (I, W) shares far from classes and inside them, and of patches where a word is first.
 
     Args:
@@ -108,25 +98,16 @@ def main() -> None:
     root, kind = sample(asked.data), asked.data.split("_")[0]
     if root is None:
         return
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        text, images = folder / "text.npz", DataRequest(kind, root=root)
-        if asked.data == "coco_sample":
-            lines = (root / "labels.txt").read_text().splitlines()
-            (folder / "split.txt").write_text("".join(f"{one.split()[0]}\n" for one in lines))
-            images = DataRequest(kind, root=root, split=str(folder / "split.txt"))
+    images = DataRequest(kind, root=root)
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.npz")
         write_text_features(text, kind)
-        run = Run(asked.run or folder / "run")
+        run = Run(asked.run or Path(folder, "run"))
         if asked.run is None:
             make_maps(images, text, "default", run)
         vocabulary, data = images.open()
-        clip = load_clip(
-            ClipRequest("registry", text_features=text),
-            vocabulary,
-            listener(),
-            fp16_positions=False,
-        )
-        words, vectors = candidates(clip)
+        clip = load_clip(ClipRequest("registry", text_features=text), vocabulary, listener())
+        words, vectors = candidates(clip, vocabulary)
         far, inside, first = shares(clip, run, data.samples, vectors)
     print(f"{len(words)} candidates\n\n| word | far | inside | part | images | |")
     print("|---" * 6 + "|")

@@ -109,8 +109,7 @@ def run_stages(kind: str, data: Path, ids: Sequence[str], options: argparse.Name
         run = Run(options.out or Path(folder, "run"))
         work = run.root / "input"  # a run that is kept needs its list of images later
         work.mkdir(parents=True, exist_ok=True)
-        patches = get_preset(options.preset).cam.patches
-        write_text_features(work / "text.npz", kind, wide=patches is not None)
+        write_text_features(work / "text.npz", kind, wide=get_preset(options.preset).cam.wide)
         (work / "split.txt").write_text("\n".join(ids[: options.limit]) + "\n")
         images = DataRequest(kind, root=data, split=str((work / "split.txt").absolute()))
         make_maps(images, work / "text.npz", options.preset, run)

@@ -335,8 +335,7 @@ def load(
     clip: Clip | UnknownClassError
     try:
         positions = chosen.cam.fp16_positions
-        wide = chosen.cam.patches is not None
-        heard = Listener(_log.info)
+        heard, wide = Listener(_log.info), chosen.cam.wide
         clip = load_clip(asked, vocabulary, heard, fp16_positions=positions, wide=wide)
     except UnknownClassError as error:
         if not fit or features is not None or looks is not None:

@@ -254,6 +254,11 @@ class CamParams:
     fp16_positions: bool = False
     max_patches: int = 1600
 
+    @property
+    def wide(self) -> bool:
+        """Whether a vocabulary's further background words compete; the paper has its own list."""
+        return self.patches is not None
+
 
 @dataclass(frozen=True)
 class CrfParams:

@@ -172,25 +172,9 @@ class FrozenDecoder(Model):
             fused = block(fused, counts)
         logits = self.classify(fused)
         if self.discriminant is not None:
-            logits = logits.float() + self.by_discriminant(tokens)
+            logits = logits.float() + self.discriminant(self.read_linearly(tokens))
         parts = logits.split(counts)
         return [one.T.unflatten(1, size)[None] for one, size in zip(parts, sizes, strict=True)]
-
-    def by_discriminant(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Return the logits (S, 1 + C) of the discriminant alone, of (S, D) of each input."""
-        assert self.discriminant is not None
-        scores: Tensor = self.discriminant(self.read_linearly(tokens))
-        return scores
-
-    def change(self, tokens: Sequence[Tensor], probs: Tensor) -> Tensor:
-        """Return (N, L) that an image's logits change by, see ``Discriminant.change``.
-
-        Args:
-            tokens: For each input (N, D), of the image alone.
-            probs: (N, L), what its patches are taken for.
-        """
-        assert self.discriminant is not None
-        return self.discriminant.change(self.read_linearly(tokens), probs)
 
     def read_linearly(self, tokens: Sequence[Tensor]) -> Tensor:
         """Return (S, D) float32 that the discriminant reads of (S, D) of each input."""

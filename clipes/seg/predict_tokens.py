@@ -75,9 +75,11 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         walk = self._walk(found) if self._spreads else None
         if isinstance(self._model, FrozenDecoder) and self._model.spec.adapts:
             # What the discriminant takes patches for, not the decoder: each corrects the other.
-            alone = self._allowed(self._model.by_discriminant(rounded), present)
+            assert self._model.discriminant is not None
+            read, discriminant = self._model.read_linearly(rounded), self._model.discriminant
+            alone = self._allowed(discriminant(read), present)
             taken = self._spread(alone.softmax(1), walk).to(self._device)
-            logits = logits + self._model.change(rounded, taken).T.unflatten(1, grid)
+            logits = logits + discriminant.change(read, taken).T.unflatten(1, grid)
         if walk is None:
             return resize(logits, size).softmax(1)
         reached = self._spread(_flat(logits).softmax(1), walk)

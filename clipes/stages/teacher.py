@@ -109,24 +109,23 @@ def _words(run: Run, opened: OpenedWeights, listener: Listener) -> TextFeatures:
     used, asked = record.settings.text or TextUsed(""), record.facts.asked or {}
     file = run.words_path if record.facts.fitted else asked.get("text_features")
     encoded = file is None and has_text(opened.state)
-    preset = record.settings.preset
-    patches = preset is not None and preset.cam.patches is not None
-    # An older clipes knew no further background words.
-    for wide in (True, False) if patches else (False,):
-        text = text_features(
-            _vocabulary(record),
-            opened.state,
-            opened.weights,
-            file=Path(file) if file else None,
-            cache=cache_dir(),
-            say=listener.say,
-            fusion=Fusion(used.fusion),
-            templates=used.templates if encoded else (),
-            descriptions=used.descriptions,
-            wide=wide,
-        )
-        if fingerprint(text) == used.sha256:
-            return text
+    vocabulary = _vocabulary(record)
+    text = text_features(
+        vocabulary,
+        opened.state,
+        opened.weights,
+        file=Path(file) if file else None,
+        cache=cache_dir(),
+        say=listener.say,
+        fusion=Fusion(used.fusion),
+        templates=used.templates if encoded else (),
+        descriptions=used.descriptions,
+        wide=True,
+    )
+    # Neither preset reference nor an older clipes has further background words.
+    for made_with in (text, text.without_words(vocabulary.more_background)):
+        if fingerprint(made_with) == used.sha256:
+            return made_with
     raise ArtifactError(
         f"the words that {run.root} was made with are not to be had again",
         "give --weights as for 'clipes cam'; words of one's own (--prompts) are known only if "

@@ -181,7 +181,7 @@ def load_for(
         fp16_positions=positions,
         others=others,
         fit=fit,
-        wide=patches is not None,
+        wide=params.wide,
     )
 
 

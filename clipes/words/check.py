@@ -79,12 +79,11 @@ def collisions(vocabulary: Vocabulary) -> Iterator[Remark]:
     """
     said = {name: _said(name, vocabulary) for name in vocabulary.classes}
     for word in vocabulary.background:
-        for name in vocabulary.classes:
-            if hit := next((phrase for phrase in said[name] if _overlap(word, phrase)), None):
-                yield Remark(
-                    f"background word '{word}' {_relation(word, hit)} the class "
-                    f"'{name}'{_by(name, hit)}: it will compete with it"
-                )
+        for name, hit in rivals(word, vocabulary):
+            yield Remark(
+                f"background word '{word}' {_relation(word, hit)} the class "
+                f"'{name}'{_by(name, hit)}: it will compete with it"
+            )
     for first, second in combinations(vocabulary.classes, 2):
         pairs = ((a, b) for a in said[first] for b in said[second])
         if hits := next(((a, b) for a, b in pairs if _parts(a) == _parts(b)), None):
@@ -95,6 +94,14 @@ def collisions(vocabulary: Vocabulary) -> Iterator[Remark]:
     for first, second in combinations(vocabulary.background, 2):
         if _parts(first) == _parts(second):
             yield Remark(f"background words '{first}' and '{second}' say the same")
+
+
+def rivals(word: str, vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
+    """Yield the classes that a background word shares words with, and which of their phrases."""
+    for name in vocabulary.classes:
+        said = _said(name, vocabulary)
+        if hit := next((phrase for phrase in said if _overlap(word, phrase)), None):
+            yield name, hit
 
 
 def spelling(

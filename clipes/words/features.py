@@ -77,14 +77,10 @@ class TextFeatures:
         if len(rows) < len(classes):
             raise self._unknown(self.lacks(classes))
         vectors = np.concatenate([self.class_vectors, self.background_vectors])
-        taken = set(map(folded, classes))
-        others = [k for k, word in enumerate(self.background_words) if folded(word) not in taken]
         return replace(
-            self,
+            self.without_words(classes),
             classes=classes,
             class_vectors=vectors[rows],
-            background_words=tuple(self.background_words[k] for k in others),
-            background_vectors=self.background_vectors[others],
             phrase_vectors=tuple(self.phrase_vectors[k] for k in rows if self.phrase_vectors),
         )
 
