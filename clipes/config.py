@@ -187,6 +187,7 @@ class PatchParams:
         finer: Patches of that tower's closer look along a side, for one of the grid; the finished
             maps are brought to its grid, see ``clipes.maps.finer``. 1 for no closer look.
         finer_block: Block after which the closer look ends, counted from 1.
+        finer_parts: Parts along each side that the closer look sees one by one.
         finer_temperature: Divides the cosines of what it sees.
     """
 
@@ -203,6 +204,7 @@ class PatchParams:
     likeness_temperature: float = 0.1
     finer: float = 1.0
     finer_block: int = 3
+    finer_parts: int = 1
     finer_temperature: float = 0.05
 
     @property
@@ -318,19 +320,21 @@ class Preset:
         return self.with_box_threshold(box_threshold)
 
 
-_BOTH_TOWERS = PatchParams(
+BOTH_TOWERS = PatchParams(
     rounds=(
         LooksRound(("dino",), own_background=0.15, neighbours=NeighbourParams()),
         LooksRound(("clip", "dino"), likeness_weight=0.5),
     ),
     finer=1.5,
+    finer_parts=2,
 )
+"""Both towers, and a closer look of the second one."""
 
 PRESETS = {
     preset.name: preset
     for preset in (
         Preset("reference", cam=CamParams(last_row_in_box=False, fp16_positions=True)),
-        Preset("default", cam=CamParams(patches=_BOTH_TOWERS), crf=CrfParams(iterations=5)),
+        Preset("default", cam=CamParams(patches=BOTH_TOWERS), crf=CrfParams(iterations=5)),
         Preset("clip", cam=CamParams(patches=PatchParams()), crf=CrfParams(iterations=5)),
         Preset(
             "fast",

@@ -11,9 +11,10 @@ from functools import lru_cache
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import torch
+from torch import Tensor
 
 from clipes.choices import Precision
-from clipes.kernels.linear import has_onednn
+from clipes.kernels.linear import has_onednn, multiply_by_onednn
 
 _ROUNDED = {Precision.bf16: "bfloat16", Precision.fp16: "float16"}  # torch's names
 _TILED_HEADS = (16, 32, 48, 64)  # widths that are whole vectors, and whose rows fit the registers
@@ -67,11 +68,27 @@ def choose_kernels(
         precision: What was asked for; ``auto`` is bf16 where that is faster, else fp32.
         features: See ``processor_features``.
     """
-    on_processor = device.type == "cpu" and dtype == torch.float32
-    compiled = on_processor and bool(features.get("avx2"))
+    compiled = _compiled(device, dtype, features)
     linear = "onednn" if compiled and has_onednn() else "torch"
     if precision is Precision.auto:
         precision = Precision.bf16 if multiplies_bf16(device, features) else Precision.fp32
     linear = _ROUNDED.get(precision, linear)
     tiled = compiled and head_width in _TILED_HEADS
     return Kernels(linear, "tiles" if tiled else "torch")
+
+
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """Return the products of all vectors (M, D) with all others (N, D): (M, N).
+
+    In the type that both have, on what is fastest here by the rule above.
+    """
+    empty = not (left.numel() and right.numel())  # oneDNN knows no such product
+    if not empty and has_onednn() and _compiled(left.device, left.dtype, processor_features()):
+        return multiply_by_onednn(left, right.contiguous())
+    return left @ right.mT
+
+
+def _compiled(device: torch.device, dtype: torch.dtype, features: dict[str, bool]) -> bool:
+    """Tell whether this is a processor, and numbers, that more than torch's own is known for."""
+    on_processor = device.type == "cpu" and dtype == torch.float32
+    return on_processor and bool(features.get("avx2"))

@@ -33,14 +33,20 @@ else (attention, norms, residuals, the affinity) stay in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
-Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""``linear(x (..., I), weight (O, I), bias (O,) or None) -> (..., O)``."""
+
+class Linear(Protocol):
+    """A linear layer: x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
+
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
+    ) -> Tensor:
+        """Apply the layer, and GELU to what it returns if asked for."""
 
 
 class _Prepared:
@@ -74,11 +80,11 @@ class OneDnnLinear:
         pack = torch.ops.mkldnn._reorder_linear_weight
         self._packed = _Prepared(lambda weight: pack(weight.contiguous()))
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
+    ) -> Tensor:
         """Apply the layer; arguments as ``Linear``."""
-        apply = torch.ops.mkldnn._linear_pointwise
-        out: Tensor = apply(x.contiguous(), self._packed(weight), bias, "none", [], "")
-        return out
+        return multiply_by_onednn(x, self._packed(weight), bias, gelu=gelu)
 
 
 class RoundedLinear:
@@ -92,10 +98,31 @@ class RoundedLinear:
         self._dtype = dtype
         self._rounded = _Prepared(lambda weight: weight.to(dtype))
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
+    ) -> Tensor:
         """Apply the layer; arguments as ``Linear``."""
         product = F.linear(x.to(self._dtype), self._rounded(weight)).float()
-        return product if bias is None else product.add_(bias)
+        product = product if bias is None else product.add_(bias)
+        return F.gelu(product) if gelu else product
+
+
+def multiply_by_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
+) -> Tensor:
+    """Apply a linear layer, in the type that it has, on any device; arguments as ``Linear``."""
+    product = F.linear(x, weight, bias)
+    return F.gelu(product) if gelu else product
+
+
+def multiply_by_onednn(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False
+) -> Tensor:
+    """Apply a linear layer, in float32; arguments as ``Linear``, weights packed or as they are."""
+    apply = torch.ops.mkldnn._linear_pointwise
+    then, how = ("gelu", "none") if gelu else ("none", "")
+    out: Tensor = apply(x.contiguous(), weight, bias, then, [], how)
+    return out
 
 
 def has_onednn() -> bool:
@@ -109,5 +136,5 @@ def has_onednn() -> bool:
 def make_linear(name: str) -> Linear:
     """Return the linear layer that ``Kernels.linear`` names."""
     if name == "torch":
-        return F.linear
+        return multiply_by_torch
     return OneDnnLinear() if name == "onednn" else RoundedLinear(getattr(torch, name))

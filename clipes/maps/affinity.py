@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
 from clipes.config import CamParams
+from clipes.kernels.choose import products
 from clipes.maps.gradcam import min_max
 from clipes.masks.mosaic import Tiles, Window
 from clipes.types import Float32Array, UInt8Array
@@ -100,7 +101,7 @@ def likeness(tokens: Tensor, temperature: float) -> Tensor:
     It is exp((cos - 1) / temperature) of (N, D) tokens, 1 for the same.
     """
     unit = F.normalize(tokens, dim=-1)
-    return ((unit @ unit.T - 1) / temperature).exp_()
+    return ((products(unit, unit) - 1) / temperature).exp_()
 
 
 def blend(affinities: Sequence[tuple[Tensor, float]]) -> Tensor:

@@ -26,7 +26,7 @@ from clipes.maps.vectors import WordVectors
 from clipes.masks.mosaic import Tiles, Window
 from clipes.towers.clip import Backbone
 from clipes.towers.side_by_side import CLIP, TokenTower, Towers
-from clipes.towers.taps import Grid, LastBlock, Taps, finer_grid
+from clipes.towers.taps import Grid, LastBlock, Taps
 from clipes.types import Float32Array
 
 FINE = "fine"
@@ -235,7 +235,7 @@ def look(towers: Towers, params: CamParams, pixels: Pixels) -> list[Seen]:
     closer: Sequence[CloserLook | None] = [None] * len(encoded.last.activations)
     for name, tower in towers.others.items():
         if FINE in pixels and params.patches is not None and name == params.patches.likeness_of:
-            tokens[name], closer = look_closer(tower, params.patches, pixels, encoded.grid)
+            tokens[name], closer = look_closer(tower, params.patches, pixels)
         else:
             tokens[name] = tower.encode(pixels[name])
     first, second = patch_features(clip, encoded.last)
@@ -252,7 +252,7 @@ def look(towers: Towers, params: CamParams, pixels: Pixels) -> list[Seen]:
 
 
 def look_closer(
-    tower: TokenTower, patches: PatchParams, pixels: Pixels, grid: Grid
+    tower: TokenTower, patches: PatchParams, pixels: Pixels
 ) -> tuple[Tensor, list[CloserLook]]:
     """Return the final tokens (B, N, D) of a tower, and what it sees of each image on two grids.
 
@@ -260,12 +260,10 @@ def look_closer(
         tower: The one that ``patches`` says.
         patches: Settings.
         pixels: As for ``by_gradient``, and those for the closer look.
-        grid: Of the images.
     """
     block = patches.finer_block
     near, final = tower.after(pixels[patches.likeness_of], (block, tower.depth))
-    (far,) = tower.after(pixels[FINE], (block,))
-    fine = _rounded(far).unflatten(1, finer_grid(grid, patches.finer))
+    fine = _rounded(tower.closer(pixels[FINE], block, patches.finer_parts))
     return final, [CloserLook(*pair) for pair in zip(_rounded(near), fine, strict=True)]
 
 

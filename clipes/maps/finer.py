@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
+from clipes.kernels.choose import products
 from clipes.maps.gradcam import min_max
 from clipes.towers.taps import Grid
 from clipes.types import Float32Array
@@ -72,7 +73,7 @@ def finer(values: Tensor, grid: Grid, tokens: Tensor, fine: Tensor, temperature:
     rows = []
     for row, near in zip(F.normalize(fine, dim=-1), down, strict=True):
         place = (near[None, :, None] + across[:, None, :]).flatten(1)
-        weights = ((row @ unit.T - 1) / temperature + place).softmax(1)
+        weights = ((products(row, unit) - 1) / temperature + place).softmax(1)
         rows.append(weights @ values)
     return torch.stack(rows).permute(2, 0, 1)
 

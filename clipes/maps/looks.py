@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clipes.config import PatchParams
+from clipes.kernels.choose import products
 from clipes.maps.patches import strong_patches
 from clipes.masks.values import value_of
 from clipes.types import BoolArray, Float32Array
@@ -28,17 +29,26 @@ _Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Weighted sums over the patches that show something beyond doubt; those of images add up.
+class Sums:
+    """Weighted sums over the patches that show something beyond doubt.
 
     Attributes:
         sums: (1 + C, D) float64, of the tokens; background first.
         mass: (1 + C,) float64, of the weights.
-        moment: (D, D) float64, of the tokens' outer products.
     """
 
     sums: _Float64Array
     mass: _Float64Array
+
+
+@dataclass(frozen=True)
+class Statistics(Sums):
+    """Such sums, and what a covariance is made of; those of images add up.
+
+    Attributes:
+        moment: (D, D) float64, of the tokens' outer products.
+    """
+
     moment: _Float64Array
 
     @classmethod
@@ -54,49 +64,55 @@ class Statistics:
         self.moment[:] += other.moment
 
 
-def image_statistics(
-    tokens: Tensor,
-    maps: Float32Array,
-    labels: Sequence[int],
-    classes: int,
-    patches: PatchParams,
-) -> Statistics:
-    """Return the statistics of one image.
+def shown_by(
+    maps: Float32Array, labels: Sequence[int], patches: PatchParams
+) -> dict[int, BoolArray]:
+    """Return which patches of an image show the background and its classes beyond doubt.
+
+    Args:
+        maps: (K, h, w) of its classes.
+        labels: (K,) 0-based, in the order of the maps.
+        patches: Settings of the choice of patches.
+
+    Returns:
+        (N,) by mask value; no patch shows two.
+    """
+    rows = (0, *map(value_of, labels))
+    return dict(zip(rows, strong_patches(maps, patches), strict=True))
+
+
+def sums_of(tokens: Tensor, shown: Mapping[int, BoolArray], classes: int) -> Sums:
+    """Return the sums of one image.
 
     The m patches that show a class in one image look much alike. So they weigh sqrt(m) together,
     not m.
 
     Args:
         tokens: (N, D) float32 of its patches.
-        maps: (K, h, w) of its classes, which say where they are beyond doubt.
-        labels: (K,) 0-based, in the order of the maps.
-        classes: C.
-        patches: Settings of the choice of patches.
-    """
-    chosen = strong_patches(maps, patches)
-    rows = (0, *map(value_of, labels))
-    return statistics_of(tokens, dict(zip(rows, chosen, strict=True)), classes)
-
-
-def statistics_of(tokens: Tensor, shown: Mapping[int, BoolArray], classes: int) -> Statistics:
-    """Return the statistics of one image.
-
-    Args:
-        tokens: (N, D) float32 of its patches.
-        shown: (N,) by mask value: which of its patches show it; no patch shows two.
+        shown: As ``shown_by`` returns it.
         classes: C.
     """
     values = tokens.cpu().numpy()
-    found = Statistics.empty(classes, values.shape[1])
+    found = Sums(np.zeros((1 + classes, values.shape[1])), np.zeros(1 + classes))
     for row, here in shown.items():
-        count = int(here.sum())
-        if count:
-            part = values[here]
-            weight = count**-0.5
-            found.sums[row] += weight * part.sum(0)
-            found.mass[row] += weight * count
-            found.moment[:] += weight * (part.T @ part)
+        if count := int(here.sum()):
+            found.sums[row] += count**-0.5 * values[here].sum(0)
+            found.mass[row] += count**0.5
     return found
+
+
+def statistics_of(tokens: Tensor, shown: Mapping[int, BoolArray], classes: int) -> Statistics:
+    """Return the statistics of one image; arguments as for ``sums_of``."""
+    found = sums_of(tokens, shown, classes)
+    weighted = np.zeros(len(tokens), np.float32)
+    for here in shown.values():
+        if count := int(here.sum()):
+            weighted[here] = count**-0.25  # its square is a patch's weight
+    some = weighted > 0
+    roots = torch.from_numpy(weighted[some]).to(tokens.device)
+    part = tokens[torch.from_numpy(some).to(tokens.device)] * roots[:, None]
+    moment = products(part.T, part.T).double().cpu().numpy()
+    return Statistics(found.sums, found.mass, moment)
 
 
 @dataclass(frozen=True)
@@ -125,13 +141,14 @@ class Looks:
         if not variance > 0:
             return None
         within += patches.ridge * variance * np.eye(len(within))
-        return cls(sums, mass, np.linalg.inv(within))
+        # By torch, whose threads are as many as were asked for; numpy's wait for more on all cores.
+        return cls(sums, mass, torch.linalg.inv(torch.from_numpy(within)).numpy())
 
 
 def class_means(
     looks: Looks,
     labels: Sequence[int],
-    own: Statistics | None,
+    own: Sums | None,
     *,
     in_statistics: bool,
     own_background: float,
@@ -170,11 +187,10 @@ def discriminant(means: _Float64Array, looks: Looks) -> tuple[Tensor, Tensor]:
     Returns:
         Directions (L, D) and offsets (L,), float32, on the CPU.
     """
-    directions = means @ looks.precision
-    offsets = -(directions * means).sum(1) / 2
-    return torch.from_numpy(directions.astype(np.float32)), torch.from_numpy(
-        offsets.astype(np.float32)
-    )
+    given = torch.from_numpy(means)
+    directions = given @ torch.from_numpy(looks.precision)
+    offsets = -(directions * given).sum(1) / 2
+    return directions.float(), offsets.float()
 
 
 @torch.inference_mode()

@@ -30,9 +30,10 @@ from clipes.maps.looks import (
     Looks,
     Statistics,
     class_means,
-    image_statistics,
     looks_sources,
+    shown_by,
     statistics_of,
+    sums_of,
 )
 from clipes.maps.neighbours import Neighbours, Regions, regions_of, regions_showing
 from clipes.maps.patches import strong_patches
@@ -252,9 +253,10 @@ class CamMaker:
         assert isinstance(evidence, PatchEvidence)
         with _memory_for(image.size):
             maps = self._after(image, number, True, name, neighbours)
-            taught, regions = self._statistics(image, number, maps), None
+            tokens, classes = evidence.of(this.towers), len(self._vectors)
+            taught = statistics_of(tokens, shown_by(maps, labels, self._patches), classes)
+            regions = None
             if this.neighbours is not None:
-                tokens, classes = evidence.of(this.towers), len(self._vectors)
                 regions = regions_of(name, tokens, maps, labels, classes, this.neighbours)
             return Lesson(taught, regions)
 
@@ -339,30 +341,17 @@ class CamMaker:
         if looks is None or not isinstance(evidence, PatchEvidence):
             return None
         this: LooksRound = self._patches.rounds[rounds - 1]
+        tokens, labels = evidence.of(this.towers), self._vectors.by_name(image.labels)
         own = None
         if this.own_background or not in_statistics:
             maps = self._after(image, rounds - 1, in_statistics)
-            own = self._statistics(image, rounds - 1, maps)
-        labels = self._vectors.by_name(image.labels)
+            own = sums_of(tokens, shown_by(maps, labels, self._patches), len(self._vectors))
         means = class_means(
             looks, labels, own, in_statistics=in_statistics, own_background=this.own_background
         )
         if means is None:
             return None
-        tokens = evidence.of(this.towers)
         return looks_sources(tokens, evidence.log_words, means, looks, self._patches)
-
-    def _statistics(self, image: EncodedImage, rounds: int, maps: Float32Array) -> Statistics:
-        """Return what an image says in the round after so many, whose maps are given."""
-        evidence = image.evidence
-        assert isinstance(evidence, PatchEvidence)
-        return image_statistics(
-            evidence.of(self._patches.rounds[rounds].towers),
-            maps,
-            self._vectors.by_name(image.labels),
-            len(self._vectors),
-            self._patches,
-        )
 
     def _encode_tiles(self, image: PreparedTiles) -> EncodedImage:
         labels, layout = self._vectors.by_name(image.labels), image.layout

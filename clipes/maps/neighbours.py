@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
 from clipes.config import NeighbourParams
+from clipes.kernels.choose import products
 from clipes.masks.values import value_count, value_of
 from clipes.types import BoolArray, Float32Array
 
@@ -159,7 +160,7 @@ class Neighbours:
         centres, shares = self._centres[asked], self._shares[asked][:, rows]
         if not len(centres):
             return tokens.new_full((len(rows), len(tokens)), 1 / len(rows))
-        alike, which = (F.normalize(tokens, dim=-1) @ centres.T).topk(
+        alike, which = products(F.normalize(tokens, dim=-1), centres).topk(
             min(params.neighbours, len(centres)), dim=1
         )
         weights = ((alike - 1) / params.temperature).softmax(1)

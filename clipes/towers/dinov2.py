@@ -23,7 +23,7 @@ from torch import Tensor
 from clipes.choices import Precision
 from clipes.config import IMAGENET_MEAN, IMAGENET_STD
 from clipes.kernels.attention import make_attention
-from clipes.kernels.choose import Kernels, choose_kernels, processor_features
+from clipes.kernels.choose import Kernels, choose_kernels, processor_features, products
 from clipes.kernels.linear import make_linear
 from clipes.towers.pixels import Pixels
 from clipes.towers.taps import Grid
@@ -134,7 +134,40 @@ class DinoTower:
             variance 1; after the last block of all, those of ``encode``.
         """
         wanted = [min(block, self.depth) for block in blocks]
-        tokens, found = self._embed(images.to(self.device), self._pixels.grid(images)), {}
+        return self._walk(self._embed(images.to(self.device), self._pixels.grid(images)), wanted)
+
+    @torch.inference_mode()
+    def closer(self, images: Tensor, block: int, parts: int) -> Tensor:
+        """Run the tower up to a block, each part of the images on its own.
+
+        Attention grows with the square of the patches, and blocks at the beginning hardly need it
+        to reach far. Parts keep the places that they have in the whole.
+
+        Args:
+            images: As for ``encode``.
+            block: As for ``after``.
+            parts: Along each side.
+
+        Returns:
+            (B, h, w, D) float32, as of ``after``.
+        """
+        grid, wanted = self._pixels.grid(images), min(block, self.depth)
+        tokens = self._embed(images.to(self.device), grid)
+        whole, patches = tokens[:, :1], tokens[:, 1:].unflatten(1, grid)
+
+        def seen(part: Tensor) -> Tensor:
+            (found,) = self._walk(torch.cat([whole, part.flatten(1, 2)], 1), [wanted])
+            return found.view_as(part)
+
+        down, across = (min(parts, side) for side in grid)
+        strips = patches.tensor_split(down, 1)
+        return torch.cat(
+            [torch.cat(list(map(seen, strip.tensor_split(across, 2))), 2) for strip in strips], 1
+        )
+
+    def _walk(self, tokens: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+        """Run (B, T, D) through the blocks; see ``after``."""
+        found = {}
         for number, block in enumerate(self.blocks[: wanted[-1]], start=1):
             tokens = self._forward(block, tokens)
             if number in wanted:
@@ -151,7 +184,7 @@ class DinoTower:
         """Return the (B, T, D) input of the first block."""
         layer = self.module.patch_embed.proj
         cut = self._pixels.cut(images).to(layer.weight.dtype)
-        patches = F.linear(cut, layer.weight.flatten(1), layer.bias)
+        patches = products(cut, layer.weight.flatten(1)) + layer.bias
         cls = self.module.cls_token.expand(len(patches), 1, -1)
         return torch.cat([cls, patches], 1) + self._position(grid)
 
@@ -173,6 +206,6 @@ class DinoTower:
         projected = linear(block.norm1(tokens), attn.qkv.weight, attn.qkv.bias)
         mixed = self._attend(projected, attn.num_heads, None, None)
         tokens = tokens + block.ls1(linear(mixed, attn.proj.weight, attn.proj.bias))
-        hidden = linear(block.norm2(tokens), mlp.fc1.weight, mlp.fc1.bias)
-        output: Tensor = tokens + block.ls2(linear(F.gelu(hidden), mlp.fc2.weight, mlp.fc2.bias))
+        hidden = linear(block.norm2(tokens), mlp.fc1.weight, mlp.fc1.bias, gelu=True)
+        output: Tensor = tokens + block.ls2(linear(hidden, mlp.fc2.weight, mlp.fc2.bias))
         return output

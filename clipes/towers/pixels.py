@@ -37,8 +37,8 @@ class Pixels:
         resized = Image.fromarray(image).resize(
             (w * self._patch, h * self._patch), Image.Resampling.BICUBIC
         )
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-        return (pixels - self._mean) / self._std
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
+        return pixels.div_(255).sub_(self._mean).div_(self._std)
 
     def grid(self, images: Tensor) -> Grid:
         """Return the (h, w) patches of prepared images (B, 3, H, W)."""

@@ -60,6 +60,19 @@ class TokenTower(Protocol):
         """
         ...
 
+    def closer(self, images: Tensor, block: int, parts: int) -> Tensor:
+        """Return the tokens after a block, each part of the images seen on its own.
+
+        Args:
+            images: (B, 3, H, W).
+            block: As for ``after``.
+            parts: How many, along each side.
+
+        Returns:
+            (B, h, w, D) float32.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Towers:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from clipes.config import CamParams, PatchParams
+from clipes.config import BOTH_TOWERS, CamParams
 from clipes.errors import UsageError
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Taps, finer_grid
@@ -67,7 +67,7 @@ class TokenSource(Protocol):
             attention: Whether ``clip.attention`` is wanted, too.
             closer: With more than 1, the towers beside CLIP look again, on a grid whose sides have
                 so many times as many patches: ``closer_names`` of the tower, (h, w, D) and
-                (h', w', D) after the block ``PatchParams.finer_block``.
+                (h', w', D) after the block ``BOTH_TOWERS.finer_block``.
         """
 
 
@@ -159,8 +159,9 @@ class TowerTokens:
             fine = finer_grid((height, width), closer)
             for name, tower in self._towers.others.items():
                 far = tower.prepare(image, fine)[None]
-                (seen,) = tower.after(far, (PatchParams.finer_block,))
-                found[closer_names(name)[1]] = seen[0].unflatten(0, fine)
+                look = BOTH_TOWERS.finer_block, BOTH_TOWERS.finer_parts
+                seen = tower.closer(far, *look)
+                found[closer_names(name)[1]] = seen[0]
         return found
 
     def _grid(self, image: UInt8Array, scale: float) -> tuple[int, int] | None:
@@ -208,7 +209,7 @@ class TowerTokens:
         other = self._towers.others[tower]
         if not near:
             return {name: other.encode(pixels)}
-        way, final = other.after(pixels, (PatchParams.finer_block, other.depth))
+        way, final = other.after(pixels, (BOTH_TOWERS.finer_block, other.depth))
         return {name: final, closer_names(tower)[0]: way}
 
     def _projected(self, tokens: Tensor, name: str) -> Tensor:

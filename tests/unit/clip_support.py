@@ -41,6 +41,11 @@ class PixelTower:
         final = self.encode(images)
         return [final if b == self.depth else final * b / self.depth - 1 for b in blocks]
 
+    def closer(self, images: torch.Tensor, block: int, parts: int) -> torch.Tensor:
+        """Look at all parts at once: tokens know of no other."""
+        (seen,) = self.after(images, (block,))
+        return seen.unflatten(1, (images.shape[-2] // 2, images.shape[-1] // 2))
+
 
 def quiet(_: object) -> None:
     """Hear a remark and say nothing."""

@@ -23,7 +23,7 @@ from clipes.maps.affinity import blend, likeness, propagate, sinkhorn
 from clipes.maps.evidence import first_maps, walk_of
 from clipes.maps.finer import finer_maps
 from clipes.maps.gradcam import min_max
-from clipes.maps.looks import Looks, image_statistics, statistics_of
+from clipes.maps.looks import Looks, shown_by, statistics_of, sums_of
 from clipes.maps.maker import CamMaker, EncodedImage
 from clipes.maps.neighbours import Neighbours, Regions
 from clipes.run.folder import Run
@@ -212,7 +212,7 @@ def test_the_second_round_looks_with_both_towers_at_the_maps_of_the_first(backbo
         evidence, labels = image.evidence, sorted(image.labels)  # a, b, c: in order of the names
         ordered = first.maps(EncodedImage(tuple(labels), image.size, evidence), in_statistics=True)
         tokens = torch.cat([evidence.tokens["clip"], evidence.tokens["dino"]], 1).float()
-        expected = image_statistics(tokens, ordered.maps, labels, 3, BOTH)
+        expected = statistics_of(tokens, shown_by(ordered.maps, labels, BOTH), 3)
         got = first.lesson(image).statistics
         for name in ("sums", "mass", "moment"):
             np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
@@ -281,7 +281,7 @@ def test_neighbours_take_the_place_of_maps_that_they_contradict(
     walk = walk_of(image.evidence, params("both"), 0.0)
     maps = propagate(walk, sources, params("both"), asking.walk_power)
     tokens = image.evidence.of(("clip", "dino"))
-    expected = image_statistics(tokens, maps, (1, 2), 3, asking)
+    expected = sums_of(tokens, shown_by(maps, (1, 2), asking), 3)
     np.testing.assert_array_equal(mended.sums, expected.sums)
     assert np.abs(mended.sums - alone.sums).max() > 0.1
 

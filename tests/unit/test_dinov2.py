@@ -100,6 +100,32 @@ class TestEncode:
         beyond = tower.after(images, (tower.depth + 1, tower.depth + 2))
         assert [torch.equal(one, last) for one in beyond] == [True, True]
 
+    @pytest.mark.parametrize(("grid", "parts"), [((4, 4), 2), ((3, 5), 2), ((1, 7), 3)])
+    def test_a_closer_look_sees_parts_one_by_one(self, grid: tuple[int, int], parts: int):
+        """As the whole would with an attention that reaches no other part, but all of them CLS."""
+        (h, w), module = grid, tiny_module()
+        images, tower = noise(2, 3, 14 * h, 14 * w), DinoTower(module, "")
+        found = tower.closer(images, 1, parts)
+        assert (found.shape, found.dtype) == ((2, h, w, 32), torch.float32)
+        tokens = tower._embed(images, grid)
+        rows, columns = (np.array_split(np.arange(side), min(parts, side)) for side in grid)
+        for down in rows:
+            for across in columns:
+                places = (w * down[:, None] + across).ravel()
+                part = tokens[:, [0, *(1 + places)]]
+                (half,) = (block(part)[:, 1:] for block in module.blocks[:1])
+                half = (half - half.mean(-1, keepdim=True)) / half.std(
+                    -1, keepdim=True, correction=0
+                )
+                got = found.flatten(1, 2)[:, places]
+                torch.testing.assert_close(got, half, atol=1e-4, rtol=1e-4)
+
+    def test_a_closer_look_at_one_part_is_a_look(self):
+        images, tower = noise(2, 3, 42, 70), tiny_dino()
+        whole = tower.closer(images, 1, 1).flatten(1, 2)
+        assert torch.equal(whole, tower.after(images, (1,))[0])
+        assert not torch.equal(tower.closer(images, 1, 2).flatten(1, 2), whole)
+
     def test_images_of_a_batch_do_not_mix(self):
         images, tower = noise(3, 3, 28, 42), tiny_dino()
         together = tower.encode(images)

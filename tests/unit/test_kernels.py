@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from clipes.choices import Precision
-from clipes.kernels.choose import Kernels, choose_kernels, processor_features
+from clipes.kernels import choose
+from clipes.kernels.choose import Kernels, choose_kernels, processor_features, products
 from clipes.kernels.linear import has_onednn
 from clipes.towers.clip import Backbone
 from clipes.towers.load import load_visual
@@ -53,6 +54,20 @@ def test_auto_asks_the_gpu_not_the_processor_that_feeds_it(multiplies, monkeypat
 def test_without_onednn_linear_layers_are_torchs(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert choose_kernels(CPU, FP32, 64, EXACT, AVX2) == Kernels("torch", "tiles")
+
+
+@pytest.mark.parametrize("dtype", [FP32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("features", [{}, AVX2])
+@pytest.mark.parametrize("shape", [(7, 48), (2, 7, 48), (0, 48), (7, 0)])
+def test_products_are_of_all_with_all(dtype, features, shape, monkeypatch):
+    monkeypatch.setattr(choose, "processor_features", lambda: features)
+    torch.manual_seed(0)
+    left, right = torch.randn(shape).to(dtype), torch.randn(shape[-1], 9).to(dtype).T
+    with torch.inference_mode():
+        got = products(left, right)
+    assert (got.shape, got.dtype) == ((*shape[:-1], 9), dtype)
+    atol = 0.1 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(got.double(), left.double() @ right.double().T, atol=atol, rtol=0.01)
 
 
 @pytest.mark.parametrize("precision", list(Precision))

@@ -9,7 +9,8 @@ import torch
 from clipes.config import CamParams, PatchParams
 from clipes.maps.affinity import sinkhorn
 from clipes.maps.evidence import PatchEvidence, first_maps
-from clipes.maps.looks import Looks, Statistics, class_means, image_statistics
+from clipes.maps.looks import Looks, Statistics, class_means, shown_by
+from clipes.maps.looks import statistics_of as of_patches
 from clipes.maps.maker import CamMaker, EncodedImage
 from clipes.maps.patches import strong_patches
 from clipes.towers.side_by_side import Towers
@@ -50,8 +51,8 @@ def evidence(seed: int, classes: int = 2) -> PatchEvidence:
 
 
 def statistics_of(given: PatchEvidence, labels: tuple[int, ...] = (2, 0)) -> Statistics:
-    maps = first_maps(given, PARAMS)
-    return image_statistics(given.tokens["clip"], maps, labels, CLASSES, PATCHES)
+    shown = shown_by(first_maps(given, PARAMS), labels, PATCHES)
+    return of_patches(given.tokens["clip"], shown, CLASSES)
 
 
 def statistics(seeds: range, labels: tuple[int, ...] = (2, 0)) -> Statistics:
@@ -205,8 +206,8 @@ def test_looks_find_what_words_miss(maker):
                 torch.from_numpy(np.log(fit).astype(np.float32)),
             )
         )
-        maps = first_maps(pictures[-1], PARAMS)
-        total.add(image_statistics(pictures[-1].tokens["clip"], maps, (0,), 1, PATCHES))
+        shown = shown_by(first_maps(pictures[-1], PARAMS), (0,), PATCHES)
+        total.add(of_patches(pictures[-1].tokens["clip"], shown, 1))
     informed = maker.with_looks(Looks.of(total, PATCHES))
     (found,) = informed.maps(image(pictures[0], (0,)), in_statistics=True).maps
     (first,) = first_maps(pictures[0], PARAMS)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
-from clipes.config import PatchParams
+from clipes.config import BOTH_TOWERS
 from clipes.errors import UsageError
+from clipes.towers import tokens
 from clipes.towers.clip import Backbone
 from clipes.towers.side_by_side import Towers
 from clipes.towers.taps import Taps
@@ -71,14 +74,15 @@ def test_an_image_is_seen_at_another_scale_once_it_is_shrunk(towers: Towers) -> 
 def test_a_closer_look_is_of_a_block_half_way_up(
     towers: Towers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PatchParams, "finer_block", 1)
+    monkeypatch.setattr(tokens, "BOTH_TOWERS", replace(BOTH_TOWERS, finer_block=1))
     source = TowerTokens(towers, ("clip.2", "dino.2"), DIGESTS, 1600)
     found = source.tokens(IMAGE, closer=1.5)
     assert set(found) == {"clip.2", "dino.2", "dino.near", "dino.closer"}
     dino = towers.others["dino"]
-    for name, grid in (("dino.near", (3, 4)), ("dino.closer", (4, 6))):
-        (expected,) = dino.after(dino.prepare(IMAGE, grid)[None], (1,))
-        assert torch.equal(found[name], expected[0].unflatten(0, grid))
+    (near,) = dino.after(dino.prepare(IMAGE, (3, 4))[None], (1,))
+    assert torch.equal(found["dino.near"], near[0].unflatten(0, (3, 4)))
+    far = dino.closer(dino.prepare(IMAGE, (4, 6))[None], 1, BOTH_TOWERS.finer_parts)
+    assert torch.equal(found["dino.closer"], far[0])
     plain = source.tokens(IMAGE)
     assert set(plain) == {"clip.2", "dino.2"}
     assert torch.equal(plain["dino.2"], found["dino.2"])
