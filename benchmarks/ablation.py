@@ -87,6 +87,7 @@ def sections(kind: str) -> Sections:
         "A closer look": [
             default,
             *(replace(row, main=True) for row in _each(default, "finer", (1.0, 2.0))),
+            *(replace(row, main=True) for row in _each(default, "finer_parts", (1, 3))),
             *_each(default, "finer_block", (2, 4, 12)),
             *_each(default, "finer_temperature", (0.035, 0.1)),
         ],
