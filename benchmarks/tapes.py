@@ -57,7 +57,12 @@ class Row:
         cam = self.cam
         settings = [cam.affinity_blocks, cam.fp16_positions, cam.max_patches]
         if (patches := cam.patches) is not None:
-            settings += [patches.temperature, patches.finer, patches.finer_block]
+            settings += [
+                patches.temperature,
+                patches.finer,
+                patches.finer_block,
+                patches.finer_parts,
+            ]
         return (*settings, *self.others)
 
 
@@ -83,9 +88,9 @@ def tape_all(maker: CamMaker, photos: Iterable[Photo]) -> Iterator[Tape]:
     """Encode all images, one by one."""
     for photo in photos:
         image = read_image(photo.sample.image)
-        start = time.process_time()
+        start = time.thread_time()
         (encoded,) = maker.encode([maker.prepare(image, photo.sample.labels)])
-        yield Tape(photo, encoded, time.process_time() - start)
+        yield Tape(photo, encoded, time.thread_time() - start)
 
 
 def row_maps(row: Row, maker: CamMaker, images: Sequence[EncodedImage]) -> Iterator[CamMaps]:
@@ -169,15 +174,15 @@ def score_row(
         sample, place = tape.photo.sample, (tape.photo.data, tape.photo.half)
         assert sample.mask is not None
         truth = read_mask(sample.mask)
-        start = time.process_time()
+        start = time.thread_time()
         cams = next(maps)
-        making += time.process_time() - start
+        making += time.thread_time() - start
         before[place].update(truth, cam_mask(cams, row.exponent))
         if crf:
             image = read_image(sample.image)
-            start = time.process_time()
+            start = time.thread_time()
             pseudo = pseudo_label(image, cams, row.crf, background_exponent=row.exponent)
-            refining += time.process_time() - start
+            refining += time.thread_time() - start
             after[place].update(truth, pseudo.mask)
 
     def score(counts: Mapping[tuple[str, int], ConfusionMatrix], name: str, took: float) -> Score:
