@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from clipes.config import CamParams, PatchParams
+from clipes.config import BOTH_TOWERS, CamParams
 from clipes.errors import ArtifactError
 from clipes.maps.affinity import Walk, joint_walk
 from clipes.maps.finer import finer
@@ -94,7 +94,7 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         Args:
             found: What the towers say, (h, w, D) by name, CLIP's attention among it.
         """
-        other, temperature = self._second(found), PatchParams.likeness_temperature
+        other, temperature = self._second(found), BOTH_TOWERS.likeness_temperature
         attention, iterations = found[ATTENTION].flatten(0, 1), CamParams.sinkhorn_iterations
         return joint_walk(attention, other, _LIKENESS, temperature, iterations)
 
@@ -112,17 +112,17 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         probs: torch.Tensor, grid: tuple[int, int], found: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Return (L, h', w') of (N, L) answers on the grid of a closer look, or on ``grid``."""
-        near, closer = closer_names(PatchParams.likeness_of)
+        near, closer = closer_names(BOTH_TOWERS.likeness_of)
         if closer in found:
             seen = found[near].flatten(0, 1), found[closer]
-            return finer(probs, grid, *seen, PatchParams.finer_temperature)
+            return finer(probs, grid, *seen, BOTH_TOWERS.finer_temperature)
         coarse: torch.Tensor = probs.T.unflatten(1, grid)
         return coarse
 
     def _second(self, found: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """Return the (N, D) tokens that say which patches are alike; None without such a tower."""
         names = [one.name for one in self._model.spec.inputs]
-        mine = [name for name in names if name.split(".")[0] == PatchParams.likeness_of]
+        mine = [name for name in names if name.split(".")[0] == BOTH_TOWERS.likeness_of]
         return found[mine[-1]].flatten(0, 1) if mine else None
 
 

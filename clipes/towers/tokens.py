@@ -159,9 +159,8 @@ class TowerTokens:
             fine = finer_grid((height, width), closer)
             for name, tower in self._towers.others.items():
                 far = tower.prepare(image, fine)[None]
-                look = BOTH_TOWERS.finer_block, BOTH_TOWERS.finer_parts
-                seen = tower.closer(far, *look)
-                found[closer_names(name)[1]] = seen[0]
+                (seen,) = tower.closer(far, BOTH_TOWERS.finer_block, BOTH_TOWERS.finer_parts)
+                found[closer_names(name)[1]] = seen
         return found
 
     def _grid(self, image: UInt8Array, scale: float) -> tuple[int, int] | None:
