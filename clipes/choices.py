@@ -114,6 +114,8 @@ class SegmenterPresetName(Choice):
         frozen_clip: The same on CLIP alone.
         weclip_voc: WeCLIP as published for VOC, which makes its labels itself.
         weclip_coco: Likewise for COCO.
+        weclip_plus_voc: WeCLIP+, with DINOv2 beside CLIP, as published for VOC.
+        weclip_plus_coco: Likewise for COCO.
         weakclip_voc: WeakCLIP as published for VOC.
         weakclip_coco: Likewise for COCO.
         weakclip_small: WeakCLIP for processors, on tokens that are kept.
@@ -127,6 +129,8 @@ class SegmenterPresetName(Choice):
     frozen_clip = "frozen-clip"
     weclip_voc = "weclip-voc"
     weclip_coco = "weclip-coco"
+    weclip_plus_voc = "weclip-plus-voc"
+    weclip_plus_coco = "weclip-plus-coco"
     weakclip_voc = "weakclip-voc"
     weakclip_coco = "weakclip-coco"
     weakclip_small = "weakclip-small"

@@ -543,6 +543,24 @@ class WeClipPreset:
 
 
 @dataclass(frozen=True)
+class WeClipPlusPreset(WeClipPreset):
+    """How WeCLIP+ (Zhang et al., TPAMI 2025) is built, trained and asked; the defaults are VOC's.
+
+    Attributes:
+        boxes: Whether maps stay within the boxes of their strong parts while they are spread.
+        sure_from: Updates after which pixels of which the decoder is sure are labelled by itself.
+        sure: Probability above which it is.
+    """
+
+    lr: float = 2e-4
+    refine_from: int = 0
+    test_scales: tuple[float, ...] = (1.0, 1.5)
+    boxes: bool = False
+    sure_from: int = 18_000
+    sure: float = 0.75
+
+
+@dataclass(frozen=True)
 class WeakClipPreset:
     """How WeakCLIP (Zhu et al., IJCV 2025) is built, trained and asked; the defaults are VOC's.
 
@@ -633,6 +651,16 @@ SEGMENTER_PRESETS: dict[str, AnySegmenterPreset] = {
             box_threshold=BOX_THRESHOLDS["coco"],
             refine_blocks=10,
             refine_from=40_000,
+        ),
+        WeClipPlusPreset("weclip-plus-voc"),
+        WeClipPlusPreset(
+            "weclip-plus-coco",
+            batch=8,
+            iterations=80_000,
+            box_threshold=BOX_THRESHOLDS["coco"],
+            refine_blocks=8,
+            boxes=True,
+            sure_from=40_000,
         ),
         WeakClipPreset("weakclip-voc"),
         WeakClipPreset("weakclip-coco", batch=24, iterations=40_000),

@@ -190,8 +190,12 @@ def spread(
             for source in sources
         ]
     )
-    inside = torch.from_numpy((sources * boxes).reshape(len(sources), -1).T.copy())
-    reached = inside.to(walk.device)
+    return walked(walk, sources * boxes, power)
+
+
+def walked(walk: Walk | TiledWalk, sources: Float32Array, power: int) -> Float32Array:
+    """Return T^power applied to (K, h, w) maps, whatever is strong in them."""
+    reached = torch.from_numpy(sources.reshape(len(sources), -1).T.copy()).to(walk.device)
     for _ in range(power):
         reached = walk.step(reached)
     found: Float32Array = reached.T.cpu().numpy().reshape(sources.shape)

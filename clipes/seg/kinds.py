@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clipes.config import AnySegmenterPreset, FrozenPreset, SegmenterPreset, WeakClipPreset
+from clipes.config import (
+    AnySegmenterPreset,
+    FrozenPreset,
+    SegmenterPreset,
+    WeakClipPreset,
+    WeClipPlusPreset,
+)
 from clipes.run.tokens import CachedTokens
 from clipes.seg.deeplab import DeepLabSpec
 from clipes.seg.deeplab_recipe import DeepLabRecipe
@@ -20,11 +26,19 @@ from clipes.seg.weakclip_predict import WindowPredictor
 from clipes.seg.weakclip_recipe import SpeakingTowers, WeakClipRecipe
 from clipes.seg.weclip import WeClip, WeClipSpec
 from clipes.seg.weclip_labels import Teacher
+from clipes.seg.weclip_plus import WeClipPlus, WeClipPlusSpec
+from clipes.seg.weclip_plus_recipe import WeClipPlusRecipe
 from clipes.seg.weclip_predict import WeClipPredictor
 from clipes.seg.weclip_recipe import WeClipRecipe
 from clipes.towers.tokens import TokenSource
 
-_SPECS: tuple[type[Spec], ...] = (DeepLabSpec, FrozenSpec, WeakClipSpec, WeClipSpec)
+_SPECS: tuple[type[Spec], ...] = (
+    DeepLabSpec,
+    FrozenSpec,
+    WeakClipSpec,
+    WeClipSpec,
+    WeClipPlusSpec,
+)
 
 SPECS: Mapping[str, type[Spec]] = {spec.kind: spec for spec in _SPECS}
 """What checkpoints say of a model, by the name that they have for its kind."""
@@ -48,7 +62,8 @@ def recipe_for(
         classes: Class names in mask order.
         guidance: How confidence counts.
         tokens: Those that the preset reads, where they are kept.
-        open_teacher: Loads CLIP and the words, for presets whose labels they make.
+        open_teacher: Loads CLIP and the words, for presets whose labels they make; a
+            ``PlusTeacher`` for WeCLIP+.
         open_towers: Loads CLIP and the words, for presets that match both.
     """
     if isinstance(preset, SegmenterPreset):
@@ -63,6 +78,8 @@ def recipe_for(
         return WeakClipRecipe(preset, classes, guidance, open_towers, tokens)
     if open_teacher is None:
         raise ValueError(f"preset {preset.name} makes its labels")
+    if isinstance(preset, WeClipPlusPreset):
+        return WeClipPlusRecipe(preset, classes, open_teacher)
     return WeClipRecipe(preset, classes, open_teacher)
 
 
@@ -79,11 +96,11 @@ def predictor_for(
     Raises:
         ArtifactError: The model was trained on other towers.
     """
-    if not isinstance(model, FrozenDecoder | WeakClip | WeClip):
+    if not isinstance(model, FrozenDecoder | WeakClip | WeClip | WeClipPlus):
         return Predictor(model, settings)
     if source is None:
         raise ValueError(f"{model.spec.name} reads tokens")
-    if isinstance(model, WeClip):
+    if isinstance(model, WeClip | WeClipPlus):
         return WeClipPredictor(model, settings, source)
     if isinstance(model, WeakClip) and model.spec.side:
         return WindowPredictor(model, settings, source)

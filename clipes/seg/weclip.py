@@ -6,7 +6,7 @@ refines the labels that the decoder learns; see ``clipes.seg.weclip_recipe``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -70,19 +70,35 @@ class WeClipSpec(Spec):
 
     def problem(self) -> str:
         """Return why no such model can be built; empty if one can."""
-        widths = (self.channels, self.width, self.heads, self.side)
+        inside = (self.width, self.heads, self.dropout)
         depths = (self.layers, 1 + self.blocks)
-        if min(*widths, *depths) < 1 or max(widths) > _WIDEST or max(depths) > _DEEPEST:
-            return "its decoder is of no size that there is"
-        if self.width % self.heads or not 0 <= self.dropout < 1:
-            return f"there is no decoder of {self.width} channels and {self.heads} heads"
-        if self.normalise not in Normalise.names():
-            return "it was trained on colours of another clipes"
-        return ""
+        return size_problem(inside, (self.channels, self.side), depths, self.normalise)
 
     def towers(self) -> Mapping[str, str]:
         """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
         return self.digests
+
+
+def size_problem(
+    inside: tuple[int, int, float], widths: Sequence[int], depths: Sequence[int], normalise: str
+) -> str:
+    """Return why no decoder of such a size can be built; empty if one can.
+
+    Args:
+        inside: Channels, heads and dropout of its blocks.
+        widths: All its other numbers of channels and pixels.
+        depths: All its numbers of layers, each 1 at least.
+        normalise: The colours that it was trained on.
+    """
+    width, heads, dropout = inside
+    sizes = (width, heads, *widths)
+    if min(*sizes, *depths) < 1 or max(sizes) > _WIDEST or max(depths) > _DEEPEST:
+        return "its decoder is of no size that there is"
+    if width % heads or not 0 <= dropout < 1:
+        return f"there is no decoder of {width} channels and {heads} heads"
+    if normalise not in Normalise.names():
+        return "it was trained on colours of another clipes"
+    return ""
 
 
 class WeClip(Model):
@@ -129,6 +145,15 @@ class WeClip(Model):
             exact = fused.float()
             affinity = (exact @ exact.mT).sigmoid()
         return logits, affinity
+
+    def score(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits (1, 1 + C, h, w) of one image.
+
+        Args:
+            tokens: (h, w, D) of each of ``spec.inputs``.
+        """
+        logits: Tensor = self(torch.stack([tokens[name] for name in self.spec.inputs])[None])[0]
+        return logits
 
 
 class Block(nn.Module):

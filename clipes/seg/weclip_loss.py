@@ -12,6 +12,11 @@ from clipes.types import IGNORE
 AFFINITY_WEIGHT = 0.1
 """Of the affinity's loss beside that of the labels."""
 
+MUTUAL_WEIGHT = 0.1
+"""Of what each tower learns of the other in WeCLIP+."""
+
+_DICE_EPSILON = 1e-7
+
 RADIUS = 8
 """Patches, along either side, within which two belong together or not."""
 
@@ -29,6 +34,46 @@ def weclip_loss(logits: Tensor, affinity: Tensor, labels: Tensor) -> Tensor:
     return balanced_cross_entropy(enlarged, labels) + AFFINITY_WEIGHT * affinity_loss(
         affinity, target
     )
+
+
+def weclip_plus_loss(clip: Tensor, dino: Tensor, affinity: Tensor, labels: Tensor) -> Tensor:
+    """Return WeCLIP+'s loss of a batch, a mean over it: ().
+
+    Both towers' answers learn the labels, together, and each learns the other's, by a tenth.
+
+    Args:
+        clip: (B, 1 + C, h, w) logits of CLIP's tokens.
+        dino: Likewise of DINOv2's.
+        affinity: As for ``weclip_loss``.
+        labels: Likewise.
+    """
+    size = (labels.shape[1], labels.shape[2])
+    both = [resize(one.float(), size) for one in (clip, dino)]
+    mean = (both[0] + both[1]) / 2
+    mutual = sum(balanced_cross_entropy(one, other.argmax(1)) for one, other in (both, both[::-1]))
+    target = affinity_target(labels, (clip.shape[2], clip.shape[3]))
+    return (
+        balanced_cross_entropy(mean, labels)
+        + dice_loss(mean, labels)
+        + AFFINITY_WEIGHT * affinity_loss(affinity, target)
+        + MUTUAL_WEIGHT * mutual
+    )
+
+
+def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 less the mean over labels of Dice's coefficient, of sums over the batch: ().
+
+    A label that no pixel has counts, too: its coefficient is 0 however little is taken for it.
+
+    Args:
+        logits: (B, 1 + C, H, W) float32.
+        labels: (B, H, W) int64.
+    """
+    probs = logits.softmax(1)
+    wanted = functional.one_hot(labels, logits.shape[1]).movedim(3, 1)
+    common = (probs * wanted).sum((0, 2, 3))
+    total = probs.sum((0, 2, 3)) + wanted.sum((0, 2, 3))
+    return 1 - (2 * common / (total + _DICE_EPSILON)).mean()
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""WeCLIP, asked about whole images: scores of all scales averaged before they are enlarged."""
+"""WeCLIP and WeCLIP+, asked about whole images: scores of all scales averaged, then enlarged."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from clipes.seg.predict_tokens import check_towers
 from clipes.seg.recipes import ModelPredictor, TestSettings
 from clipes.seg.resize import resize
 from clipes.seg.weclip import WeClip
+from clipes.seg.weclip_plus import WeClipPlus
 from clipes.towers.tokens import TokenSource
 from clipes.types import Float32Array, UInt8Array
 
 
-class WeClipPredictor(ModelPredictor[WeClip]):
+class WeClipPredictor(ModelPredictor[WeClip | WeClipPlus]):
     """Turns images into probabilities of labels; see ``LabelPredictor``.
 
     An image's longer side is brought to ``spec.side`` first, so there is no window. Unlike the
@@ -26,13 +27,15 @@ class WeClipPredictor(ModelPredictor[WeClip]):
     Args:
         model: The decoder; put into evaluation mode.
         settings: Scales, mirroring.
-        source: The tower, its tokens raw.
+        source: The towers, their tokens raw.
 
     Raises:
-        ArtifactError: The decoder was trained on another tower.
+        ArtifactError: The decoder was trained on other towers.
     """
 
-    def __init__(self, model: WeClip, settings: TestSettings, source: TokenSource) -> None:
+    def __init__(
+        self, model: WeClip | WeClipPlus, settings: TestSettings, source: TokenSource
+    ) -> None:
         check_towers(model.spec, source)
         super().__init__(model, settings)
         self._source = source
@@ -56,7 +59,5 @@ class WeClipPredictor(ModelPredictor[WeClip]):
 
     def _logits(self, view: UInt8Array) -> Tensor:
         """Return (1, 1 + C, h, w) of a view."""
-        found = self._source.tokens(view)
-        tokens = torch.stack([found[name] for name in self._model.spec.inputs])
-        logits: Tensor = self._model(tokens[None].to(self._device))[0]
-        return logits.float()
+        tokens = {name: one.to(self._device) for name, one in self._source.tokens(view).items()}
+        return self._model.score(tokens).float()

@@ -1,13 +1,15 @@
-"""How WeCLIP is trained: AdamW on random views, whose labels are made as it goes.
+"""How WeCLIP and WeCLIP+ are trained: AdamW on random views, whose labels are made as it goes.
 
 A run's words and the labels of its images are all that is needed: it may have no masks.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -25,9 +27,12 @@ from clipes.seg.resize import resize
 from clipes.seg.weclip import WeClip, WeClipSpec
 from clipes.seg.weclip_labels import Seen, Teacher, make_labels
 from clipes.seg.weclip_loss import weclip_loss
+from clipes.seg.weclip_plus import WeClipPlus
 from clipes.types import UInt8Array
 
 _SHOWN = 2  # views of a batch in a picture
+
+M = TypeVar("M", WeClip, WeClipPlus)
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,17 @@ class SeenViews(Part):
     Attributes:
         views: (B, 3, H, W) float32, normalised.
         seen: What CLIP says of each.
-        refined: Whether what was learnt refines the labels.
+        updates: Made before these views are learnt from.
     """
 
     views: Tensor
     seen: Sequence[Seen]
-    refined: bool
+    updates: int
 
 
 @dataclass(frozen=True)
-class WeClipRecipe(Recipe[WeClip, SeenViews]):
-    """WeCLIP's recipe.
+class ViewsRecipe(Recipe[M, SeenViews], Generic[M]):
+    """What both recipes do alike.
 
     Attributes:
         preset: Views, rates, how labels are made.
@@ -66,30 +71,14 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
         """CLIP and the words."""
         return self.open_teacher()
 
-    @property
-    def spec(self) -> WeClipSpec:
-        """What the model is built from."""
-        teacher = self.teacher
-        return WeClipSpec(
-            self.classes,
-            teacher.layers,
-            teacher.channels,
-            side=self.preset.side,
-            normalise=self.preset.normalise,
-            digests=dict(teacher.digests),
-        )
-
-    def initialise(self, model: WeClip, source: str, say: Callable[[str], None]) -> WeClipRecipe:
+    def initialise(self, model: M, source: str, say: Callable[[str], None]) -> ViewsRecipe[M]:
         """Start from random weights; a decoder has no others."""
-        refuse_weights(source, self.preset.name, "CLIP stays as it is")
+        refuse_weights(source, self.preset.name, "the towers stay as they are")
         count = sum(parameter.numel() for parameter in model.parameters())
-        say(
-            f"decoder: {count / 1e6:.1f} million weights on {model.spec.layers} blocks of CLIP; "
-            "labels are made as it learns"
-        )
+        say(f"{model.spec.name}: {count / 1e6:.1f} million weights; labels are made as it learns")
         return self
 
-    def optimizer(self, model: WeClip) -> AdamW:
+    def optimizer(self, model: M) -> AdamW:
         """Return AdamW with its usual moments; everything decays."""
         group = {"params": list(model.parameters()), "factor": 1.0}
         return AdamW([group], lr=self.preset.lr, weight_decay=self.preset.weight_decay)
@@ -111,13 +100,13 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
         tokens, seen = self.teacher.look(views, present, self.preset)
         pixels = torch.tensor(views[:, 0].numel(), device=views.device)
         return SeenViews(
-            (tokens,),
+            self._inputs(tokens, views),
             torch.tensor([float(len(views))], device=views.device),
             pixels,
             pixels,
             views,
             seen,
-            bool(iterations[0] >= self.preset.refine_from),
+            int(iterations[0]),
         )
 
     def losses(self, outputs: Sequence[Tensor], part: SeenViews) -> list[Tensor]:
@@ -126,16 +115,16 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
         Background and foreground are balanced within a part, for how much there is of each is only
         known once the decoder has answered.
         """
-        logits, affinity = outputs
-        return [weclip_loss(logits, affinity, self._labels(affinity, part)) * len(logits)]
+        return [self._loss(outputs, self._labels(outputs, part)) * len(part.views)]
 
     def picture(self, outputs: Sequence[Tensor], part: SeenViews) -> UInt8Array:
         """Return rows of view, labels and answer, side by side: (n H, 3 W, 3) uint8."""
-        palette, (logits, affinity) = voc_palette(), outputs
+        palette = voc_palette()
         mean, std = (torch.tensor(one)[:, None, None] for one in self._colours)
         views = (part.views.cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
-        labels = self._labels(affinity, part)
-        answers = resize(logits.float(), (labels.shape[1], labels.shape[2])).argmax(1)
+        labels = self._labels(outputs, part)
+        size = (labels.shape[1], labels.shape[2])
+        answers = resize(self._answer(outputs).float(), size).argmax(1)
         rows = [
             np.concatenate([view, palette[wanted], palette[answer]], axis=1)
             for view, wanted, answer in zip(
@@ -151,9 +140,52 @@ class WeClipRecipe(Recipe[WeClip, SeenViews]):
     def _colours(self) -> Colours:
         return self.teacher.mean, self.teacher.std
 
-    def _labels(self, affinity: Tensor, part: SeenViews) -> Tensor:
-        learnt = affinity.detach() if part.refined else None
+    @abstractmethod
+    def _inputs(self, tokens: Tensor, views: Tensor) -> tuple[Tensor, ...]:
+        """Return what the decoder is called with, of CLIP's tokens (B, L, h, w, D) and views."""
+
+    @abstractmethod
+    def _answer(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the logits (B, 1 + C, h, w) that count in the end."""
+
+    @abstractmethod
+    def _labels(self, outputs: Sequence[Tensor], part: SeenViews) -> Tensor:
+        """Return what is learnt of views: (B, H, W) int64."""
+
+    @abstractmethod
+    def _loss(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Return the loss of a batch, a mean over it: ()."""
+
+
+class WeClipRecipe(ViewsRecipe[WeClip]):
+    """WeCLIP's recipe."""
+
+    @property
+    def spec(self) -> WeClipSpec:
+        """What the model is built from."""
+        teacher = self.teacher
+        return WeClipSpec(
+            self.classes,
+            teacher.layers,
+            teacher.channels,
+            side=self.preset.side,
+            normalise=self.preset.normalise,
+            digests=dict(teacher.digests),
+        )
+
+    def _inputs(self, tokens: Tensor, views: Tensor) -> tuple[Tensor, ...]:
+        return (tokens,)
+
+    def _answer(self, outputs: Sequence[Tensor]) -> Tensor:
+        return outputs[0]
+
+    def _labels(self, outputs: Sequence[Tensor], part: SeenViews) -> Tensor:
+        learnt = outputs[1].detach() if part.updates >= self.preset.refine_from else None
         return make_labels(part.seen, part.views, learnt, self.preset)
+
+    def _loss(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+        logits, affinity = outputs
+        return weclip_loss(logits, affinity, labels)
 
 
 class ViewExamples(Examples):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clipes.choices import DatasetKind, Fusion
-from clipes.config import WeakClipPreset, WeClipPreset
+from clipes.config import WeakClipPreset, WeClipPlusPreset, WeClipPreset
 from clipes.errors import ArtifactError
 from clipes.listener import Listener
 from clipes.maps.vectors import WordVectors
@@ -16,12 +16,12 @@ from clipes.run.folder import Run
 from clipes.run.record import CamRecord, TextUsed
 from clipes.seg.weakclip import BACKGROUND
 from clipes.seg.weakclip_recipe import SpeakingTowers
-from clipes.seg.weclip_labels import Teacher
-from clipes.stages.setup import OpenedWeights
+from clipes.seg.weclip_labels import PlusTeacher, Teacher
+from clipes.stages.setup import OpenedWeights, load_dino
 from clipes.stages.token_source import TowerRequest, matched_tokens, open_clip
 from clipes.towers.clip_text import ContextEncoder
 from clipes.towers.load import has_text, load_text
-from clipes.towers.side_by_side import CLIP
+from clipes.towers.side_by_side import CLIP, DINO
 from clipes.weights import cache_dir
 from clipes.words.encode import fingerprint, text_features
 from clipes.words.features import TextFeatures, fuse_vectors
@@ -31,11 +31,11 @@ from clipes.words.vocabulary import Vocabulary, load_vocabulary
 def open_teacher(
     run: Run, preset: WeClipPreset, request: TowerRequest, device: str, listener: Listener
 ) -> Teacher:
-    """Load CLIP, and make the vectors of a run's words again.
+    """Load CLIP, for WeCLIP+ DINOv2 as well, and make the vectors of a run's words again.
 
     Args:
         run: The run whose words are meant.
-        preset: Says what colours CLIP sees.
+        preset: Says what colours CLIP sees, and which method is meant.
         request: Where the weights come from.
         device: ``auto`` or a torch device.
         listener: Told what is used.
@@ -50,7 +50,11 @@ def open_teacher(
     text = _words(run, opened, listener)
     vectors = WordVectors(text, opened.device, clip.visual.proj.dtype)
     digests = {CLIP: opened.weights.sha256}
-    return Teacher(clip, vectors, recipe.mean, recipe.std, digests)
+    if not isinstance(preset, WeClipPlusPreset):
+        return Teacher(clip, vectors, recipe.mean, recipe.std, digests)
+    dino = load_dino(request.dino, device, listener)
+    digests[DINO] = dino.digest
+    return PlusTeacher(clip, vectors, recipe.mean, recipe.std, digests, dino)
 
 
 def open_speaking(

@@ -12,6 +12,7 @@ from clipes.seg.frozen import FrozenSpec
 from clipes.seg.recipes import Spec
 from clipes.seg.weakclip import WeakClipSpec, token_names
 from clipes.seg.weclip import WeClipSpec
+from clipes.seg.weclip_plus import WeClipPlusSpec
 from clipes.stages.setup import OpenedWeights, load_dino, open_weights
 from clipes.towers.side_by_side import CLIP, DINO, Towers
 from clipes.towers.tokens import TokenSource, TowerTokens
@@ -109,6 +110,13 @@ def tokens_of(
         towers = Towers(opened.backbone(fp16_positions=True))
         digests = {CLIP: opened.weights.sha256}
         return TowerTokens(towers, spec.inputs, digests, CamParams.max_patches, raw=True)
+    if isinstance(spec, WeClipPlusSpec):
+        opened = open_clip(spec.normalise, request, device, listener)
+        dino = load_dino(request.dino, device, listener)
+        towers = Towers(opened.backbone(fp16_positions=True), {DINO: dino})
+        digests = {CLIP: opened.weights.sha256, DINO: dino.digest}
+        most = CamParams.max_patches
+        return TowerTokens(towers, spec.inputs, digests, most, raw=True, own_grids=True)
     if isinstance(spec, WeakClipSpec):
         opened = open_clip(spec.normalise, request, device, listener)
         return matched_tokens(opened, spec.blocks, spec.max_patches)

@@ -64,7 +64,6 @@ class DinoTower:
         self.module: Any = module.eval().requires_grad_(False)
         self.digest = digest
         self.name = f"dino.{len(self.blocks)}"
-        self.patch = int(module.patch_embed.patch_size[0])
         self._pixels = Pixels(self.patch, mean, std)
         self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
         attention = self.blocks[0].attn
@@ -84,6 +83,11 @@ class DinoTower:
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.module.cls_token.dtype
         return dtype
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch, in pixels."""
+        return int(self.module.patch_embed.patch_size[0])
 
     @property
     def width(self) -> int:

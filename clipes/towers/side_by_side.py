@@ -30,6 +30,11 @@ class TokenTower(Protocol):
         ...
 
     @property
+    def patch(self) -> int:
+        """Side of a patch, in pixels."""
+        ...
+
+    @property
     def width(self) -> int:
         """D, channels of a token."""
         ...
@@ -92,7 +97,12 @@ class Towers:
         return self.clip.device
 
     def prepare(
-        self, image: UInt8Array, max_patches: int, grid: Grid | None = None
+        self,
+        image: UInt8Array,
+        max_patches: int,
+        grid: Grid | None = None,
+        *,
+        own_grids: bool = False,
     ) -> dict[str, Tensor]:
         """Bring an image (H0, W0, 3) to what each tower looks at, by its name: (3, H, W).
 
@@ -100,10 +110,16 @@ class Towers:
             image: The image.
             max_patches: As for ``Backbone.grid``.
             grid: The (h, w) patches, if not those that suit its size.
+            own_grids: Whether towers beside CLIP see it at the size that CLIP does, in as many
+                patches of theirs as fit, rather than in CLIP's patches.
         """
-        grid = grid or self.clip.grid((image.shape[0], image.shape[1]), max_patches)
-        others = {name: tower.prepare(image, grid) for name, tower in self.others.items()}
-        return {CLIP: self.clip.prepare(image, max_patches, grid), **others}
+        height, width = grid or self.clip.grid((image.shape[0], image.shape[1]), max_patches)
+        others = {}
+        for name, tower in self.others.items():
+            side = tower.patch if own_grids else self.clip.patch
+            there = (height * self.clip.patch // side, width * self.clip.patch // side)
+            others[name] = tower.prepare(image, there)
+        return {CLIP: self.clip.prepare(image, max_patches, (height, width)), **others}
 
     def width(self, name: str) -> int:
         """Return D, the channels of a tower's tokens."""

@@ -84,6 +84,7 @@ class TowerTokens:
         digests: sha256 of the towers' weights, by the name of the tower.
         max_patches: Larger images are shrunk to at most this many patches.
         raw: Take the tokens of the last block but one as it leaves them, too.
+        own_grids: Whether towers beside CLIP have a grid of their own; see ``Towers.prepare``.
         attention: How many of the last blocks' attention is meant by ``clip.attention``.
 
     Raises:
@@ -98,11 +99,13 @@ class TowerTokens:
         max_patches: int,
         *,
         raw: bool = False,
+        own_grids: bool = False,
         attention: int = CamParams.affinity_blocks,
     ) -> None:
         self._towers = towers
         self._names = tuple(names)
         self._max_patches = max_patches
+        self._own_grids = own_grids
         self.digests = digests
         depth = towers.clip.depth
         blocks = {
@@ -150,7 +153,9 @@ class TowerTokens:
         closer: float = 1.0,
     ) -> dict[str, Tensor]:
         """Return (h, w, D) float32 of RGB (H, W, 3) uint8, by name; see ``TokenSource``."""
-        pixels = self._towers.prepare(image, self._max_patches, self._grid(image, scale))
+        pixels = self._towers.prepare(
+            image, self._max_patches, self._grid(image, scale), own_grids=self._own_grids
+        )
         prepared = {name: one[None] for name, one in pixels.items()}
         encoded = self.encode(prepared, attention=attention, near=closer > 1)
         found = {name: one[0] for name, one in encoded.items()}
@@ -197,7 +202,13 @@ class TowerTokens:
                 found[name] = self._projected(encoded.tokens[self._after[name]], name)
             else:
                 found[name] = encoded.tokens[self._after[name]][:, 1:]
-        grids = {GLOBAL: (1, 1)}
+        grids = {GLOBAL: (1, 1)} | {
+            name: tuple(
+                side // self._towers.others[tower].patch for side in pixels[tower].shape[2:]
+            )
+            for name in self._names
+            if (tower := name.split(".")[0]) != CLIP
+        }
         return {
             name: one.float().unflatten(1, grids.get(name, encoded.grid))
             for name, one in found.items()

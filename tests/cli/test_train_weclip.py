@@ -13,7 +13,9 @@ from clipes.disk.images import read_mask
 from clipes.run.folder import Run
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.weclip import WeClipSpec
+from clipes.seg.weclip_plus import WeClipPlusSpec
 from tests.cli.small_data import CLASSES, cam, write_clip, write_photos
+from tests.dino_support import write_dino
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,6 +56,27 @@ def test_train_go_on_and_predict(run: Run, capfd: pytest.CaptureFixture[str]) ->
     assert "0 made, 3 there before" in capfd.readouterr().err
     ends(0, "predict", "run/checkpoints/final.pt", "photos/images", *CLIP, "--out", "out")
     assert read_mask(Path("out") / "p000.png").shape == (48, 64)
+
+
+def test_two_towers(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    dino = write_dino(Path("dino.safetensors"))
+    plus = ["weclip-plus-voc" if one == "weclip-voc" else one for one in WECLIP]
+    ends(0, *plus, "--dino", dino)
+    saved = load_checkpoint(run.root / "checkpoints" / "final.pt")
+    assert isinstance(saved.spec, WeClipPlusSpec)
+    assert saved.spec.inputs == ("clip.3", "dino.2")
+    assert set(saved.spec.digests) == {"clip", "dino"}
+    ends(0, *predict(dino))
+    assert read_mask(Path("out") / "p000.png").shape == (48, 64)
+    capfd.readouterr()
+    other = write_dino(Path("other.safetensors"), seed=1)
+    ends(1, *predict(other))
+    assert "the segmenter was trained on a tower dino of sha256" in capfd.readouterr().err
+
+
+def predict(dino: Path) -> list[object]:
+    checkpoint = "run/checkpoints/final.pt"
+    return ["predict", checkpoint, "photos/images", *CLIP, "--dino", dino, "--out", "out"]
 
 
 def test_words_that_changed_are_refused(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ def small_backbone(layers: int = 2) -> Backbone:
 class PixelTower:
     """A second tower whose tokens are the pixels of each patch, two by two."""
 
-    digest, width, depth = "pixels", 12, 12
+    digest, patch, width, depth = "pixels", 2, 12, 12
 
     def prepare(self, image: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
         """Make it (3, 2h, 2w)."""

@@ -168,7 +168,7 @@ def test_what_is_learnt_refines_labels_from_the_update_that_the_preset_says(
     recipe = recipe_of(teacher, replace(PRESET, refine_from=7))
     present = torch.tensor([[True, False, False]] * 2)
     parts = [recipe.part((views(), present, torch.tensor([t, t]))) for t in (6, 7)]
-    assert [part.refined for part in parts] == [False, True]
+    assert [part.updates for part in parts] == [6, 7]
     # An affinity of single patches tears the maps apart.
     torn = (torch.eye(16) * 0.9 + 0.01).repeat(2, 1, 1)
     outputs = [torch.zeros(2, 4, 4, 4), torn]
@@ -238,5 +238,5 @@ def test_a_backbones_weights_mean_nothing(teacher: Teacher) -> None:
     told: list[str] = []
     recipe.initialise(recipe.spec.build(), "auto", told.append)
     assert "labels are made as it learns" in told[0]
-    with pytest.raises(UsageError, match="CLIP stays as it is"):
+    with pytest.raises(UsageError, match="the towers stay as they are"):
         recipe.initialise(recipe.spec.build(), "file.pt", told.append)

@@ -1,0 +1,144 @@
+"""WeCLIP+'s decoder (Zhang et al., TPAMI 2025): one for the tokens of CLIP and of DINOv2.
+
+Each tower is read by itself, then the same blocks answer for both; where they agree the answer is
+right more often, and each is taught by the other. See ``clipes.seg.weclip_plus_recipe``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from clipes.choices import Normalise
+from clipes.masks.values import value_count
+from clipes.seg.frozen import TokenInput
+from clipes.seg.recipes import Model, Spec
+from clipes.seg.resize import resize
+from clipes.seg.weclip import Block, size_problem
+
+TOWERS = 2
+
+
+@dataclass(frozen=True)
+class WeClipPlusSpec(Spec):
+    """What has to be known to build a decoder for its weights; sizes as published.
+
+    Attributes:
+        read: The tokens that are read: CLIP's after its last block but one, and DINOv2's.
+        classes: Class names in mask order, without the background.
+        width: Channels inside.
+        blocks: Transformer blocks, which both towers share.
+        heads: Attention heads of a block.
+        dropout: Share of the fused channels that is dropped in training.
+        side: Longer side, in pixels, at which an image is looked at.
+        normalise: Of ``clipes.choices.Normalise``: the colours that CLIP sees.
+        digests: sha256 of the towers' weights, by the name of the tower.
+    """
+
+    kind: ClassVar[str] = "weclip-plus"
+
+    read: tuple[TokenInput, ...]
+    classes: tuple[str, ...]
+    width: int = 256
+    blocks: int = 3
+    heads: int = 8
+    dropout: float = 0.1
+    side: int = 512
+    normalise: str = Normalise.imagenet.value
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The model's name, in a few words."""
+        return f"WeCLIP+'s decoder on {' and '.join(self.inputs)}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tokens that the decoder reads, in order."""
+        return tuple(one.name for one in self.read)
+
+    def build(self) -> WeClipPlus:
+        """Return the model with random weights, on the CPU."""
+        return WeClipPlus(self)
+
+    def problem(self) -> str:
+        """Return why no such model can be built; empty if one can."""
+        if len(self.read) != TOWERS:
+            return f"its decoder reads {len(self.read)} towers"
+        inside = (self.width, self.heads, self.dropout)
+        widths = (self.side, *(one.width for one in self.read))
+        return size_problem(inside, widths, (1 + self.blocks,), self.normalise)
+
+    def towers(self) -> Mapping[str, str]:
+        """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
+        return self.digests
+
+
+class WeClipPlus(Model):
+    """Reads the tokens of two towers, lets patches attend to each other, scores labels twice.
+
+    Attributes:
+        spec: What it was built from.
+    """
+
+    spec: WeClipPlusSpec
+
+    def __init__(self, spec: WeClipPlusSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        width = spec.width
+        self.readers = nn.ModuleList(
+            nn.Sequential(nn.Linear(one.width, width), nn.ReLU(), nn.Linear(width, width))
+            for one in spec.read
+        )
+        self.fuse = nn.ModuleList(nn.Linear(width, width) for _ in spec.read)
+        self.dropout = nn.Dropout1d(spec.dropout)  # drops a channel at all patches of an image
+        self.blocks = nn.Sequential(*(Block(width, spec.heads) for _ in range(spec.blocks)))
+        self.classify = nn.Linear(width, value_count(len(spec.classes)))
+
+    def forward(self, clip: Tensor, dino: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what patches show to each tower, and which of them belong together.
+
+        Args:
+            clip: (B, h, w, D) of CLIP.
+            dino: (B, h', w', D') of DINOv2, brought to the grid of CLIP once they are read.
+
+        Returns:
+            Logits (B, 1 + C, h, w) of background and classes by CLIP and by DINOv2, and the
+            affinity (B, N, N) in (0, 1) of N = h * w patches, float32: sigmoid of the products of
+            what was read of both, side by side.
+        """
+        grid = (clip.shape[1], clip.shape[2])
+        fused = [
+            self._read(number, tokens, grid).flatten(2)
+            for number, tokens in enumerate((clip, dino))
+        ]
+        logits = [self.classify(self.blocks(one.mT)).mT.unflatten(2, grid) for one in fused]
+        with torch.autocast(clip.device.type, enabled=False):
+            exact = torch.cat(fused, 1).float()
+            affinity = (exact.mT @ exact).sigmoid()
+        return logits[0], logits[1], affinity
+
+    def _read(self, number: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return (B, width, h, w) of a tower's tokens (B, h', w', D)."""
+        read = self.fuse[number](self.readers[number](tokens.float().flatten(1, 2)))
+        dropped = self.dropout(read.mT)
+        return resize(dropped.unflatten(2, (tokens.shape[1], tokens.shape[2])), grid)
+
+    def score(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits (1, 1 + C, h, w) of one image, the mean of both towers'.
+
+        Args:
+            tokens: (h, w, D) of each of ``spec.inputs``; each may have a grid of its own.
+        """
+        clip, dino, _ = self(*(tokens[name][None] for name in self.spec.inputs))
+        return mean_of_both(clip, dino)
+
+
+def mean_of_both(clip: Tensor, dino: Tensor) -> Tensor:
+    """Return the answer of two towers of the same shape."""
+    return (clip.float() + dino.float()) / 2
