@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,29 @@ def test_two_towers(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     other = write_dino(Path("other.safetensors"), seed=1)
     ends(1, *predict(other))
     assert "the segmenter was trained on a tower dino of sha256" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["weclip-voc", "weclip-plus-voc"])
+def test_two_processes_train_together(
+    run: Run, preset: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = [preset if one == "weclip-voc" else one for one in WECLIP]
+    if preset == "weclip-plus-voc":
+        command += ["--dino", str(write_dino(Path("dino.safetensors")))]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "clipes", *command, "--device", "cpu"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("labels are made as it learns") == 1
+    assert "3 made, 0 there before, 0 failed" in done.stderr
+    record = json.loads(run.manifest_path.read_text())["stages"]["train-seg"]
+    assert record["facts"]["processes"] == 2
 
 
 def predict(dino: Path) -> list[object]:
