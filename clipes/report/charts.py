@@ -8,6 +8,7 @@ from html import escape
 
 from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.report.measure import CurvePoint
+from clipes.run.curve import TrainingPoint
 
 _WIDTH, _HEIGHT = 640, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 22, 52
@@ -78,6 +79,41 @@ def coverage_curve(points: Sequence[CurvePoint]) -> str:
     return _svg("Accuracy of the pixels kept, by confidence", drawn)
 
 
+def training_curve(points: Sequence[TrainingPoint], kind: str) -> str:
+    """Draw how one number of a training changed from update to update.
+
+    Args:
+        points: In order, two at least.
+        kind: ``loss`` or ``miou``.
+    """
+    values = [getattr(point, kind) for point in points]
+    low, high = 0.0, 1.08 * max(max(values), 1e-3)
+    last = points[-1].iteration
+    wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    spots = [
+        (_LEFT + point.iteration / last * wide, _HEIGHT - _BOTTOM - value / high * tall)
+        for point, value in zip(points, values, strict=True)
+    ]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+    percent = kind == "miou"
+    name = "mIoU with the labels that are learnt, %" if percent else "loss"
+    drawn = [_y_axis(low, high, name, 100 if percent else 1)]
+    step = _nice(last)
+    for iteration in range(0, last + 1, max(1, round(step))):
+        x = _LEFT + iteration / last * wide
+        y = _HEIGHT - _BOTTOM + 18
+        drawn.append(f'<text text-anchor="middle" x="{x:.1f}" y="{y}">{iteration}</text>')
+    drawn.append(f'<polyline class="{"miou" if percent else "accuracy"}" points="{path}"/>')
+    for (x, y), point, value in zip(spots, points, values, strict=True):
+        shown = f"{100 * value:.1f} %" if percent else f"{value:.4g}"
+        drawn.append(
+            f'<circle class="{"miou" if percent else "accuracy"}" cx="{x:.1f}" cy="{y:.1f}" r="2">'
+            f"<title>update {point.iteration}: {shown}</title></circle>"
+        )
+    drawn.append(_label("updates"))
+    return _svg(f"Training: {name}", drawn)
+
+
 def _line(
     kind: str, name: str, spots: Sequence[tuple[tuple[float, float], CurvePoint]]
 ) -> Iterator[str]:
@@ -108,14 +144,20 @@ def _cuts(lower: Mapping[float, tuple[float, float]]) -> Iterator[str]:
             )
 
 
-def _y_axis(low: float, high: float, name: str) -> str:
-    step = next(s for s in (0.02, 0.05, 0.1, 0.2) if (high - low) / s <= 7 or s == 0.2)
+def _nice(span: float) -> float:
+    """Return the smallest of 1, 2 and 5 times a power of ten that fits 7 times at most."""
+    power = 10.0 ** math.floor(math.log10(span / 7))
+    return next(s * power for s in (1, 2, 5, 10) if span / (s * power) <= 7 + 1e-9)
+
+
+def _y_axis(low: float, high: float, name: str, unit: float = 100) -> str:
+    step = _nice(high - low)
     drawn = []
     for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
         y = _HEIGHT - _BOTTOM - (index * step - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
         drawn.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text text-anchor="end" x="{_LEFT - 8}" y="{y + 4:.1f}">{100 * index * step:.0f}'
+            f'<text text-anchor="end" x="{_LEFT - 8}" y="{y + 4:.1f}">{unit * index * step:.6g}'
             "</text>"
         )
     drawn.append(f'<text x="0" y="12">{escape(name)}</text>')

@@ -18,10 +18,11 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets.base import is_rare
 from clipes.disk.files import atomic_write
 from clipes.masks.scores import Scores
-from clipes.report.charts import confidence_histogram, coverage_curve
+from clipes.report.charts import confidence_histogram, coverage_curve, training_curve
 from clipes.report.measure import Row, Tally, review_queue
 from clipes.report.overlays import CONFIDENCE, HEAT, Ramp, class_colour
 from clipes.report.pictures import Pictures
+from clipes.run.curve import TrainingPoint
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Head:
         commands: The commands that made it.
         note: A caveat shown so that nobody misses it, such as that text vectors are stand-ins.
         shown: Which images have pictures, in words.
+        training: How the segmenter was trained; none without one.
     """
 
     title: str
@@ -43,6 +45,7 @@ class Head:
     commands: Sequence[str] = ()
     note: str = ""
     shown: str = ""
+    training: Sequence[TrainingPoint] = ()
 
 
 def write_page(
@@ -220,6 +223,7 @@ def _environment() -> jinja2.Environment:
         "source": lambda name: loader.get_source(environment, name)[0],
         "histogram": confidence_histogram,
         "curve": coverage_curve,
+        "training_curve": training_curve,
         "colour": _colour,
         "stops": _stops,
         "heat": HEAT,

@@ -7,25 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import SGD
 
 from clipes.choices import Arch
 from clipes.config import IMAGENET_MEAN, IMAGENET_STD, SegmenterPreset
-from clipes.disk.images import voc_palette
 from clipes.errors import UsageError
 from clipes.masks.values import value_count
 from clipes.seg.data import TrainingPair, TrainingSet
 from clipes.seg.deeplab import DeepLab, DeepLabSpec, MultiScale, branch_sizes, freeze_norms
 from clipes.seg.loss import Guidance, branch_targets, weighted_loss
+from clipes.seg.panels import SHOWN, below_each_other, row
 from clipes.seg.recipes import Batch, Part, Recipe
 from clipes.seg.resize import shrink
 from clipes.seg.weights import load_backbone
 from clipes.types import IGNORE, UInt8Array
-
-_SHOWN = 2  # views of a batch in a picture
 
 
 @dataclass(frozen=True)
@@ -139,21 +136,19 @@ class DeepLabRecipe(Recipe[DeepLab, Views]):
             for logits, (labels, weights) in zip(outputs, part.targets, strict=True)
         ]
 
+    def answers(self, outputs: Sequence[Tensor], part: Views) -> list[tuple[Tensor, Tensor]]:
+        """Return labels and answer of each view, at its size."""
+        size = (part.labels.shape[1], part.labels.shape[2])
+        return list(zip(part.labels, shrink(outputs[0].argmax(1), size), strict=True))
+
     def picture(self, outputs: Sequence[Tensor], part: Views) -> UInt8Array:
         """Return rows of view, trained labels and answer, side by side: (n H, 3 W, 3) uint8."""
-        palette = voc_palette()
-        images = part.inputs[0][:_SHOWN]
-        labels = part.labels[:_SHOWN].cpu().numpy()
-        size = (images.shape[2], images.shape[3])
-        answers = shrink(outputs[0][:_SHOWN].argmax(1), size).cpu().numpy()
+        images = part.inputs[0][:SHOWN]
         colours = images.cpu() * torch.tensor(IMAGENET_STD)[:, None, None]
         colours = (colours + torch.tensor(IMAGENET_MEAN)[:, None, None]).clamp(0, 1) * 255
         views = colours.round().byte().permute(0, 2, 3, 1).numpy()
-        rows = [
-            np.concatenate([view, palette[wanted], palette[answer]], axis=1)
-            for view, wanted, answer in zip(views, labels, answers, strict=True)
-        ]
-        return np.concatenate(rows)
+        pairs = zip(views, self.answers(outputs, part), strict=False)
+        return below_each_other([row(pair, view) for view, pair in pairs])
 
     def _with_norms(self, *, frozen: bool) -> DeepLabRecipe:
         return replace(self, preset=replace(self.preset, freeze_norms=frozen))

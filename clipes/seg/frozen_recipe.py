@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from clipes.config import FrozenPreset
-from clipes.disk.images import voc_palette
 from clipes.masks.values import value_count
 from clipes.run.tokens import CachedTokens
 from clipes.seg.data import TrainingPair
@@ -29,11 +28,10 @@ from clipes.seg.frozen import (
 )
 from clipes.seg.frozen_start import fit_discriminant
 from clipes.seg.loss import Guidance, weighted_loss
+from clipes.seg.panels import SHOWN, below_each_other, row
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights
 from clipes.seg.resize import resize
 from clipes.types import IGNORE, Progress, UInt8Array
-
-_SHOWN = 2  # images of a batch in a picture
 
 _RAREST = 1e-4  # no label is taken for rarer: a share of what is seen
 
@@ -179,14 +177,14 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
         ]
         return [torch.stack(costs).sum()]
 
+    def answers(self, outputs: Sequence[Tensor], part: Grids) -> list[tuple[Tensor, Tensor]]:
+        """Return labels and answer of each image, at the labels' size."""
+        pairs = zip(outputs, part.targets, strict=False)  # a picture asks for the first alone
+        return [(labels[0], _enlarged(logits).argmax(1)[0]) for logits, (labels, _) in pairs]
+
     def picture(self, outputs: Sequence[Tensor], part: Grids) -> UInt8Array:
         """Return rows of trained labels and answer, side by side, at the labels' size."""
-        palette = voc_palette()
-        rows = []
-        for logits, (labels, _) in list(zip(outputs, part.targets, strict=True))[:_SHOWN]:
-            answer = _enlarged(logits).argmax(1)[0].cpu().numpy()
-            rows.append(np.concatenate([palette[labels[0].cpu().numpy()], palette[answer]], axis=1))
-        return below_each_other(rows)
+        return below_each_other([row(pair) for pair in self.answers(outputs[:SHOWN], part)])
 
 
 class TokenExamples(Examples):
@@ -277,13 +275,6 @@ def cut_up(maps: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Return (1, H, W) of each size, of maps that lie one behind the other."""
     counts = [height * width for height, width in sizes]
     return [one.view(1, *size) for one, size in zip(maps.split(counts), sizes, strict=True)]
-
-
-def below_each_other(rows: Sequence[UInt8Array]) -> UInt8Array:
-    """Return pictures (h, w, 3) as one, padded with black."""
-    widest = max(row.shape[1] for row in rows)
-    padded = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows]
-    return np.concatenate(padded)
 
 
 def _enlarged(logits: Tensor) -> Tensor:

@@ -1,15 +1,24 @@
-"""TensorBoard: curves of loss, rate and kept pixels, and panels of what was seen and answered."""
+"""How a training goes, for later: points of a curve, and TensorBoard's curves and pictures."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from clipes.masks.scores import ConfusionMatrix
+from clipes.run.curve import TrainingPoint, read_curve, write_curve
 from clipes.seg.train import Step
+from clipes.types import Int64Array
 
 _SCALARS_EVERY = 10
 _PANELS_EVERY = 500
+
+_POINTS = 100  # of a training's curve
+_COMPARED = 10  # points whose images one mIoU is of: those of one alone are too few
 
 
 class TensorBoard:
@@ -45,3 +54,35 @@ class TensorBoard:
         """Finish the event file."""
         if self._writer is not None:
             self._writer.close()
+
+
+class Curve:
+    """Keeps the curve of a training in ``training.csv``, whatever packages there are.
+
+    Args:
+        folder: The folder of the training.
+        labels: Number of labels, background included.
+        after: Updates made before; points beyond them are of a training that was broken off.
+    """
+
+    def __init__(self, folder: Path, labels: int, after: int) -> None:
+        self._folder = folder
+        self._labels = labels
+        self._points = read_curve(folder, after) if after else []
+        self._losses: list[float] = []
+        self._compared: deque[Int64Array] = deque(maxlen=_COMPARED)
+
+    def write(self, step: Step) -> None:
+        """Take in a step, and write the file if it is its turn."""
+        self._losses.append(step.loss)
+        if step.iteration % max(1, step.total // _POINTS) and step.iteration != step.total:
+            return
+        matrix = ConfusionMatrix(self._labels)
+        for labels, answer in step.answers():
+            matrix.update(*(one.cpu().numpy().astype(np.uint8) for one in (labels, answer)))
+        self._compared.append(matrix.counts)
+        together = ConfusionMatrix.of(np.sum(self._compared, axis=0))
+        loss, miou = float(np.mean(self._losses)), together.scores().miou
+        self._points.append(TrainingPoint(step.iteration, loss, step.lr, step.kept, miou))
+        self._losses.clear()
+        write_curve(self._folder, self._points)

@@ -338,5 +338,17 @@ class Recipe(ABC, Generic[M, P]):
         """
 
     @abstractmethod
+    def answers(self, outputs: Sequence[Tensor], part: P) -> list[tuple[Tensor, Tensor]]:
+        """Return what was learnt and what was answered of each image of a part.
+
+        Args:
+            outputs: What the network returned.
+            part: What it was called with.
+
+        Returns:
+            Labels, with ``IGNORE`` where there was none, and answers: (H, W) int64 each.
+        """
+
+    @abstractmethod
     def picture(self, outputs: Sequence[Tensor], part: P) -> UInt8Array:
         """Return (H, W, 3) RGB that shows what was learnt from and what was answered."""

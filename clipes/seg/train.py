@@ -89,6 +89,7 @@ class Step:
         lr: The learning rate.
         kept: Share of the batch's labelled pixels that were trained on.
         picture: Draws what was learnt from last, and the answer: (H, W, 3) RGB.
+        answers: Tells labels and answer of each of these images; see ``Recipe.answers``.
     """
 
     iteration: int
@@ -97,6 +98,7 @@ class Step:
     lr: float
     kept: float
     picture: Callable[[], UInt8Array]
+    answers: Callable[[], list[tuple[Tensor, Tensor]]]
 
 
 class Trainer:
@@ -211,6 +213,7 @@ class Trainer:
             rate,
             used / max(labelled, 1),
             partial(self._recipe.picture, outputs, parts[-1]),
+            partial(self._recipe.answers, outputs, parts[-1]),
         )
 
     def _backward(self, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:

@@ -7,21 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from clipes.config import WeakClipPreset
-from clipes.disk.images import voc_palette
 from clipes.errors import UsageError
 from clipes.run.tokens import CachedTokens
 from clipes.seg.augment import Colours
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import choose_draws
 from clipes.seg.frozen import label_size
-from clipes.seg.frozen_recipe import below_each_other, cut_up
+from clipes.seg.frozen_recipe import cut_up
 from clipes.seg.loss import Guidance
+from clipes.seg.panels import SHOWN, below_each_other, row
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights, warm_up
 from clipes.seg.resize import resize, shrink
 from clipes.seg.weakclip import PATCH, LearntContexts, MappedVectors, WeakClip, WeakClipSpec, Words
@@ -37,8 +36,6 @@ from clipes.towers.clip_text import ContextEncoder
 from clipes.towers.side_by_side import CLIP
 from clipes.towers.tokens import TowerTokens
 from clipes.types import IGNORE, UInt8Array
-
-_SHOWN = 2  # images of a batch in a picture
 
 
 @dataclass(frozen=True)
@@ -270,18 +267,22 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
                 loss = loss + target.boundary * boundary_loss(probs, target.image, crf, known)
             return loss
 
+    def answers(self, outputs: Sequence[Tensor], part: Targets) -> list[tuple[Tensor, Tensor]]:
+        """Return labels and answer of each image, at stride 8."""
+        count, found = len(part.targets), []
+        for logits, scores, target in zip(
+            outputs[:count], outputs[count:], part.targets, strict=True
+        ):
+            size = _cells(scores)
+            answer = resize(logits.float(), size).argmax(1)[0]
+            found.append((shrink(target.labels, size)[0], answer))
+        return found
+
     def picture(self, outputs: Sequence[Tensor], part: Targets) -> UInt8Array:
         """Return rows of image, labels and answer, side by side, at stride 8."""
-        palette, rows = voc_palette(), []
-        count = len(part.targets)
-        for logits, scores, target in list(
-            zip(outputs[:count], outputs[count:], part.targets, strict=True)
-        )[:_SHOWN]:
-            size = _cells(scores)
-            wanted = shrink(target.labels, size)[0].cpu().numpy()
-            answer = resize(logits.float(), size).argmax(1)[0].cpu().numpy()
-            rows.append(np.concatenate([target.image, palette[wanted], palette[answer]], axis=1))
-        return below_each_other(rows)
+        answers = zip(part.targets, self.answers(outputs, part), strict=True)
+        rows = [row(pair, target.image) for target, pair in answers]
+        return below_each_other(rows[:SHOWN])
 
     def _freeze(self, model: WeakClip) -> WeakClip:
         """Take the gradient from what is not trained."""

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from clipes.config import WeClipPreset
-from clipes.disk.images import read_image, voc_palette
+from clipes.disk.images import read_image
 from clipes.seg.augment import Colours, in_colours, overlap
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Passes
+from clipes.seg.panels import SHOWN, below_each_other, row
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, refuse_weights, warm_up
 from clipes.seg.resize import resize
 from clipes.seg.weclip import WeClip, WeClipSpec
@@ -29,8 +30,6 @@ from clipes.seg.weclip_labels import Seen, Teacher, make_labels
 from clipes.seg.weclip_loss import weclip_loss
 from clipes.seg.weclip_plus import WeClipPlus
 from clipes.types import UInt8Array
-
-_SHOWN = 2  # views of a batch in a picture
 
 M = TypeVar("M", WeClip, WeClipPlus)
 
@@ -117,24 +116,19 @@ class ViewsRecipe(Recipe[M, SeenViews], Generic[M]):
         """
         return [self._loss(outputs, self._labels(outputs, part)) * len(part.views)]
 
-    def picture(self, outputs: Sequence[Tensor], part: SeenViews) -> UInt8Array:
-        """Return rows of view, labels and answer, side by side: (n H, 3 W, 3) uint8."""
-        palette = voc_palette()
-        mean, std = (torch.tensor(one)[:, None, None] for one in self._colours)
-        views = (part.views.cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
+    def answers(self, outputs: Sequence[Tensor], part: SeenViews) -> list[tuple[Tensor, Tensor]]:
+        """Return labels and answer of each view, at its size; the labels are made again."""
         labels = self._labels(outputs, part)
         size = (labels.shape[1], labels.shape[2])
         answers = resize(self._answer(outputs).float(), size).argmax(1)
-        rows = [
-            np.concatenate([view, palette[wanted], palette[answer]], axis=1)
-            for view, wanted, answer in zip(
-                views.permute(0, 2, 3, 1).numpy(),
-                labels.cpu().numpy(),
-                answers.cpu().numpy(),
-                strict=True,
-            )
-        ]
-        return np.concatenate(rows[:_SHOWN])
+        return list(zip(labels, answers, strict=True))
+
+    def picture(self, outputs: Sequence[Tensor], part: SeenViews) -> UInt8Array:
+        """Return rows of view, labels and answer, side by side: (n H, 3 W, 3) uint8."""
+        mean, std = (torch.tensor(one)[:, None, None] for one in self._colours)
+        views = (part.views.cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
+        pairs = zip(views.permute(0, 2, 3, 1).numpy(), self.answers(outputs, part), strict=True)
+        return below_each_other([row(pair, view) for view, pair in pairs][:SHOWN])
 
     @property
     def _colours(self) -> Colours:

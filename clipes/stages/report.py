@@ -21,6 +21,7 @@ from clipes.report.measure import Row, Tally, measure
 from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Pictures, draw
 from clipes.run.corrected import Chosen
+from clipes.run.curve import TrainingPoint, read_curve
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import in_groups, in_order, part_of
@@ -121,7 +122,7 @@ def _write(
     if not scores:
         say("no scores: the images have no ground truth")
     chosen = choose(rows, large, thumbnails)
-    head = _head(run, data, rows, chosen)
+    head = _head(run, data, rows, chosen, say)
     jobs = [
         (index, samples[index], big)
         for index, big in sorted(chosen.items(), key=lambda item: -rows[item[0]].urgency)
@@ -247,7 +248,13 @@ def _segmenter(
     return scores
 
 
-def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, bool]) -> Head:
+def _head(
+    run: Run,
+    data: Dataset,
+    rows: Sequence[Row],
+    chosen: Mapping[int, bool],
+    say: Callable[[str], None],
+) -> Head:
     record = run.cam_record()
     settings, packages = record.settings, record.packages
     note = settings.text.note if settings.text else ""
@@ -275,7 +282,17 @@ def _head(run: Run, data: Dataset, rows: Sequence[Row], chosen: Mapping[int, boo
         commands,
         f"{note[0].upper()}{note[1:]}." if note else "",
         _shown(run, rows, chosen),
+        _curve(run, say),
     )
+
+
+def _curve(run: Run, say: Callable[[str], None]) -> list[TrainingPoint]:
+    """Return how the segmenter was trained, if it was and that can be read."""
+    try:
+        return read_curve(run.root)
+    except ArtifactError as error:
+        say(f"no curve of the training: {error}")
+        return []
 
 
 def _text_source(record: CamRecord, note: str) -> str:

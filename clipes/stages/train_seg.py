@@ -18,6 +18,8 @@ from clipes.datasets import Dataset
 from clipes.disk.files import list_files, sha256_of, write_json
 from clipes.errors import ArtifactError, DatasetError, RunConflictError
 from clipes.listener import Listener, ignore
+from clipes.masks.values import value_count
+from clipes.run.curve import CURVE
 from clipes.run.folder import Run
 from clipes.run.loop import Shard, Summary
 from clipes.run.origin import digest
@@ -27,7 +29,7 @@ from clipes.run.tokens import CachedTokens
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair
 from clipes.seg.kinds import predictor_for, recipe_for
-from clipes.seg.log import TensorBoard
+from clipes.seg.log import Curve, TensorBoard
 from clipes.seg.parallel import Processes, join_processes
 from clipes.seg.recipes import Examples, Model, Recipe
 from clipes.seg.train import Step, Trainer, part_size
@@ -381,12 +383,15 @@ def _train(job: _Job, trainer: Trainer, examples: Examples) -> None:
     """Train to the end; the first process keeps a log."""
     folder, log = job.out.root, job.processes.first
     board = TensorBoard(folder / "tensorboard", job.listener.say) if log else None
+    curve = Curve(folder, value_count(len(job.classes)), trainer.iteration) if log else None
     with job.listener.steps() as show:
 
         def on_step(step: Step) -> None:
             show(step)
             if board is not None:
                 board.write(step)
+            if curve is not None:
+                curve.write(step)
 
         trainer.run(examples, folder / "checkpoints", on_step)
     if board is not None:
@@ -431,3 +436,4 @@ def _forget(sources: Sources) -> None:
     checkpoints, predictions = out.root / "checkpoints", out.root / "predictions"
     for old in [*list_files(checkpoints, ".pt"), *list_files(predictions, ".png")]:
         old.unlink()
+    (out.root / CURVE).unlink(missing_ok=True)

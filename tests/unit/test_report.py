@@ -21,12 +21,13 @@ from PIL import Image
 from clipes.disk.images import write_mask
 from clipes.errors import ArtifactError
 from clipes.masks.scores import Scores
-from clipes.report.charts import confidence_histogram, coverage_curve
+from clipes.report.charts import confidence_histogram, coverage_curve, training_curve
 from clipes.report.measure import CurvePoint, Row, Tally
 from clipes.report.overlays import CONFIDENCE, ramp
 from clipes.report.page import Head, write_page, write_queue
 from clipes.report.pictures import Figure, Pictures
 from clipes.report.review import ClassSigns, Signs
+from clipes.run.curve import CURVE, TrainingPoint, write_curve
 from clipes.run.folder import Run
 from clipes.run.record import TrainFacts, TrainSettings
 from clipes.stages.report import ReportRequest, make_report
@@ -428,6 +429,34 @@ def test_the_curve_goes_down_to_the_right_pixels(points: list[CurvePoint]) -> No
     assert xs == sorted(xs), "fewer pixels to the right"
     assert ys == sorted(ys, reverse=True), "a higher mIoU is higher"
     assert "coverage" in "".join(ElementTree.fromstring(svg).itertext())
+
+
+@pytest.mark.parametrize("last", [2, 300, 30_000])
+def test_the_curves_of_a_training_stay_in_their_frames(last: int) -> None:
+    points = [TrainingPoint(1, 2.5, 1e-3, 0.9, 0.1), TrainingPoint(last, 0.02, 0.0, 0.9, 0.85)]
+    for kind, name in (("loss", "loss"), ("miou", "mIoU with the labels that are learnt")):
+        svg = training_curve(points, kind)
+        first, second = drawn(svg, "circle")
+        assert float(first.attrib["cx"]) < float(second.attrib["cx"])
+        falls = float(first.attrib["cy"]) < float(second.attrib["cy"])
+        assert falls == (kind == "loss")
+        text = "".join(ElementTree.fromstring(svg).itertext())
+        assert name in text
+        assert f"update {last}" in text
+
+
+def test_a_training_is_on_the_page_and_a_damaged_curve_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path, IMAGES).run
+    page, _ = report_of(run)
+    assert "How the segmenter was trained" not in page.text
+    write_curve(run.root, [TrainingPoint(n, 1 / n, 1e-3, 1.0, n / 9) for n in (1, 2, 3)])
+    page, _ = report_of(run)
+    assert "How the segmenter was trained" in page.text
+    assert "update 3: 0.3333" in (run.root / "report" / "index.html").read_text("utf-8")
+    (run.root / CURVE).write_text("nothing")
+    heard = Heard()
+    make_report(ReportRequest(), run, heard.listener)
+    assert any("no curve of the training" in one and "damaged" in one for one in heard.said)
 
 
 def test_the_numbers_of_the_curve_are_a_table(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ import torch
 from clipes.config import SegmenterPreset, get_segmenter_preset
 from clipes.device import choose_device
 from clipes.errors import ArtifactError, UsageError
+from clipes.masks.scores import ConfusionMatrix
+from clipes.run.curve import CURVE, read_curve
 from clipes.seg import train
 from clipes.seg.checkpoint import FINAL, load_checkpoint, saved_iterations
 from clipes.seg.deeplab_recipe import DeepLabRecipe
-from clipes.seg.log import TensorBoard
+from clipes.seg.log import Curve, TensorBoard
 from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
 from clipes.seg.recipes import Batch
@@ -45,6 +47,7 @@ PRESET = SegmenterPreset(
 )
 
 SURE = Guidance(0.3)
+SPEC_LABELS = 1 + len(SPEC.classes)
 
 
 def build(
@@ -291,6 +294,53 @@ def test_without_tensorboard_training_says_so_and_goes_on(
     board.close()
     assert len(told) == 1
     assert "pip install 'clipes[train]'" in told[0]
+
+
+def test_the_curve_is_kept_and_gone_on_with(tmp_path: Path) -> None:
+    labels = SPEC_LABELS
+    steps: list[Step] = []
+    _, trainer = build()
+    curve = Curve(tmp_path, labels, 0)
+
+    def on_step(step: Step) -> None:
+        steps.append(step)
+        curve.write(step)
+
+    trainer.run(Views(), tmp_path / "checkpoints", on_step)
+    points = read_curve(tmp_path)
+    assert [point.iteration for point in points] == [1, 2, 3, 4, 5, 6]
+    for step, point in zip(steps, points, strict=True):
+        assert (point.loss, point.rate) == pytest.approx((step.loss, step.lr), rel=1e-4)
+    matrix = ConfusionMatrix(labels)
+    for step in steps:
+        for wanted, answer in step.answers():
+            assert wanted.shape == answer.shape == (SIDE, SIDE)
+            matrix.update(wanted.numpy().astype("uint8"), answer.numpy().astype("uint8"))
+    assert points[-1].miou == pytest.approx(matrix.scores().miou, rel=1e-4)
+    # Broken off after update 4: what came later is forgotten.
+    again = Curve(tmp_path, labels, 4)
+    again.write(steps[4])
+    assert [point.iteration for point in read_curve(tmp_path)] == [1, 2, 3, 4, 5]
+    assert read_curve(tmp_path)[:4] == points[:4]
+
+
+def test_long_trainings_have_a_hundred_points(tmp_path: Path) -> None:
+    _, trainer = build()
+    step = trainer.step(parts(Views(), PRESET, 0))
+    curve = Curve(tmp_path, SPEC_LABELS, 0)
+    for iteration in range(1, 1051):
+        curve.write(replace(step, iteration=iteration, total=1050, loss=float(iteration)))
+    points = read_curve(tmp_path)
+    assert len(points) == 105
+    assert [points[0].iteration, points[-1].iteration] == [10, 1050]
+    assert points[0].loss == 5.5
+
+
+@pytest.mark.parametrize("text", ["nothing", "iteration,loss\n1,2\n", "\x00", "a,b\n" * 3])
+def test_a_damaged_curve_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / CURVE).write_text(text + "\n1,nan,1,1,1\n")
+    with pytest.raises(ArtifactError, match=r"training\.csv is damaged"):
+        read_curve(tmp_path)
 
 
 def test_the_papers_recipe() -> None:
