@@ -318,8 +318,8 @@ def _encode(job: _Job, tokens: CachedTokens) -> None:
     if without:
         space = f"{job.request.token_space / 1e9:g} GB"
         listener.say(
-            f"no room to keep the tokens of {without} of {len(mine)} images within {space}: they "
-            "are made anew each time; --token-space takes more"
+            f"no room to keep the tokens of {without} of {len(mine)} images (--token-space "
+            f"{space}, and what the disk has left): they are made anew each time"
         )
     processes.wait()
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 
 from clipes.cli import main
+from clipes.disk.files import atomic_write
 from clipes.disk.images import read_mask
+from clipes.errors import WriteError
+from clipes.run import tokens
 from clipes.run.folder import Run
 from clipes.seg.checkpoint import load_checkpoint
 from tests.cli.small_data import CLASSES, write_clip, write_refined
@@ -89,10 +93,46 @@ def test_kept_tokens_may_be_removed_and_change_nothing(
     capfd.readouterr()
     ends(0, *train, "--no-resume", "--token-space", 0)
     told = " ".join(capfd.readouterr().err.split())
-    assert "no room to keep the tokens of 5 of 5 images within 0 GB" in told
+    assert "no room to keep the tokens of 5 of 5 images (--token-space 0 GB" in told
     assert not run.ids("tokens")
     again = load_checkpoint(run.root / "checkpoints" / "final.pt").weights
     assert all(torch.equal(value, again[key]) for key, value in kept.items())
+
+
+def test_a_disk_that_fills_up_while_tokens_are_kept_changes_nothing(
+    run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = [*FROZEN, "--iterations", 2]
+    ends(0, *train)
+    kept = load_checkpoint(run.root / "checkpoints" / "final.pt").weights
+    for path in (run.root / "tokens").iterdir():
+        path.unlink()
+    written: list[Path] = []
+
+    def write(path: Path) -> AbstractContextManager[Path]:
+        written.append(path)
+        if len(written) > 2:
+            raise WriteError(f"cannot write {path}: No space left on device", "free some")
+        return atomic_write(path)
+
+    monkeypatch.setattr(tokens, "atomic_write", write)
+    capfd.readouterr()
+    ends(0, *train, "--no-resume")
+    told = " ".join(capfd.readouterr().err.split())
+    assert "no room to keep the tokens of 3 of 5 images" in told
+    assert len(run.ids("tokens")) == 2
+    again = load_checkpoint(run.root / "checkpoints" / "final.pt").weights
+    assert all(torch.equal(value, again[key]) for key, value in kept.items())
+
+
+def test_kept_tokens_of_another_tower_are_not_taken(run: Run) -> None:
+    ends(0, *FROZEN, "--iterations", 1)
+    before = {path.name: path.read_bytes() for path in (run.root / "tokens").iterdir()}
+    write_dino(Path("other.safetensors"), seed=1)
+    ends(0, *FROZEN[:-1], "other.safetensors", "--iterations", 1, "--no-resume")
+    after = {path.name: path.read_bytes() for path in (run.root / "tokens").iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in before)
 
 
 @pytest.mark.parametrize(
