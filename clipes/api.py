@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipes.config import CrfParams, Preset, get_preset
+from clipes.config import CrfParams, Preset, get_preset, kind_of
 from clipes.datasets import open_dataset
 from clipes.datasets.base import class_index
 from clipes.datasets.problems import ProblemError
@@ -63,6 +63,8 @@ class PseudoLabeler:
         vocabulary: The words that the vectors are of.
         asked: How weights and vectors were asked for.
         looks: Run folder that says what the classes look like; None for each image on its own.
+        prompts: The vocabulary by its name, where ``preset`` has the lambda of a data set, so that
+            ``run`` takes that of its own; None for a preset that is taken as it is.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class PseudoLabeler:
         vocabulary: Vocabulary,
         asked: ClipRequest,
         looks: Path | None = None,
+        prompts: str | None = None,
     ) -> None:
         self._vocabulary = vocabulary
+        self._prompts = prompts
         self._asked = asked
         self._loaded = clip
         self._preset = preset
@@ -212,8 +216,11 @@ class PseudoLabeler:
         """
         chosen = None if labels is None else Path(labels)
         source = DataRequest(dataset, root=Path(images), split=split, labels=chosen)
+        preset = self._preset
+        if self._prompts is not None:
+            preset = preset.for_dataset(kind_of(dataset, self._prompts))
         maps = CamRequest(
-            source, self._asked, self._preset, command="clipes.PseudoLabeler.run", tile=tile
+            source, self._asked, preset, command="clipes.PseudoLabeler.run", tile=tile
         )
         others = None if predict_on is None else Path(predict_on)
         request = RunRequest(maps, workers, train, resume=resume, predict_on=others)
@@ -300,8 +307,8 @@ def load(
         weights: ``auto``, ``openai``, ``registry``, a file, or a pretrained tag of open_clip.
         classes: Class names in mask order; None for those of ``prompts``.
         text_features: An ``.npz`` with class vectors, instead of the text tower.
-        preset: ``reference``, ``default`` or ``fast``, with the lambda of the data set whose
-            vocabulary ``prompts`` is; or one of your own, which is taken as it is.
+        preset: ``reference``, ``default``, ``clip`` or ``fast``, with the lambda of the data set
+            whose vocabulary ``prompts`` is; or one of your own, which is taken as it is.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         model: Architecture, in open_clip's spelling.
         prompts: Vocabulary with template, synonyms and background words: ``voc``, ``coco``, or a
@@ -322,9 +329,10 @@ def load(
     """
     if isinstance(classes, str):
         raise UsageError(f"classes is the text {classes[:60]!r}", "give a list: ['cat', 'sofa']")
-    chosen = preset
+    chosen, named = preset, None
     if isinstance(chosen, str):
-        chosen = get_preset(chosen).for_dataset(str(prompts))
+        named = str(prompts)
+        chosen = get_preset(chosen).for_dataset(named)
     vocabulary = load_vocabulary(prompts)
     if classes is not None:
         vocabulary = vocabulary.with_classes(tuple(classes))
@@ -342,7 +350,7 @@ def load(
             raise
         clip = error
     known = None if looks is None else Path(looks)
-    labeler = PseudoLabeler(clip, chosen, vocabulary, asked, known)
+    labeler = PseudoLabeler(clip, chosen, vocabulary, asked, known, named)
     if labeler.note:
         _log.warning("class vectors: %s", labeler.note)
     return labeler
@@ -374,7 +382,7 @@ def load_segmenter(
     towers = TowerRequest(str(weights), str(dino))
     source = tokens_of(saved.spec, towers, device, Listener(_log.info))
     predictor = predictor_for(model, saved.test, source)
-    return Segmenter(predictor, saved.spec.classes, CrfParams() if saved.test.crf else None)
+    return Segmenter(predictor, saved.spec.classes, saved.spec.crf_of(saved.test))
 
 
 def _pixels(image: Picture) -> UInt8Array:

@@ -106,7 +106,7 @@ class SegmenterPresetName(Choice):
     """Recipes of a segmenter; ``clipes.config.SEGMENTER_PRESETS`` holds them.
 
     Attributes:
-        auto: The paper's on a GPU, the small one without.
+        auto: The paper's on a GPU, ``frozen`` without.
         clip_es_voc: The paper's for VOC.
         clip_es_coco: The paper's for COCO.
         small: For processors.

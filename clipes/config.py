@@ -553,6 +553,7 @@ class WeClipPlusPreset(WeClipPreset):
     """
 
     lr: float = 2e-4
+    affinity_blocks: int = 6
     refine_from: int = 0
     test_scales: tuple[float, ...] = (1.0, 1.5)
     boxes: bool = False
@@ -628,6 +629,13 @@ class WeakClipPreset:
         """Return the settings as plain data, for run.json."""
         return asdict(self)
 
+
+DECODER_CRF = CrfParams(bilateral_sxy=30.0)
+"""The CRF after a decoder on frozen towers, which knows the coarse shape already: an appearance
+kernel of half the reach (docs/results.md, "A segmenter")."""
+
+WECLIP_CRF = CrfParams(gaussian_sxy=3.0, bilateral_sxy=64.0, bilateral_srgb=5.0)
+"""The CRF after WeCLIP, as published."""
 
 TOKEN_SPACE = 20 * 10**9
 """Bytes of kept tokens: about 3,000 images of VOC with the tokens of preset ``frozen``."""

@@ -33,8 +33,8 @@ def write_coco(plan: Plan) -> Iterator[CocoWriter]:
         temporary.open("w", encoding="utf-8", newline="\n") as file,
     ):
         categories = [
-            {"id": value, "name": name, "supercategory": ""}
-            for value, name in enumerate(plan.classes, start=1)
+            {"id": value_of(label), "name": name, "supercategory": ""}
+            for label, name in enumerate(plan.classes)
         ]
         info = {"description": "Pseudo-masks made by clipes", "version": "1.0"}
         file.write(f'{{"info": {_text(info)},\n"licenses": [],\n')

@@ -29,6 +29,7 @@ from clipes.formats.base import (
     placed_path,
 )
 from clipes.formats.regions import paint_order, simplify
+from clipes.masks.values import class_of
 from clipes.types import IGNORE, Sample
 
 BACKGROUND_LABEL = BACKGROUND_LABELS[0]
@@ -84,7 +85,7 @@ class LabelmeWriter(FileWriter):
         corners = outline.tolist()
         corners += corners[-1:] * (_FEWEST - len(corners))
         return {
-            "label": names.get(value) or self.plan.classes[value - 1],
+            "label": names.get(value) or self.plan.classes[class_of(value)],
             "points": [[float(x), float(y)] for x, y in corners],
             "group_id": None,
             "description": "",

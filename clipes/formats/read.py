@@ -14,6 +14,7 @@ from typing import TypeAlias
 from clipes.datasets.base import printable
 from clipes.errors import DatasetError
 from clipes.formats.base import BACKGROUND_LABELS, IGNORE_LABEL
+from clipes.masks.values import value_of
 from clipes.types import IGNORE, UInt8Array, size_text
 
 
@@ -40,7 +41,7 @@ none of the format."""
 def mask_values(classes: Sequence[str]) -> dict[str, int]:
     """Return the values in masks by the names of labels; a class goes before what is its like."""
     others = {**dict.fromkeys(BACKGROUND_LABELS, 0), IGNORE_LABEL: IGNORE}
-    return {**others, **{name: value for value, name in enumerate(classes, start=1)}}
+    return {**others, **{name: value_of(label) for label, name in enumerate(classes)}}
 
 
 def value_of_label(name: object, values: Mapping[str, int]) -> int:

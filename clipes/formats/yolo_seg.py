@@ -25,7 +25,7 @@ from clipes.formats.base import FileWriter, Item, Plan, place_image, placed_path
 from clipes.formats.regions import Region, regions
 from clipes.formats.rings import rings
 from clipes.formats.ultralytics import IMAGES, write_data_yaml
-from clipes.masks.values import value_of
+from clipes.masks.values import class_of, value_of
 from clipes.types import IGNORE, Sample
 
 _FEWEST = 3  # corners; Ultralytics takes a line of fewer for a box, or refuses the file
@@ -94,4 +94,4 @@ def part_line(part: Region, size: tuple[int, int]) -> str:
     # Half a pixel further is the centre; truncated, it is the pixel, as Ultralytics has it.
     corners = (ring + np.array([part.left, part.top]) + 0.5) / np.array([width, height])
     numbers = " ".join(f"{number:.6f}" for number in corners.ravel())
-    return f"{part.value - 1} {numbers}\n"
+    return f"{class_of(part.value)} {numbers}\n"

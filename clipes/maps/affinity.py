@@ -184,13 +184,16 @@ def spread(
     Returns:
         (K, h, w) float32, none negative.
     """
-    boxes = np.stack(
-        [
-            box_mask(source, params.box_threshold, last_row_in_box=params.last_row_in_box)
-            for source in sources
-        ]
-    )
-    return walked(walk, sources * boxes, power)
+    return walked(walk, boxed(sources, params), power)
+
+
+def boxed(sources: Float32Array, params: CamParams) -> Float32Array:
+    """Return (K, h, w) maps within the boxes of their strong parts, 0 elsewhere."""
+    boxes = [
+        box_mask(source, params.box_threshold, last_row_in_box=params.last_row_in_box)
+        for source in sources
+    ]
+    return sources * np.stack(boxes)
 
 
 def walked(walk: Walk | TiledWalk, sources: Float32Array, power: int) -> Float32Array:

@@ -24,6 +24,15 @@ def value_of(label: int) -> int:
     return label + 1
 
 
+def class_of(value: int) -> int:
+    """Return the 0-based class of a mask value that is one.
+
+    >>> class_of(1)
+    0
+    """
+    return value - 1
+
+
 def value_count(n_classes: int) -> int:
     """Return how many values mean something: those of the classes, and the background's.
 
@@ -44,7 +53,7 @@ def classes_in(mask: UInt8Array, n_classes: int) -> set[int]:
     >>> sorted(classes_in(np.array([[0, 1, 3, 9, 255]], np.uint8), 3))
     [0, 2]
     """
-    return {value - 1 for value in values_in(mask) if 0 < value <= n_classes}
+    return {class_of(value) for value in values_in(mask) if 0 < value <= n_classes}
 
 
 def strange_values(values: Collection[int], n_classes: int) -> str:

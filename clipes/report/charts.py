@@ -87,7 +87,7 @@ def training_curve(points: Sequence[TrainingPoint], kind: str) -> str:
         kind: ``loss`` or ``miou``.
     """
     values = [getattr(point, kind) for point in points]
-    low, high = 0.0, 1.08 * max(max(values), 1e-3)
+    high = 1.08 * max(*values, 1e-3)
     last = points[-1].iteration
     wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     spots = [
@@ -97,7 +97,7 @@ def training_curve(points: Sequence[TrainingPoint], kind: str) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
     percent = kind == "miou"
     name = "mIoU with the labels that are learnt, %" if percent else "loss"
-    drawn = [_y_axis(low, high, name, 100 if percent else 1)]
+    drawn = [_y_axis(0, high, name, 100 if percent else 1)]
     step = _nice(last)
     for iteration in range(0, last + 1, max(1, round(step))):
         x = _LEFT + iteration / last * wide

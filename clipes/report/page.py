@@ -18,6 +18,7 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets.base import is_rare
 from clipes.disk.files import atomic_write
 from clipes.masks.scores import Scores
+from clipes.masks.values import class_of, value_of
 from clipes.report.charts import confidence_histogram, coverage_curve, training_curve
 from clipes.report.measure import Row, Tally, review_queue
 from clipes.report.overlays import CONFIDENCE, HEAT, Ramp, class_colour
@@ -86,7 +87,7 @@ def write_page(
         doubts=_doubts(rows, len(head.classes)),
         pictures=_shown(pictures, rows),
         rows=map(_plain, rows),  # asked for after the pictures: they say what cannot be shown
-        named=[[name, _colour(label)] for label, name in enumerate(head.classes, start=1)],
+        named=[[name, _colour(value_of(label))] for label, name in enumerate(head.classes)],
     )
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(page)
@@ -240,7 +241,7 @@ def _percent(ratio: float, digits: int = 1) -> str:
 
 def _colour(label: int) -> str:
     """Return the CSS colour of a mask value."""
-    red, green, blue = class_colour(label - 1) if label else (128, 128, 128)
+    red, green, blue = class_colour(class_of(label)) if label else (128, 128, 128)
     return f"rgb({red} {green} {blue})"
 
 

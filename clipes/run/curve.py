@@ -1,4 +1,4 @@
-"""``training.csv`` of a run folder: how a training went, some hundred points of it."""
+"""``training.csv`` of a run folder: how a training went, 100 to 200 points of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CURVE = "training.csv"
 """Name of the file, in the folder of a training."""
 
 _COLUMNS = ("iteration", "loss", "rate", "kept", "miou")
-_MOST = 10_000  # points that are read: a training writes a hundred
+_MOST = 10_000  # points that are read: fifty times as many as a training writes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TrainingPoint:
 
     Attributes:
         iteration: Updates made.
-        loss: Mean over the updates since the point before.
+        loss: Mean over the updates since the point before, or since the training went on.
         rate: The learning rate.
         kept: Share of the labelled pixels that were trained on.
         miou: Of the last answers, held to the labels that are learnt, in [0, 1]: no ground truth.
@@ -72,10 +72,12 @@ def read_curve(folder: Path, until: float = math.inf) -> list[TrainingPoint]:
             for row in table:
                 iteration, *numbers = (row[name] for name in _COLUMNS)
                 point = TrainingPoint(int(iteration), *map(float, numbers))
-                if len(points) == _MOST or not all(map(math.isfinite, map(float, numbers))):
+                before = points[-1].iteration if points else 0
+                if point.iteration <= before or not all(map(math.isfinite, map(float, numbers))):
                     raise ValueError("no such number")
-                if point.iteration <= until:
-                    points.append(point)
+                if len(points) == _MOST or point.iteration > until:
+                    break
+                points.append(point)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArtifactError(f"{path} is damaged", "delete it, no other file needs it") from error
     return points

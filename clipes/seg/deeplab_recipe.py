@@ -48,6 +48,8 @@ class DeepLabRecipe(Recipe[DeepLab, Views]):
         guidance: How confidence counts.
     """
 
+    made = DeepLabSpec
+
     preset: SegmenterPreset
     classes: tuple[str, ...]
     guidance: Guidance = field(default_factory=Guidance)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clipes.config import DECODER_CRF, CrfParams
 from clipes.masks.values import value_count
 from clipes.seg.discriminant import Discriminant
 from clipes.seg.recipes import Model, Spec
@@ -74,6 +75,7 @@ class FrozenSpec(Spec):
     """
 
     kind: ClassVar[str] = "frozen"
+    crf: ClassVar[CrfParams] = DECODER_CRF
 
     inputs: tuple[TokenInput, ...]
     classes: tuple[str, ...]

@@ -60,6 +60,8 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
             or for all the same.
     """
 
+    made = FrozenSpec
+
     preset: FrozenPreset
     classes: tuple[str, ...]
     guidance: Guidance

@@ -11,9 +11,10 @@ from clipes.config import (
     SegmenterPreset,
     WeakClipPreset,
     WeClipPlusPreset,
+    WeClipPreset,
 )
 from clipes.run.tokens import CachedTokens
-from clipes.seg.deeplab import DeepLabSpec
+from clipes.seg.deeplab import DeepLab, DeepLabSpec
 from clipes.seg.deeplab_recipe import DeepLabRecipe
 from clipes.seg.frozen import FrozenDecoder, FrozenSpec
 from clipes.seg.frozen_recipe import FrozenRecipe
@@ -76,6 +77,8 @@ def recipe_for(
         if open_towers is None:
             raise ValueError(f"preset {preset.name} reads words")
         return WeakClipRecipe(preset, classes, guidance, open_towers, tokens)
+    if not isinstance(preset, WeClipPreset):
+        raise TypeError(f"no recipe for preset {preset.name}")
     if open_teacher is None:
         raise ValueError(f"preset {preset.name} makes its labels")
     if isinstance(preset, WeClipPlusPreset):
@@ -96,8 +99,10 @@ def predictor_for(
     Raises:
         ArtifactError: The model was trained on other towers.
     """
-    if not isinstance(model, FrozenDecoder | WeakClip | WeClip | WeClipPlus):
+    if isinstance(model, DeepLab):
         return Predictor(model, settings)
+    if not isinstance(model, FrozenDecoder | WeakClip | WeClip | WeClipPlus):
+        raise TypeError(f"nothing asks {model.spec.name} about images")
     if source is None:
         raise ValueError(f"{model.spec.name} reads tokens")
     if isinstance(model, WeClip | WeClipPlus):

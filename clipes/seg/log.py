@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clipes.errors import ArtifactError
 from clipes.masks.scores import ConfusionMatrix
 from clipes.run.curve import TrainingPoint, read_curve, write_curve
 from clipes.seg.train import Step
@@ -63,17 +64,22 @@ class Curve:
         folder: The folder of the training.
         labels: Number of labels, background included.
         after: Updates made before; points beyond them are of a training that was broken off.
+        say: Told if the curve so far cannot be read: it starts anew then.
     """
 
-    def __init__(self, folder: Path, labels: int, after: int) -> None:
+    def __init__(self, folder: Path, labels: int, after: int, say: Callable[[str], None]) -> None:
         self._folder = folder
         self._labels = labels
-        self._points = read_curve(folder, after) if after else []
+        self._points: list[TrainingPoint] = []
+        try:
+            self._points = read_curve(folder, after) if after else []
+        except ArtifactError as error:
+            say(f"the curve of the training starts anew: {error.what}")
         self._losses: list[float] = []
         self._compared: deque[Int64Array] = deque(maxlen=_COMPARED)
 
     def write(self, step: Step) -> None:
-        """Take in a step, and write the file if it is its turn."""
+        """Take in a step, and write the file if it is its turn and a pixel had a label lately."""
         self._losses.append(step.loss)
         if step.iteration % max(1, step.total // _POINTS) and step.iteration != step.total:
             return
@@ -82,6 +88,8 @@ class Curve:
             matrix.update(*(one.cpu().numpy().astype(np.uint8) for one in (labels, answer)))
         self._compared.append(matrix.counts)
         together = ConfusionMatrix.of(np.sum(self._compared, axis=0))
+        if not together.counts.any():
+            return
         loss, miou = float(np.mean(self._losses)), together.scores().miou
         self._points.append(TrainingPoint(step.iteration, loss, step.lr, step.kept, miou))
         self._losses.clear()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clipes.config import AnySegmenterPreset
+from clipes.config import AnySegmenterPreset, CrfParams
 from clipes.errors import UsageError
 from clipes.masks.values import value_count, value_of
 from clipes.types import Float32Array, Progress, UInt8Array
@@ -70,10 +70,12 @@ class Spec(ABC):
 
     Attributes:
         kind: Names the kind in checkpoints.
+        crf: Settings of the dense CRF that suits its answers.
         classes: Class names in mask order, without the background.
     """
 
     kind: ClassVar[str]
+    crf: ClassVar[CrfParams] = CrfParams()
     classes: tuple[str, ...]
 
     @property
@@ -92,6 +94,11 @@ class Spec(ABC):
     def towers(self) -> Mapping[str, str]:
         """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
         return {}
+
+    @classmethod
+    def crf_of(cls, test: TestSettings) -> CrfParams | None:
+        """Return settings of the dense CRF that comes last, or None if none is to."""
+        return cls.crf if test.crf else None
 
     def to_dict(self: Any) -> dict[str, Any]:
         """Return the fields as plain data."""
@@ -231,10 +238,12 @@ class Recipe(ABC, Generic[M, P]):
     """How a kind of model is trained. Recipes are values: what changes is in model and trainer.
 
     Attributes:
+        made: The kind of spec that it has, known before any tower is loaded.
         reads_masks: Whether it learns from masks; else it makes its labels itself.
         preset: Its numbers.
     """
 
+    made: ClassVar[type[Spec]]
     reads_masks: ClassVar[bool] = True
     preset: AnySegmenterPreset
 

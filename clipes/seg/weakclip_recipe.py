@@ -97,6 +97,8 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         tokens: Where the tokens of whole images come from; None for views.
     """
 
+    made = WeakClipSpec
+
     preset: WeakClipPreset
     classes: tuple[str, ...]
     guidance: Guidance

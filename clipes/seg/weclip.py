@@ -15,6 +15,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from clipes.choices import Normalise
+from clipes.config import WECLIP_CRF, CrfParams
 from clipes.masks.values import value_count
 from clipes.seg.recipes import Model, Spec
 
@@ -42,6 +43,7 @@ class WeClipSpec(Spec):
     """
 
     kind: ClassVar[str] = "weclip"
+    crf: ClassVar[CrfParams] = WECLIP_CRF
 
     classes: tuple[str, ...]
     layers: int = 11

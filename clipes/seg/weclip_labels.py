@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipes.config import IMAGENET_MEAN, IMAGENET_STD, CamParams, WeClipPlusPreset, WeClipPreset
-from clipes.maps.affinity import propagate, sinkhorn, walked
+from clipes.maps.affinity import boxed, sinkhorn, walked
 from clipes.maps.evidence import gradient_sources
 from clipes.maps.gradcam import min_max
 from clipes.maps.rfm import refined_attention
@@ -62,7 +62,7 @@ class Teacher:
 
     @property
     def layers(self) -> int:
-        """How many blocks a decoder reads: all but the last."""
+        """How many blocks there are but the last; WeCLIP reads all of them, WeCLIP+ the last."""
         return self.clip.depth - 1
 
     @property
@@ -190,6 +190,8 @@ def _labels(
     """Return the labels (H, W) of a view (3, H, W)."""
     params = CamParams(box_threshold=preset.box_threshold, last_row_in_box=False)
     sources = seen.sources
+    if not isinstance(preset, WeClipPlusPreset) or preset.boxes:
+        sources = boxed(sources, params)  # of CLIP's maps alone, so that no class is lost for good
     if probs is not None:
         sources = sources * probs[seen.values].cpu().numpy()
     if affinity is None:
@@ -198,11 +200,7 @@ def _labels(
         candidates = seen.attention[-preset.refine_blocks :]
         attention = refined_attention(candidates, affinity, absolute=preset.refine_absolute)
     walk = sinkhorn(attention, params.sinkhorn_iterations)
-    if isinstance(preset, WeClipPlusPreset) and not preset.boxes:
-        spread = min_max(walked(walk, sources, params.walk_power))
-    else:
-        spread = propagate(walk, sources, params, params.walk_power)
-    refined = torch.from_numpy(spread)
+    refined = torch.from_numpy(min_max(walked(walk, sources, params.walk_power)))
     maps = resize(refined[None].to(view.device), (view.shape[1], view.shape[2]))[0]
     scores = torch.cat([1 - maps.amax(0, keepdim=True), maps])
     values = torch.cat([seen.values.new_zeros(1), seen.values])

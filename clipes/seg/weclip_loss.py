@@ -1,4 +1,4 @@
-"""WeCLIP's loss: background and foreground count the same, and so do patches alike and unlike."""
+"""What WeCLIP and WeCLIP+ learn by: either half, of pixels or of pairs of patches, counts the same."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def weclip_loss(logits: Tensor, affinity: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def weclip_plus_loss(clip: Tensor, dino: Tensor, affinity: Tensor, labels: Tensor) -> Tensor:
+def weclip_plus_loss(
+    clip: Tensor, dino: Tensor, affinity: Tensor, cams: Tensor, labels: Tensor
+) -> Tensor:
     """Return WeCLIP+'s loss of a batch, a mean over it: ().
 
     Both towers' answers learn the labels, together, and each learns the other's, by a tenth.
@@ -45,13 +47,14 @@ def weclip_plus_loss(clip: Tensor, dino: Tensor, affinity: Tensor, labels: Tenso
         clip: (B, 1 + C, h, w) logits of CLIP's tokens.
         dino: Likewise of DINOv2's.
         affinity: As for ``weclip_loss``.
-        labels: Likewise.
+        cams: (B, H, W) int64, labels of CLIP's maps, which the affinity learns.
+        labels: (B, H, W) int64, those that the answers learn.
     """
     size = (labels.shape[1], labels.shape[2])
     both = [resize(one.float(), size) for one in (clip, dino)]
     mean = (both[0] + both[1]) / 2
     mutual = sum(balanced_cross_entropy(one, other.argmax(1)) for one, other in (both, both[::-1]))
-    target = affinity_target(labels, (clip.shape[2], clip.shape[3]))
+    target = affinity_target(cams, (clip.shape[2], clip.shape[3]))
     return (
         balanced_cross_entropy(mean, labels)
         + dice_loss(mean, labels)
@@ -70,9 +73,9 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B, H, W) int64.
     """
     probs = logits.softmax(1)
-    wanted = functional.one_hot(labels, logits.shape[1]).movedim(3, 1)
-    common = (probs * wanted).sum((0, 2, 3))
-    total = probs.sum((0, 2, 3)) + wanted.sum((0, 2, 3))
+    flat, right = labels.flatten(), probs.gather(1, labels[:, None]).flatten()
+    common = probs.new_zeros(logits.shape[1]).scatter_add(0, flat, right)
+    total = probs.sum((0, 2, 3)) + flat.bincount(minlength=logits.shape[1])
     return 1 - (2 * common / (total + _DICE_EPSILON)).mean()
 
 

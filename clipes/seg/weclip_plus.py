@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from clipes.choices import Normalise
+from clipes.config import WECLIP_CRF, CrfParams
 from clipes.masks.values import value_count
 from clipes.seg.frozen import TokenInput
 from clipes.seg.recipes import Model, Spec
 from clipes.seg.resize import resize
 from clipes.seg.weclip import Block, size_problem
-
-TOWERS = 2
+from clipes.towers.side_by_side import CLIP, DINO
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class WeClipPlusSpec(Spec):
     """
 
     kind: ClassVar[str] = "weclip-plus"
+    crf: ClassVar[CrfParams] = WECLIP_CRF
 
     read: tuple[TokenInput, ...]
     classes: tuple[str, ...]
@@ -67,8 +68,9 @@ class WeClipPlusSpec(Spec):
 
     def problem(self) -> str:
         """Return why no such model can be built; empty if one can."""
-        if len(self.read) != TOWERS:
-            return f"its decoder reads {len(self.read)} towers"
+        towers = [one.name.split(".")[0] for one in self.read]
+        if towers != [CLIP, DINO]:
+            return f"its decoder reads {', '.join(towers) or 'no tower'}"
         inside = (self.width, self.heads, self.dropout)
         widths = (self.side, *(one.width for one in self.read))
         return size_problem(inside, widths, (1 + self.blocks,), self.normalise)

@@ -24,6 +24,8 @@ class WeClipPlusRecipe(ViewsRecipe[WeClipPlus]):
         preset: As for WeCLIP, and when the decoder labels what it is sure of.
     """
 
+    made = WeClipPlusSpec
+
     preset: WeClipPlusPreset
 
     @property
@@ -56,15 +58,15 @@ class WeClipPlusRecipe(ViewsRecipe[WeClipPlus]):
         clip, dino, _ = outputs
         return mean_of_both(clip, dino)
 
-    def _labels(self, outputs: Sequence[Tensor], part: SeenViews) -> Tensor:
+    def _labels(self, outputs: Sequence[Tensor], part: SeenViews) -> tuple[Tensor, Tensor]:
         preset, logits = self.preset, self._answer(outputs).detach()
         refined = part.updates >= preset.refine_from
         affinity, probs = (outputs[2].detach(), logits.softmax(1)) if refined else (None, None)
-        labels = make_labels(part.seen, part.views, affinity, preset, probs)
+        cams = make_labels(part.seen, part.views, affinity, preset, probs)
         if part.updates < preset.sure_from:
-            return labels
-        return labels_of_the_sure(labels, logits, preset.sure)
+            return cams, cams
+        return cams, labels_of_the_sure(cams, logits, preset.sure)
 
-    def _loss(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def _loss(self, outputs: Sequence[Tensor], cams: Tensor, labels: Tensor) -> Tensor:
         clip, dino, affinity = outputs
-        return weclip_plus_loss(clip, dino, affinity, labels)
+        return weclip_plus_loss(clip, dino, affinity, cams, labels)

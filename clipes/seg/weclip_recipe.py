@@ -111,14 +111,15 @@ class ViewsRecipe(Recipe[M, SeenViews], Generic[M]):
     def losses(self, outputs: Sequence[Tensor], part: SeenViews) -> list[Tensor]:
         """Return the loss as one term, summed over views.
 
-        Background and foreground are balanced within a part, for how much there is of each is only
-        known once the decoder has answered.
+        Labels are balanced, and compared (Dice), within a part, for how much there is of each is
+        only known once the decoder has answered.
         """
-        return [self._loss(outputs, self._labels(outputs, part)) * len(part.views)]
+        cams, labels = self._labels(outputs, part)
+        return [self._loss(outputs, cams, labels) * len(part.views)]
 
     def answers(self, outputs: Sequence[Tensor], part: SeenViews) -> list[tuple[Tensor, Tensor]]:
         """Return labels and answer of each view, at its size; the labels are made again."""
-        labels = self._labels(outputs, part)
+        _, labels = self._labels(outputs, part)
         size = (labels.shape[1], labels.shape[2])
         answers = resize(self._answer(outputs).float(), size).argmax(1)
         return list(zip(labels, answers, strict=True))
@@ -143,16 +144,18 @@ class ViewsRecipe(Recipe[M, SeenViews], Generic[M]):
         """Return the logits (B, 1 + C, h, w) that count in the end."""
 
     @abstractmethod
-    def _labels(self, outputs: Sequence[Tensor], part: SeenViews) -> Tensor:
-        """Return what is learnt of views: (B, H, W) int64."""
+    def _labels(self, outputs: Sequence[Tensor], part: SeenViews) -> tuple[Tensor, Tensor]:
+        """Return what CLIP's maps say of views, and what is learnt: (B, H, W) int64 each."""
 
     @abstractmethod
-    def _loss(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def _loss(self, outputs: Sequence[Tensor], cams: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch, a mean over it: ()."""
 
 
 class WeClipRecipe(ViewsRecipe[WeClip]):
     """WeCLIP's recipe."""
+
+    made = WeClipSpec
 
     @property
     def spec(self) -> WeClipSpec:
@@ -173,11 +176,12 @@ class WeClipRecipe(ViewsRecipe[WeClip]):
     def _answer(self, outputs: Sequence[Tensor]) -> Tensor:
         return outputs[0]
 
-    def _labels(self, outputs: Sequence[Tensor], part: SeenViews) -> Tensor:
+    def _labels(self, outputs: Sequence[Tensor], part: SeenViews) -> tuple[Tensor, Tensor]:
         learnt = outputs[1].detach() if part.updates >= self.preset.refine_from else None
-        return make_labels(part.seen, part.views, learnt, self.preset)
+        labels = make_labels(part.seen, part.views, learnt, self.preset)
+        return labels, labels
 
-    def _loss(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def _loss(self, outputs: Sequence[Tensor], cams: Tensor, labels: Tensor) -> Tensor:
         logits, affinity = outputs
         return weclip_loss(logits, affinity, labels)
 

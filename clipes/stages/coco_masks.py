@@ -23,6 +23,7 @@ from clipes.disk.files import sha256_of
 from clipes.disk.images import MAX_PIXELS, read_origin, write_mask
 from clipes.errors import DatasetError, ImageError
 from clipes.listener import Listener
+from clipes.masks.values import value_of
 from clipes.run.loop import Summary, for_each, part_of, waiting
 from clipes.run.origin import digest
 from clipes.types import Failure, Sample, UInt8Array
@@ -185,7 +186,7 @@ def _read_outlines(
     """Return the outlines of some images, an error for each that is of no use."""
     names = labels_of_classes(tuple(header.categories.values()), classes)
     values = {
-        category: 1 + (name if isinstance(name, int) else classes.index(name))
+        category: value_of(name if isinstance(name, int) else classes.index(name))
         for category, name in zip(header.categories, names, strict=True)
         if isinstance(name, int) or name in classes
     }

@@ -129,7 +129,7 @@ def diagnose(kind: str | None, root: Path | None, out: Path) -> Diagnosis:
     ]
     weights, runs = _weights(), _disk("disk: runs", out, _LITTLE)
     cache = _cache_disk(fetch=weights.state is State.missing)
-    checks = [*packages, *_machine(), weights, data, truth, *others, runs, cache]
+    checks = [*packages, *_machine(), weights, _second_tower(), data, truth, *others, runs, cache]
     bad = {check.name for check in checks if check.state is State.missing}
 
     def line(command: str, *needs: Check) -> Line:
@@ -231,6 +231,19 @@ def _weights() -> Check:
             "'clipes weights fetch openai' gets words of your own",
         )
     return Check("weights", State.ok, detail)
+
+
+def _second_tower() -> Check:
+    from clipes.weights import DINOV2, cache_dir, find
+
+    if (found := find("auto", DINOV2)) is not None:
+        return Check("second tower", State.ok, f"auto is {DINOV2} {found.name} in {found.path}")
+    return Check(
+        "second tower",
+        State.note,
+        f"no {DINOV2} for auto in {cache_dir()}",
+        f"'clipes weights fetch {DINOV2}', or 'clipes cam' fetches it; --preset clip does without",
+    )
 
 
 def _data(kind: str, root: Path | None) -> tuple[Check, Check]:

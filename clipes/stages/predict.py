@@ -152,13 +152,15 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     model = saved.build().to(choose_device(request.device, local_rank()))
     source = tokens_of(saved.spec, request.towers, request.device, listener)
     predictor = predictor_for(model, test, source)
-    asked = [sha256_of(request.checkpoint), asdict(test), *([request.tile] if request.tile else [])]
+    crf = saved.spec.crf_of(test)
+    asked = [sha256_of(request.checkpoint), asdict(test), *changed_crf(crf)]
+    asked += [request.tile] if request.tile else []
     made_with = digest(asked) if request.keep else None
     summary = predict_samples(
         part.of(found.samples),
         predictor,
         request.out,
-        crf=test.crf,
+        crf=crf,
         listener=listener,
         made_with=made_with,
         tile=request.tile,
@@ -166,12 +168,20 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     return Outcome(summary, found.failures)
 
 
+def changed_crf(crf: CrfParams | None) -> list[object]:
+    """Return what masks have to say of a CRF: its settings, where they are not all kinds' own.
+
+    So masks of segmenters whose CRF is what it ever was stay.
+    """
+    return [] if crf is None or crf == CrfParams() else [asdict(crf)]
+
+
 def predict_samples(
     samples: Sequence[Sample],
     predictor: LabelPredictor,
     out: Path,
     *,
-    crf: bool,
+    crf: CrfParams | None,
     listener: Listener,
     made_with: str | None = None,
     tile: int | None = None,
@@ -182,7 +192,7 @@ def predict_samples(
         samples: The images.
         predictor: The segmenter.
         out: Folder of the masks.
-        crf: Whether the dense CRF comes last.
+        crf: Settings of the dense CRF that comes last; None for none.
         listener: Who is told how it goes.
         made_with: Digest of the segmenter and of how it is asked: masks that say that they were
             made with it, of the pictures that there are, stay. None makes all again.
@@ -191,7 +201,6 @@ def predict_samples(
     Raises:
         WriteError: A mask cannot be written; the rest is not tried.
     """
-    params = CrfParams() if crf else None
 
     def there(sample: Sample) -> bool:
         return is_done(out / f"{sample.id}.png", sample.image, made_with)
@@ -202,15 +211,15 @@ def predict_samples(
 
     def work(sample: Sample) -> str | None:
         pixels, picture = read_picture(sample.image)
-        made, was_shrunk = label_image(pixels, predictor, params)
+        made, was_shrunk = label_image(pixels, predictor, crf)
         write_mask(out / f"{sample.id}.png", made.mask, origin=origin(picture))
         return SHRUNK if was_shrunk else None
 
     def in_tiles(sample: Sample) -> str:
         pixels, picture = read_large(sample.image, out)
-        side = tile_side(pixels.size, tile, TILE, largest_tile_of(predictor, params))
+        side = tile_side(pixels.size, tile, TILE, largest_tile_of(predictor, crf))
         with listener.progress(f"predict {sample.id}") as progress:
-            made = label_tiles(pixels, side, predictor, params, out, progress)
+            made = label_tiles(pixels, side, predictor, crf, out, progress)
         made.write_mask(out / f"{sample.id}.png", origin=origin(picture))
         return TILED.format(side)
 

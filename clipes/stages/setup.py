@@ -21,7 +21,7 @@ from clipes.standin.fit import Fitted
 from clipes.towers.clip import Backbone
 from clipes.towers.dinov2 import DinoTower
 from clipes.towers.load import load_dinov2, load_visual
-from clipes.towers.side_by_side import TokenTower, Towers
+from clipes.towers.side_by_side import DINO, TokenTower, Towers
 from clipes.weights import (
     DEFAULT_MODEL,
     DINOV2,
@@ -207,6 +207,8 @@ def load_others(
         The towers by their names.
     """
     precision = Precision(asked.precision)
+    if unknown := set(names) - {DINO}:
+        raise ValueError(f"nothing loads a tower called {', '.join(sorted(unknown))}")
     try:
         return {name: load_dino(asked.dino, asked.device, listener, precision) for name in names}
     except WeightsError as error:

@@ -115,7 +115,7 @@ def tokens_of(
         dino = load_dino(request.dino, device, listener)
         towers = Towers(opened.backbone(fp16_positions=True), {DINO: dino})
         digests = {CLIP: opened.weights.sha256, DINO: dino.digest}
-        most = CamParams.max_patches
+        most = (2 * spec.side // towers.clip.patch) ** 2  # at any scale up to 2
         return TowerTokens(towers, spec.inputs, digests, most, raw=True, own_grids=True)
     if isinstance(spec, WeakClipSpec):
         opened = open_clip(spec.normalise, request, device, listener)

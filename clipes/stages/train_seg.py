@@ -35,7 +35,7 @@ from clipes.seg.recipes import Examples, Model, Recipe
 from clipes.seg.train import Step, Trainer, part_size
 from clipes.seg.weakclip_recipe import SpeakingTowers
 from clipes.seg.weclip_labels import Teacher
-from clipes.stages.predict import is_done, predict_samples
+from clipes.stages.predict import changed_crf, is_done, predict_samples
 from clipes.stages.teacher import open_speaking, open_teacher
 from clipes.stages.token_source import open_tokens, tokens_of
 from clipes.stages.train_examples import (
@@ -327,7 +327,8 @@ def _encode(job: _Job, tokens: CachedTokens) -> None:
 def _made_with(job: _Job) -> str:
     """Return the digest of the segmenter, and of how it is asked."""
     test = job.recipe.test
-    return digest([sha256_of(job.final), test.scales, test.flip, test.crf])
+    crf = changed_crf(job.recipe.made.crf_of(test))
+    return digest([sha256_of(job.final), test.scales, test.flip, test.crf, *crf])
 
 
 def _unpredicted(job: _Job) -> bool:
@@ -350,7 +351,7 @@ def _predict(job: _Job, model: Model) -> Summary:
         Shard(processes.rank, processes.count).of(job.val.samples),
         predictor_for(model, recipe.test, source),
         job.out.root / "predictions",
-        crf=recipe.test.crf,
+        crf=model.spec.crf_of(recipe.test),
         made_with=_made_with(job),
         listener=job.listener,
     )
@@ -383,7 +384,8 @@ def _train(job: _Job, trainer: Trainer, examples: Examples) -> None:
     """Train to the end; the first process keeps a log."""
     folder, log = job.out.root, job.processes.first
     board = TensorBoard(folder / "tensorboard", job.listener.say) if log else None
-    curve = Curve(folder, value_count(len(job.classes)), trainer.iteration) if log else None
+    labels, say = value_count(len(job.classes)), job.listener.say
+    curve = Curve(folder, labels, trainer.iteration, say) if log else None
     with job.listener.steps() as show:
 
         def on_step(step: Step) -> None:

@@ -1,7 +1,7 @@
 """Frozen towers on one grid: each sees an image in its own pixels, and all give h x w patches.
 
-CLIP says what the grid is. What is trained or learnt later knows towers by name, so that another
-one is a name more and no branch anywhere.
+So it is unless they are asked for grids of their own. CLIP says what the grid is. What is trained
+or learnt later knows towers by name; who loads them is ``clipes.stages.setup``.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class TowerTokens:
         self._towers = towers
         self._names = tuple(names)
         self._max_patches = max_patches
+        self._raw = raw
         self._own_grids = own_grids
         self.digests = digests
         depth = towers.clip.depth
@@ -140,7 +141,9 @@ class TowerTokens:
     @property
     def fingerprint(self) -> str:
         """Digest of all that changes tokens."""
-        changing = [sorted(self.digests.items()), self._names, self._max_patches]
+        changing: list[object] = [sorted(self.digests.items()), self._names, self._max_patches]
+        # Where they are off nothing is said, as before they could be on: kept tokens stay.
+        changing += [name for name, on in (("raw", self._raw), ("own", self._own_grids)) if on]
         return hashlib.sha256(json.dumps(changing).encode()).hexdigest()
 
     @torch.inference_mode()
@@ -202,13 +205,12 @@ class TowerTokens:
                 found[name] = self._projected(encoded.tokens[self._after[name]], name)
             else:
                 found[name] = encoded.tokens[self._after[name]][:, 1:]
-        grids = {GLOBAL: (1, 1)} | {
-            name: tuple(
-                side // self._towers.others[tower].patch for side in pixels[tower].shape[2:]
-            )
-            for name in self._names
-            if (tower := name.split(".")[0]) != CLIP
-        }
+        grids: dict[str, tuple[int, ...]] = {GLOBAL: (1, 1)}
+        for name in self._names:
+            if (tower := name.split(".")[0]) != CLIP:
+                side = self._towers.others[tower].patch
+                own = tuple(length // side for length in pixels[tower].shape[2:])
+                grids |= dict.fromkeys((name, closer_names(tower)[0]), own)
         return {
             name: one.float().unflatten(1, grids.get(name, encoded.grid))
             for name, one in found.items()

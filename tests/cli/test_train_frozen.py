@@ -6,16 +6,22 @@ import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from clipes.cli import main
+from clipes.config import DECODER_CRF, CrfParams
 from clipes.disk.files import atomic_write
 from clipes.disk.images import read_mask
 from clipes.errors import WriteError
+from clipes.masks.crf import dense_crf
 from clipes.run import tokens
 from clipes.run.folder import Run
+from clipes.seg import label
 from clipes.seg.checkpoint import load_checkpoint
+from clipes.seg.frozen import FrozenSpec
+from clipes.stages.predict import changed_crf
 from tests.cli.small_data import CLASSES, write_clip, write_refined
 from tests.dino_support import write_dino
 
@@ -97,6 +103,28 @@ def test_kept_tokens_may_be_removed_and_change_nothing(
     assert not run.ids("tokens")
     again = load_checkpoint(run.root / "checkpoints" / "final.pt").weights
     assert all(torch.equal(value, again[key]) for key, value in kept.items())
+
+
+def test_the_crf_that_comes_last_is_the_decoders_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends(0, *FROZEN, "--iterations", 1)
+    asked: list[CrfParams] = []
+
+    def crf(probs: np.ndarray, image: np.ndarray, params: CrfParams) -> np.ndarray:
+        asked.append(params)
+        return dense_crf(probs, image, params)
+
+    monkeypatch.setattr(label, "dense_crf", crf)
+    ends(0, *ASK, "--dino", "dino.safetensors", "--out", "out")
+    assert asked == 5 * [DECODER_CRF]
+    ends(0, *ASK, "--dino", "dino.safetensors", "--out", "out", "--no-crf")
+    assert len(asked) == 5
+    # Predictions of a training that were made with another are made again.
+    monkeypatch.setattr(FrozenSpec, "crf", CrfParams())
+    ends(0, *FROZEN, "--iterations", 1)
+    assert asked[5:] == 5 * [CrfParams()]
+    assert changed_crf(CrfParams()) == changed_crf(None) == []  # masks of older clipes stay
 
 
 def test_a_disk_that_fills_up_while_tokens_are_kept_changes_nothing(

@@ -437,7 +437,8 @@ def test_the_curves_of_a_training_stay_in_their_frames(last: int) -> None:
     for kind, name in (("loss", "loss"), ("miou", "mIoU with the labels that are learnt")):
         svg = training_curve(points, kind)
         first, second = drawn(svg, "circle")
-        assert float(first.attrib["cx"]) < float(second.attrib["cx"])
+        assert 58 <= float(first.attrib["cx"]) < float(second.attrib["cx"]) <= 624
+        assert all(22 <= float(one.attrib["cy"]) <= 288 for one in (first, second))
         falls = float(first.attrib["cy"]) < float(second.attrib["cy"])
         assert falls == (kind == "loss")
         text = "".join(ElementTree.fromstring(svg).itertext())

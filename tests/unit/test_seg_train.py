@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from clipes.run.curve import CURVE, read_curve
 from clipes.seg import train
 from clipes.seg.checkpoint import FINAL, load_checkpoint, saved_iterations
 from clipes.seg.deeplab_recipe import DeepLabRecipe
+from clipes.seg.frozen_recipe import FrozenRecipe
 from clipes.seg.log import Curve, TensorBoard
 from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
-from clipes.seg.recipes import Batch
+from clipes.seg.recipes import Batch, Recipe
 from clipes.seg.train import (
     Step,
     Trainer,
@@ -29,6 +31,9 @@ from clipes.seg.train import (
     choose_precision,
     part_size,
 )
+from clipes.seg.weakclip_recipe import WeakClipRecipe
+from clipes.seg.weclip_plus_recipe import WeClipPlusRecipe
+from clipes.seg.weclip_recipe import WeClipRecipe
 from clipes.types import IGNORE
 from tests.seg_support import SIDE, SPEC, TinySegmenter, Views
 
@@ -300,7 +305,7 @@ def test_the_curve_is_kept_and_gone_on_with(tmp_path: Path) -> None:
     labels = SPEC_LABELS
     steps: list[Step] = []
     _, trainer = build()
-    curve = Curve(tmp_path, labels, 0)
+    curve = Curve(tmp_path, labels, 0, print)
 
     def on_step(step: Step) -> None:
         steps.append(step)
@@ -318,7 +323,7 @@ def test_the_curve_is_kept_and_gone_on_with(tmp_path: Path) -> None:
             matrix.update(wanted.numpy().astype("uint8"), answer.numpy().astype("uint8"))
     assert points[-1].miou == pytest.approx(matrix.scores().miou, rel=1e-4)
     # Broken off after update 4: what came later is forgotten.
-    again = Curve(tmp_path, labels, 4)
+    again = Curve(tmp_path, labels, 4, print)
     again.write(steps[4])
     assert [point.iteration for point in read_curve(tmp_path)] == [1, 2, 3, 4, 5]
     assert read_curve(tmp_path)[:4] == points[:4]
@@ -327,7 +332,7 @@ def test_the_curve_is_kept_and_gone_on_with(tmp_path: Path) -> None:
 def test_long_trainings_have_a_hundred_points(tmp_path: Path) -> None:
     _, trainer = build()
     step = trainer.step(parts(Views(), PRESET, 0))
-    curve = Curve(tmp_path, SPEC_LABELS, 0)
+    curve = Curve(tmp_path, SPEC_LABELS, 0, print)
     for iteration in range(1, 1051):
         curve.write(replace(step, iteration=iteration, total=1050, loss=float(iteration)))
     points = read_curve(tmp_path)
@@ -336,11 +341,52 @@ def test_long_trainings_have_a_hundred_points(tmp_path: Path) -> None:
     assert points[0].loss == 5.5
 
 
-@pytest.mark.parametrize("text", ["nothing", "iteration,loss\n1,2\n", "\x00", "a,b\n" * 3])
-def test_a_damaged_curve_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / CURVE).write_text(text + "\n1,nan,1,1,1\n")
+HEADER = "iteration,loss,rate,kept,miou\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nothing",
+        "iteration,loss\n1,2\n",
+        "\x00",
+        HEADER + "1,nan,1,1,1\n",
+        HEADER + "1,1,1\n",
+        HEADER + "one,1,1,1,1\n",
+        HEADER + "0,1,1,1,1\n",
+        HEADER + "2,1,1,1,1\n1,1,1,1,1\n",
+    ],
+)
+def test_a_damaged_curve_is_named_and_starts_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / CURVE).write_text(text)
     with pytest.raises(ArtifactError, match=r"training\.csv is damaged"):
         read_curve(tmp_path)
+    told: list[str] = []
+    _, trainer = build()
+    curve = Curve(tmp_path, SPEC_LABELS, 4, told.append)
+    curve.write(trainer.step(parts(Views(), PRESET, 0)))
+    assert "starts anew" in told[0]
+    assert len(read_curve(tmp_path)) == 1
+
+
+def test_a_curve_of_endless_rows_is_read_to_a_bound(tmp_path: Path) -> None:
+    rows = "".join(f"{n},1,1,1,1\n" for n in range(1, 10_500))
+    (tmp_path / CURVE).write_text(HEADER + rows)
+    assert len(read_curve(tmp_path)) == 10_000
+
+
+def test_views_without_a_label_end_no_training(tmp_path: Path) -> None:
+    _, trainer = build(guidance=Guidance(2.0))  # surer than anything
+    curve = Curve(tmp_path, SPEC_LABELS, 0, print)
+    curve.write(trainer.step(parts(Views(), PRESET, 0)))
+    assert read_curve(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "recipe", [DeepLabRecipe, FrozenRecipe, WeakClipRecipe, WeClipRecipe, WeClipPlusRecipe]
+)
+def test_recipes_name_the_specs_that_they_make(recipe: type[Recipe]) -> None:
+    assert get_type_hints(recipe.spec.fget)["return"] is recipe.made
 
 
 def test_the_papers_recipe() -> None:
