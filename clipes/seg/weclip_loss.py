@@ -1,4 +1,4 @@
-"""What WeCLIP and WeCLIP+ learn by: either half, of pixels or of pairs of patches, counts the same."""
+"""What WeCLIP and WeCLIP+ learn by: halves of pixels, or of pairs of patches, count the same."""
 
 from __future__ import annotations
 
