@@ -60,6 +60,8 @@ def test_nothing_is_there(doctor: Doctor, tmp_path: Path) -> None:
     weights = said["checks"]["weights"]
     assert weights["state"] == "missing"
     assert "clipes weights fetch" in weights["remedy"]
+    tower = said["checks"]["second tower"]
+    assert (tower["state"], "--preset clip" in tower["remedy"]) == ("note", True)
     assert "--root" in said["checks"]["data: voc"]["remedy"]
     assert said["checks"]["package: torch"]["detail"] == torch.__version__.partition("+")[0]
     assert {line["command"]: line["missing"] for line in said["lines"]} == {

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import clipes
-from clipes.config import get_preset
+from clipes.config import Preset, get_preset
+from clipes.datasets import Dataset
 from clipes.disk.images import read_image
 from clipes.errors import (
     ArtifactError,
@@ -29,6 +30,7 @@ from clipes.run.folder import Run
 from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, Resources, cam
 from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks
+from clipes.stages.run import RunRequest
 from clipes.stages.setup import Clip, load_clip, that_tags
 from clipes.stages.tag import tag_images
 from clipes.types import Sample
@@ -315,6 +317,35 @@ def test_the_lambda_is_that_of_the_data_set(tiny_weights: Path) -> None:
     own = get_preset("fast").with_box_threshold(0.5)
     made = clipes.load(tiny_weights, prompts="coco", preset=own, device="cpu")
     assert made.preset.cam.box_threshold == 0.5
+
+
+def test_a_run_takes_the_lambda_of_its_data_set_where_the_words_are_ones_own(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``clipes run --dataset coco --prompts FILE`` does."""
+    asked: list[Preset] = []
+
+    def note(request: RunRequest, *_: object, **__: object) -> None:
+        asked.append(request.cam.preset)
+        raise UsageError("enough", "ask no more")
+
+    monkeypatch.setattr("clipes.api.make_run_of", note)
+    monkeypatch.setattr(
+        "clipes.api.open_dataset", lambda *_, **__: Dataset("", tmp_path, tuple(CLASSES), (), ())
+    )
+    words = tmp_path / "mine.toml"
+    words.write_text(Path("prompts/voc.toml").read_text("utf-8"), "utf-8")
+    own = get_preset("fast").with_box_threshold(0.5)
+    for preset, dataset, expected in (
+        ("fast", "coco", 0.7),
+        ("fast", "voc", 0.4),
+        ("fast", "folder", 0.4),
+        (own, "coco", 0.5),
+    ):
+        made = clipes.load(tiny_weights, prompts=words, preset=preset, device="cpu")
+        with pytest.raises(UsageError, match="enough"):
+            made.run(tmp_path, tmp_path / "run", dataset=dataset)
+        assert asked.pop().cam.box_threshold == expected
 
 
 @pytest.mark.parametrize(("preset", "count"), [("reference", 23), ("fast", 49)])
