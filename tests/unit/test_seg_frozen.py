@@ -387,6 +387,9 @@ def test_one_step_is_cross_entropy_at_the_labels_size(
     assert step.loss == pytest.approx(expected.item(), rel=1e-5)
     assert step.kept == 1
     assert step.picture().shape[2] == 3
+    for (wanted, answer), label, one in zip(step.answers(), labels, logits, strict=True):
+        assert torch.equal(wanted.flatten(), label)
+        assert (answer.flatten() == one.argmax(0)).float().mean() > 0.999  # ties of rounding
 
 
 def test_doubtful_pixels_do_not_count(tmp_path: Path, pairs: list[TrainingPair]) -> None:

@@ -283,9 +283,16 @@ def test_it_learns_what_it_is_taught(
     batch = examples.collate([examples[0], examples[1]])
     steps = [trainer.step([batch]) for _ in range(12)]
     assert steps[-1].loss < 0.5 * steps[0].loss
-    picture = steps[-1].picture()
-    assert picture.shape[2] == 3
+    picture, answers = steps[-1].picture(), steps[-1].answers()
+    assert picture.shape == (sum(len(one) for one, _ in answers), max_width(answers), 3)
+    agreed = [(wanted == answer)[wanted != IGNORE].float().mean() for wanted, answer in answers]
+    assert min(agreed) > 0.5, "it has learnt them by now"
     assert steps[-1].kept == 1
+
+
+def max_width(answers: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
+    """Columns of image, labels and answer beside each other."""
+    return max(3 * wanted.shape[1] for wanted, _ in answers)
 
 
 def test_parts_make_the_same_loss_as_the_whole(
