@@ -651,6 +651,7 @@ SEGMENTER_PRESETS: dict[str, AnySegmenterPreset] = {
             tokens=("clip.4", "clip.6", "clip.8", "clip.10", "clip.11"),
             linear=("clip.11",),
             finer=1.0,
+            adapts=False,  # what CLIP takes patches for is too often wrong to adapt to
         ),
         WeClipPreset("weclip-voc"),
         WeClipPreset(
