@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,19 @@ import torch
 from tests.torch_threads import torch_threads
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each run a folder of its own for what tests write.
+
+    Where nothing is kept, pytest locks no folder, and a run that ends takes those of all others of
+    the same user along: a single test would break a run of all beside it.
+    """
+    if hasattr(config, "workerinput"):
+        return  # the folder of a worker is within that of its run
+    folder = tempfile.mkdtemp(prefix="clipes-tests-")
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session", autouse=True)
