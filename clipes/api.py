@@ -250,7 +250,7 @@ class Segmenter:
     Args:
         predictor: What a checkpoint and its towers say of an image.
         classes: Class names in mask order.
-        crf: Settings of the dense CRF that comes last; None for none.
+        crf: Settings of the dense CRF that comes last where labels are not known; None for none.
     """
 
     def __init__(
@@ -281,8 +281,12 @@ class Segmenter:
             VocabularyError: A label is none of the classes.
             UsageError: ``labels`` is empty.
         """
-        present = None if labels is None else _indices(labels, self._classes)
-        return label_image(_pixels(image), self._predictor, self._crf, present)[0]
+        if labels is None:
+            return label_image(_pixels(image), self._predictor, self._crf)[0]
+        # What is known to be there is scaled as maps are, and goes through their CRF.
+        crf = None if self._crf is None else CrfParams()
+        present = _indices(labels, self._classes)
+        return label_image(_pixels(image), self._predictor, crf, present)[0]
 
 
 def load(

@@ -53,7 +53,7 @@ def contents(root: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
-        if path.is_file() and not name.startswith("tensorboard"):
+        if path.is_file() and not name.startswith(("tensorboard", "training.csv")):
             found[name] = path.read_bytes()
     manifest = json.loads(found.pop("run.json"))
     for stage in manifest["stages"].values():
