@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional
 
 from clipes.config import (
@@ -20,7 +19,6 @@ from clipes.config import (
 )
 from clipes.maps.affinity import box_mask, sinkhorn, walked
 from clipes.maps.rfm import refined_attention
-from clipes.maps.vectors import WordVectors
 from clipes.masks.par import par
 from clipes.seg.checkpoint import FINAL, load_checkpoint
 from clipes.seg.data import TrainingPair
@@ -42,9 +40,9 @@ from clipes.seg.weclip_plus import WeClipPlusSpec
 from clipes.seg.weclip_plus_recipe import WeClipPlusRecipe
 from clipes.towers.side_by_side import CLIP, DINO, Towers
 from clipes.towers.tokens import TowerTokens
-from clipes.words.features import TextFeatures, unit_rows
 from tests.dino_support import tiny_dino
-from tests.unit.clip_support import HALF, small_backbone
+from tests.unit.clip_support import HALF
+from tests.unit.weclip_support import clip_and_words, unmasked_pairs, views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,33 +59,17 @@ SPEC = WeClipPlusSpec(
 
 @pytest.fixture(scope="module")
 def teacher() -> PlusTeacher:
-    rng = np.random.default_rng(0)
-    vectors = (unit_rows(rng.normal(size=(count, 32)).astype(np.float32)) for count in (3, 2))
-    text = TextFeatures(CLASSES, ("sky", "grass"), *vectors, model="small")
-    clip = small_backbone(4)
-    words = WordVectors(text, clip.device, clip.visual.proj.dtype)
+    clip, words = clip_and_words(CLASSES)
     return PlusTeacher(clip, words, HALF, HALF, DIGESTS, tiny_dino())
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> list[TrainingPair]:
-    """Images without masks."""
-    rng = np.random.default_rng(1)
-    found = []
-    for index, labels in enumerate([(0,), (2, 1), (1,)]):
-        small = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        path = tmp_path / f"p{index}.png"
-        Image.fromarray(small).resize((72, 60)).save(path)
-        found.append(TrainingPair(f"p{index}", path, None, None, labels))
-    return found
+    return unmasked_pairs(tmp_path)
 
 
 def recipe_of(teacher: PlusTeacher, preset: WeClipPlusPreset = PRESET) -> WeClipPlusRecipe:
     return WeClipPlusRecipe(preset, CLASSES, lambda: teacher)
-
-
-def views() -> torch.Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from clipes.config import BOX_THRESHOLDS, CamParams, WeClipPreset, get_segmenter_preset
 from clipes.errors import ArtifactError, UsageError
 from clipes.maps.affinity import propagate, sinkhorn
 from clipes.maps.evidence import by_gradient
 from clipes.maps.rfm import refined_attention
-from clipes.maps.vectors import WordVectors
 from clipes.masks.par import par
 from clipes.seg.checkpoint import FINAL, Checkpoint, load_checkpoint
 from clipes.seg.data import TrainingPair
@@ -28,8 +26,8 @@ from clipes.seg.weclip_labels import Teacher, make_labels
 from clipes.seg.weclip_recipe import WeClipRecipe, random_view
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.tokens import TowerTokens
-from clipes.words.features import TextFeatures, unit_rows
-from tests.unit.clip_support import HALF, small_backbone
+from tests.unit.clip_support import HALF
+from tests.unit.weclip_support import clip_and_words, unmasked_pairs, views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,33 +41,17 @@ DIGESTS = {CLIP: "a digest"}
 
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    rng = np.random.default_rng(0)
-    vectors = (unit_rows(rng.normal(size=(count, 32)).astype(np.float32)) for count in (3, 2))
-    text = TextFeatures(CLASSES, ("sky", "grass"), *vectors, model="small")
-    clip = small_backbone(4)
-    words = WordVectors(text, clip.device, clip.visual.proj.dtype)
+    clip, words = clip_and_words(CLASSES)
     return Teacher(clip, words, HALF, HALF, DIGESTS)
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> list[TrainingPair]:
-    """Images without masks."""
-    rng = np.random.default_rng(1)
-    found = []
-    for index, labels in enumerate([(0,), (2, 1), (1,)]):
-        small = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        path = tmp_path / f"p{index}.png"
-        Image.fromarray(small).resize((72, 60)).save(path)
-        found.append(TrainingPair(f"p{index}", path, None, None, labels))
-    return found
+    return unmasked_pairs(tmp_path)
 
 
 def recipe_of(teacher: Teacher, preset: WeClipPreset = PRESET) -> WeClipRecipe:
     return WeClipRecipe(preset, CLASSES, lambda: teacher)
-
-
-def views() -> torch.Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 
 def test_the_published_presets() -> None:
