@@ -119,6 +119,7 @@ class SegmenterPresetName(Choice):
         weakclip_voc: WeakCLIP as published for VOC.
         weakclip_coco: Likewise for COCO.
         weakclip_small: WeakCLIP for processors, on tokens that are kept.
+        weakclip_plus: The same with DINOv2 beside CLIP.
     """
 
     auto = "auto"
@@ -134,6 +135,7 @@ class SegmenterPresetName(Choice):
     weakclip_voc = "weakclip-voc"
     weakclip_coco = "weakclip-coco"
     weakclip_small = "weakclip-small"
+    weakclip_plus = "weakclip-plus"
 
 
 class Normalise(Choice):

@@ -569,6 +569,8 @@ class WeakClipPreset:
         name: Name on the command line.
         blocks: Blocks of CLIP that are decoded, at strides that end with 32: all four from stride
             4, three from stride 8, which is as fine as the loss is.
+        beside: Tokens of another tower that the decoder reads beside the words' scores, for whole
+            images; none as published.
         chained: Whether layers of the co-attention follow each other, as in the paper. The code
             calls them side by side, and takes the last one's output.
         train_adapter: Whether the pyramid adapter learns, as in the paper. The code's learning rate
@@ -601,6 +603,7 @@ class WeakClipPreset:
 
     name: str
     blocks: tuple[int, ...] = (4, 6, 8, 12)
+    beside: tuple[str, ...] = ()
     chained: bool = True
     train_adapter: bool = True
     norm: str = Norm.batch.value
@@ -642,6 +645,25 @@ TOKEN_SPACE = 20 * 10**9
 
 AnySegmenterPreset: TypeAlias = SegmenterPreset | FrozenPreset | WeClipPreset | WeakClipPreset
 
+_WEAKCLIP_SMALL = WeakClipPreset(
+    "weakclip-small",
+    blocks=(6, 8, 12),
+    norm=Norm.group.value,
+    normalise=Normalise.clip.value,
+    crop=0,
+    even_classes=True,
+    boundary_present=True,
+    batch=8,
+    iterations=800,
+    lr=3e-4,
+    last_lr=0.0,
+    warmup=30,
+    weight_decay=0.01,
+    average=0.99,
+    test_scales=(1.0,),
+    flip=False,
+)
+
 SEGMENTER_PRESETS: dict[str, AnySegmenterPreset] = {
     preset.name: preset
     for preset in (
@@ -673,24 +695,8 @@ SEGMENTER_PRESETS: dict[str, AnySegmenterPreset] = {
         ),
         WeakClipPreset("weakclip-voc"),
         WeakClipPreset("weakclip-coco", batch=24, iterations=40_000),
-        WeakClipPreset(
-            "weakclip-small",
-            blocks=(6, 8, 12),
-            norm=Norm.group.value,
-            normalise=Normalise.clip.value,
-            crop=0,
-            even_classes=True,
-            boundary_present=True,
-            batch=8,
-            iterations=800,
-            lr=3e-4,
-            last_lr=0.0,
-            warmup=30,
-            weight_decay=0.01,
-            average=0.99,
-            test_scales=(1.0,),
-            flip=False,
-        ),
+        _WEAKCLIP_SMALL,
+        replace(_WEAKCLIP_SMALL, name="weakclip-plus", beside=("dino.12",)),
         # CLIP-ES section 4.1 on kazuto1011/deeplab-pytorch's configs/voc12.yaml and coco.yaml; the
         # rate is for ImageNet weights, CLIP-ES takes 2.5e-5 for COCO's.
         SegmenterPreset("clip-es-voc"),

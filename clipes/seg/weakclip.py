@@ -7,7 +7,7 @@ own vectors, through a linear map that is learnt. ``clipes.seg.weakclip_layers``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
@@ -21,6 +21,7 @@ from clipes.seg.frozen import TokenInput
 from clipes.seg.recipes import Model, Spec
 from clipes.seg.weakclip_layers import Adapter, CoAttention, Decoder
 from clipes.towers.clip_text import CONTEXT_LENGTH, ContextEncoder
+from clipes.towers.side_by_side import CLIP
 from clipes.towers.tokens import GLOBAL, JOINT
 
 Words: TypeAlias = ContextEncoder | Tensor
@@ -59,6 +60,7 @@ class WeakClipSpec(Spec):
             1; 0 for whole images as they are.
         max_patches: Larger images are shrunk to at most this many patches.
         digests: sha256 of the towers' weights, by the name of the tower.
+        beside: Tokens of another tower that the decoder reads beside the scores; none as published.
     """
 
     kind: ClassVar[str] = "weakclip"
@@ -75,17 +77,20 @@ class WeakClipSpec(Spec):
     side: int = 512
     max_patches: int = 1600
     digests: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[TokenInput, ...] = ()
 
     @property
     def name(self) -> str:
         """The model's name, in a few words."""
-        return f"WeakCLIP on {len(self.blocks)} blocks"
+        more = "".join(f" and {one.name}" for one in self.beside)
+        return f"WeakCLIP on {len(self.blocks)} blocks{more}"
 
     @property
     def inputs(self) -> tuple[TokenInput, ...]:
         """The tokens that the model reads, in order."""
-        names = token_names(self.blocks)
-        widths = [self.channels] * len(self.blocks) + [self.embed] * 2
+        others = [one.width for one in self.beside]
+        widths = [self.channels] * len(self.blocks) + others + [self.embed] * 2
+        names = token_names(self.blocks, [one.name for one in self.beside])
         return tuple(map(TokenInput, names, widths))
 
     @property
@@ -106,13 +111,16 @@ class WeakClipSpec(Spec):
         """Return why no such model can be built; empty if one can."""
         if not 1 <= len(self.blocks) <= len(STRIDES) or min(self.blocks) < 1:
             return f"it decodes {len(self.blocks)} blocks"
-        widths = (self.channels, self.embed, self.words_width if self.contexts else 1)
+        others = [one.width for one in self.beside]
+        widths = (self.channels, self.embed, self.words_width if self.contexts else 1, *others)
         if min(widths) < 1 or max(widths) > _WIDEST or not 0 <= self.contexts < CONTEXT_LENGTH:
             return "its words and tokens are of no size that there is"
         if self.norm not in Norm.names() or self.normalise not in Normalise.names():
             return "it was trained on colours or normalised in a way of another clipes"
         if not 0 <= self.side <= _WIDEST or self.side % PATCH:
             return f"it looks at windows of {self.side} pixels"
+        if self.beside and self.side:
+            return "it looks at windows with a second tower"
         if self.max_patches < max(1, (self.side // PATCH) ** 2):
             return "its windows are larger than its images"
         return ""
@@ -122,9 +130,9 @@ class WeakClipSpec(Spec):
         return self.digests
 
 
-def token_names(blocks: tuple[int, ...]) -> tuple[str, ...]:
+def token_names(blocks: Iterable[int], beside: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the names of the tokens that go with some decoded blocks, in order."""
-    return (*(f"clip.{block}" for block in blocks), JOINT, GLOBAL)
+    return (*(f"{CLIP}.{block}" for block in blocks), *beside, JOINT, GLOBAL)
 
 
 class WeakClip(Model):
@@ -145,7 +153,9 @@ class WeakClip(Model):
         self.words = LearntContexts(spec) if spec.contexts else MappedVectors(spec)
         self.adapter = Adapter(spec.strides, spec.channels, spec.norm)
         self.match = CoAttention(spec.embed, _LAYERS, chained=spec.chained)
-        self.decoder = Decoder(spec.strides, spec.channels, spec.labels, spec.norm)
+        self.norms = nn.ModuleList(nn.LayerNorm(one.width) for one in spec.beside)
+        beside = sum(one.width for one in spec.beside)
+        self.decoder = Decoder(spec.strides, spec.channels, spec.labels, spec.norm, beside)
 
     def forward(self, grids: Tensor, *tokens: Tensor) -> list[Tensor]:
         """Return what each image shows, and how well its patches match the words.
@@ -176,12 +186,16 @@ class WeakClip(Model):
         self, words: Tensor, grid: tuple[int, int], tokens: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return logits (B, L, H, W) and cosines (B, L, h, w) of tokens (B, N, D)."""
-        *blocks, joint, whole = tokens
+        *patches, joint, whole = tokens
+        blocks, beside = patches[: len(self.spec.blocks)], patches[len(self.spec.blocks) :]
         levels = self.adapter(one.mT.unflatten(2, grid) for one in blocks)
         pixels = torch.cat([whole, joint], 1)
         matched, seen = self.match(words.expand(len(joint), -1, -1), pixels)
         scores = cosines(matched, seen[:, 1:]).unflatten(2, grid)
-        return self.decoder(levels, scores), scores
+        others = [
+            norm(one).mT.unflatten(2, grid) for norm, one in zip(self.norms, beside, strict=True)
+        ]
+        return self.decoder(levels, torch.cat([scores, *others], 1)), scores
 
 
 def cosines(words: Tensor, pixels: Tensor) -> Tensor:

@@ -167,31 +167,37 @@ class Attention(nn.Module):
 class Decoder(nn.Module):
     """A feature pyramid and a semantic head; words guide it, for it reads the score map, too.
 
+    So may the tokens of another tower, which stand beside the scores on every level.
+
     Args:
         strides: As for ``Adapter``.
         channels: D.
         labels: L.
         norm: Of ``clipes.choices.Norm``.
+        beside: Channels of another tower's tokens; 0 for none.
     """
 
-    def __init__(self, strides: Sequence[int], channels: int, labels: int, norm: str) -> None:
+    def __init__(
+        self, strides: Sequence[int], channels: int, labels: int, norm: str, beside: int = 0
+    ) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(channels + labels, _NECK, 1) for _ in strides)
+        read = channels + labels + beside
+        self.laterals = nn.ModuleList(nn.Conv2d(read, _NECK, 1) for _ in strides)
         self.smooth = nn.ModuleList(nn.Conv2d(_NECK, _NECK, 3, padding=1) for _ in strides)
         self.scales = nn.ModuleList(_scale(stride, strides[0], norm) for stride in strides)
         self.apply(_kaiming)
         self.dropout = nn.Dropout2d(_DROPOUT)
         self.classify = nn.Conv2d(_NECK, labels, 1)
 
-    def forward(self, levels: Sequence[Tensor], scores: Tensor) -> Tensor:
+    def forward(self, levels: Sequence[Tensor], guide: Tensor) -> Tensor:
         """Return logits (B, L, h', w') at the finest level's size.
 
         Args:
             levels: (B, D, h', w') of each stride.
-            scores: (B, L, h, w).
+            guide: (B, L, h, w) scores; with what stands beside them (B, L + ``beside``, h, w).
         """
         features = [
-            lateral(torch.cat([level, _aligned(scores, level)], 1))
+            lateral(torch.cat([level, _aligned(guide, level)], 1))
             for lateral, level in zip(self.laterals, levels, strict=True)
         ]
         for finer in reversed(range(len(features) - 1)):
@@ -221,10 +227,10 @@ def _scale(stride: int, finest: int, norm: str) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _aligned(scores: Tensor, level: Tensor) -> Tensor:
-    """Return scores at a level's size, corners aligned as in the published code."""
+def _aligned(guide: Tensor, level: Tensor) -> Tensor:
+    """Return scores and the like at a level's size, corners aligned as in the published code."""
     size = (level.shape[2], level.shape[3])
-    return functional.interpolate(scores, size=size, mode="bilinear", align_corners=True)
+    return functional.interpolate(guide, size=size, mode="bilinear", align_corners=True)
 
 
 def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:

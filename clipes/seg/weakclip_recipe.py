@@ -17,7 +17,7 @@ from clipes.run.tokens import CachedTokens
 from clipes.seg.augment import Colours
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import choose_draws
-from clipes.seg.frozen import label_size
+from clipes.seg.frozen import TokenInput, label_size
 from clipes.seg.frozen_recipe import cut_up
 from clipes.seg.loss import Guidance
 from clipes.seg.panels import SHOWN, below_each_other, row
@@ -34,7 +34,7 @@ from clipes.seg.weakclip_loss import (
 )
 from clipes.towers.clip_text import ContextEncoder
 from clipes.towers.side_by_side import CLIP
-from clipes.towers.tokens import TowerTokens
+from clipes.towers.tokens import JOINT, TowerTokens
 from clipes.types import IGNORE, UInt8Array
 
 
@@ -43,7 +43,7 @@ class SpeakingTowers:
     """Frozen CLIP and the words of a run.
 
     Attributes:
-        source: CLIP's tokens.
+        source: CLIP's tokens, and those of another tower where some are read.
         words: The words, background first.
         colours: Mean and deviation of the channels that CLIP sees.
         note: Where the words come from, in a few words.
@@ -115,12 +115,12 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         """What the model is built from."""
         preset, source, words = self.preset, self.towers.source, self.towers.words
         learnt = isinstance(words, ContextEncoder)
-        *_, blocks, embed, _ = source.widths.values()
+        widths = source.widths
         return WeakClipSpec(
             self.classes,
             preset.blocks,
-            blocks,
-            embed,
+            widths[f"{CLIP}.{preset.blocks[0]}"],
+            widths[JOINT],
             contexts=preset.contexts if learnt else 0,
             words_width=words.width if isinstance(words, ContextEncoder) else 0,
             chained=preset.chained,
@@ -129,6 +129,7 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
             side=preset.crop,
             max_patches=max(preset.max_patches, (preset.crop // PATCH) ** 2),
             digests=dict(source.digests),
+            beside=tuple(TokenInput(name, widths[name]) for name in preset.beside),
         )
 
     @property
@@ -149,6 +150,11 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
                 f"views of {self.preset.crop} pixels are not of whole patches",
                 f"choose a --crop that {PATCH} divides",
             )
+        if self.preset.crop and self.preset.beside:
+            raise UsageError(
+                f"preset {self.preset.name} learns from whole images: views are seen by CLIP alone",
+                "leave --crop out, or take preset weakclip-small",
+            )
 
     def initialise(
         self, model: WeakClip, source: str, say: Callable[[str], None]
@@ -161,7 +167,11 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         self._freeze(model)
         count = sum(one.numel() for one in model.parameters() if one.requires_grad)
         blocks = ", ".join(map(str, self.preset.blocks))
-        say(f"WeakCLIP: {count / 1e6:.1f} million weights on CLIP's blocks {blocks}; {self.note}")
+        beside = "".join(f" and {name}" for name in self.preset.beside)
+        say(
+            f"WeakCLIP: {count / 1e6:.1f} million weights on CLIP's blocks {blocks}{beside}; "
+            f"{self.note}"
+        )
         return self
 
     def network(self, model: WeakClip) -> nn.Module:

@@ -14,11 +14,11 @@ from clipes.listener import Listener
 from clipes.maps.vectors import WordVectors
 from clipes.run.folder import Run
 from clipes.run.record import CamRecord, TextUsed
-from clipes.seg.weakclip import BACKGROUND
+from clipes.seg.weakclip import BACKGROUND, token_names
 from clipes.seg.weakclip_recipe import SpeakingTowers
 from clipes.seg.weclip_labels import PlusTeacher, Teacher
 from clipes.stages.setup import OpenedWeights, load_dino
-from clipes.stages.token_source import TowerRequest, matched_tokens, open_clip
+from clipes.stages.token_source import TowerRequest, open_clip, tokens_with
 from clipes.towers.clip_text import ContextEncoder
 from clipes.towers.load import has_text, load_text
 from clipes.towers.side_by_side import CLIP, DINO
@@ -67,6 +67,8 @@ def open_speaking(
 ) -> SpeakingTowers:
     """Load CLIP with its text tower, or with the vectors of a run's words if it has none.
 
+    A preset that reads another tower gets that one, too.
+
     Args:
         run: The run whose words are meant.
         classes: Class names in mask order.
@@ -81,7 +83,8 @@ def open_speaking(
         VocabularyError: The vectors of a class cannot be had.
     """
     opened = open_clip(preset.normalise, request, device, listener)
-    source = matched_tokens(opened, preset.blocks, preset.max_patches)
+    names = token_names(preset.blocks, preset.beside)
+    source = tokens_with(opened, names, preset.max_patches, request, device, listener)
     recipe = opened.weights.recipe
     colours = (recipe.mean, recipe.std)
     if preset.contexts and has_text(opened.state):

@@ -10,7 +10,7 @@ from clipes.config import IMAGENET_MEAN, IMAGENET_STD, CamParams
 from clipes.listener import Listener
 from clipes.seg.frozen import FrozenSpec
 from clipes.seg.recipes import Spec
-from clipes.seg.weakclip import WeakClipSpec, token_names
+from clipes.seg.weakclip import WeakClipSpec
 from clipes.seg.weclip import WeClipSpec
 from clipes.seg.weclip_plus import WeClipPlusSpec
 from clipes.stages.setup import OpenedWeights, load_dino, open_weights
@@ -73,6 +73,30 @@ def open_tokens(
         WeightsError: Weights cannot be had, or are of no such tower.
     """
     opened = open_clip(Normalise.clip, request, device, listener)
+    return tokens_with(opened, names, max_patches, request, device, listener)
+
+
+def tokens_with(
+    opened: OpenedWeights,
+    names: Sequence[str],
+    max_patches: int,
+    request: TowerRequest,
+    device: str,
+    listener: Listener,
+) -> TowerTokens:
+    """Load the towers of some tokens beside a CLIP that is read already; see ``open_tokens``.
+
+    Args:
+        opened: CLIP's weights.
+        names: As for ``open_tokens``.
+        max_patches: Likewise.
+        request: Likewise.
+        device: Likewise.
+        listener: Likewise.
+
+    Raises:
+        WeightsError: The other tower's weights cannot be had.
+    """
     digests = {CLIP: opened.weights.sha256}
     towers = Towers(opened.backbone(fp16_positions=False))
     if any(name.split(".")[0] == DINO for name in names):
@@ -80,18 +104,6 @@ def open_tokens(
         towers = Towers(towers.clip, {DINO: dino})
         digests[DINO] = dino.digest
     return TowerTokens(towers, names, digests, max_patches)
-
-
-def matched_tokens(opened: OpenedWeights, blocks: tuple[int, ...], max_patches: int) -> TowerTokens:
-    """Return the tokens that WeakCLIP reads of CLIP.
-
-    Args:
-        opened: CLIP's weights.
-        blocks: That are decoded.
-        max_patches: Larger images are shrunk to at most this many patches.
-    """
-    towers = Towers(opened.backbone(fp16_positions=False))
-    return TowerTokens(towers, token_names(blocks), {CLIP: opened.weights.sha256}, max_patches)
 
 
 def tokens_of(
@@ -117,10 +129,9 @@ def tokens_of(
         digests = {CLIP: opened.weights.sha256, DINO: dino.digest}
         most = (2 * spec.side // towers.clip.patch) ** 2  # at any scale up to 2
         return TowerTokens(towers, spec.inputs, digests, most, raw=True, own_grids=True)
-    if isinstance(spec, WeakClipSpec):
-        opened = open_clip(spec.normalise, request, device, listener)
-        return matched_tokens(opened, spec.blocks, spec.max_patches)
-    if not isinstance(spec, FrozenSpec):
+    if not isinstance(spec, FrozenSpec | WeakClipSpec):
         return None
+    colours = spec.normalise if isinstance(spec, WeakClipSpec) else Normalise.clip
+    opened = open_clip(colours, request, device, listener)
     names = [one.name for one in spec.inputs]
-    return open_tokens(names, spec.max_patches, request, device, listener)
+    return tokens_with(opened, names, spec.max_patches, request, device, listener)

@@ -16,6 +16,7 @@ from clipes.run.reopen import reopen
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.weakclip import WeakClipSpec
 from tests.cli.small_data import CLASSES, cam, write_clip, write_photos
+from tests.dino_support import write_dino
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,6 +79,29 @@ def test_train_relabel_and_predict_without_a_text_tower(
     Path("clip.safetensors").rename("moved.safetensors")  # a finished training needs no tower
     ends(0, *SMALL)
     assert "0 made, 3 there before" in capfd.readouterr().err
+
+
+def test_a_second_tower_beside_clip(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    write_dino(Path("dino.safetensors"))
+    plus = [one.replace("weakclip-small", "weakclip-plus") for one in SMALL]
+    towers = [*CLIP, "--dino", "dino.safetensors"]
+    capfd.readouterr()
+    ends(0, *plus, "--dino", "dino.safetensors")
+    told = " ".join(capfd.readouterr().err.split())
+    assert "weights on CLIP's blocks 6, 8, 12 and dino.12; words: the run's vectors" in told
+    saved = load_checkpoint(Path(FINAL))
+    assert set(saved.spec.towers()) == {"clip", "dino"}
+    assert isinstance(saved.spec, WeakClipSpec)
+    assert [one.name for one in saved.spec.beside] == ["dino.12"]
+    ends(0, "relabel", "run", "--from", FINAL, *towers)
+    assert run.relabelled.ids("pseudo") == run.ids("pseudo")
+    capfd.readouterr()
+    write_dino(Path("other.safetensors"), seed=1)
+    ends(1, "predict", FINAL, "photos/images", *CLIP, "--dino", "other.safetensors", "--out", "x")
+    assert "trained on a tower dino of sha256" in " ".join(capfd.readouterr().err.split())
+    ends(2, *plus, "--dino", "dino.safetensors", "--crop", 64, "--no-resume")
+    told = " ".join(capfd.readouterr().err.split())
+    assert "preset weakclip-plus learns from whole images: views are seen by CLIP alone" in told
 
 
 def test_words_without_a_background_are_refused(

@@ -16,6 +16,7 @@ from torch.nn import functional
 from clipes.config import WeakClipPreset
 from clipes.datasets import VOC_CLASSES
 from clipes.errors import VocabularyError
+from clipes.seg.frozen import TokenInput
 from clipes.seg.weakclip import (
     BACKGROUND,
     LearntContexts,
@@ -44,6 +45,8 @@ CRF = WeakClipPreset("test").boundary_crf
 SMALL = WeakClipSpec(
     ("cat", "dog"), channels=12, embed=8, contexts=0, words_width=0, norm="group", side=0
 )
+
+PLUS = replace(SMALL, beside=(TokenInput("dino.2", 6),))
 
 
 def names(count: int) -> tuple[str, ...]:
@@ -201,10 +204,13 @@ def test_layers_follow_each_other_with_the_same_memory() -> None:
 # --- images and classes
 
 
+@pytest.mark.parametrize("spec", [SMALL, PLUS], ids=["clip", "two towers"])
 @pytest.mark.parametrize("grids", [[(3, 4), (5, 2), (1, 1)], [(3, 5), (3, 5)]])
-def test_an_image_does_not_see_the_others_of_its_batch(grids: list[tuple[int, int]]) -> None:
-    model = small()
-    _, *given = tokens(SMALL, grids)
+def test_an_image_does_not_see_the_others_of_its_batch(
+    grids: list[tuple[int, int]], spec: WeakClipSpec
+) -> None:
+    model = small(spec)
+    _, *given = tokens(spec, grids)
     together = model(torch.tensor(grids), *given)
     count, start = len(grids), 0
     for index, (h, w) in enumerate(grids):
@@ -232,6 +238,36 @@ def test_permuted_classes_give_permuted_answers(seed: int) -> None:
         permuted = model(*given)
     for before, after in zip(plain, permuted, strict=True):
         torch.testing.assert_close(after, before[:, order], rtol=1e-4, atol=1e-5)
+
+
+def test_another_tower_is_read_beside_the_scores_of_every_level_normed() -> None:
+    model, alone = small(PLUS), small()
+    grids, *given = tokens(PLUS, [(4, 5)])
+    alone_given = given[:-3] + given[-2:]
+    shared = {name: one for name, one in model.state_dict().items() if "laterals" not in name}
+    alone.load_state_dict(shared, strict=False)
+    for mine, theirs in zip(model.decoder.laterals, alone.decoder.laterals, strict=True):
+        assert mine.in_channels == theirs.in_channels + 6
+        theirs.load_state_dict({"weight": mine.weight[:, :-6], "bias": mine.bias})
+    with torch.no_grad():
+        seen = model(grids, *given)[0]
+        far = [*given[:-3], 5 * given[-3] + 2, *given[-2:]]
+        torch.testing.assert_close(model(grids, *far)[0], seen, rtol=1e-3, atol=1e-3)
+        assert float((seen - alone(grids, *alone_given)[0]).abs().max()) > 0.01
+        for lateral in model.decoder.laterals:
+            others = lateral.weight[:, -6:].abs().sum((0, 2, 3))
+            assert bool((others > 0).all())
+            lateral.weight[:, -6:] = 0
+        unseen = zip(model(grids, *given), alone(grids, *alone_given), strict=True)
+    for with_it, without in unseen:
+        torch.testing.assert_close(with_it, without)
+
+
+def test_what_no_model_can_be_built_of_is_said() -> None:
+    assert not PLUS.problem()
+    assert PLUS.name == "WeakCLIP on 4 blocks and dino.2"
+    assert "windows with a second tower" in replace(PLUS, side=64).problem()
+    assert "of no size that there is" in replace(PLUS, beside=(TokenInput("a", 0),)).problem()
 
 
 # --- words of a text tower
