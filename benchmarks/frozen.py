@@ -7,7 +7,8 @@ One run over voc_sample and voc_more/train, 484 images: maps, masks, their score
 Then ``train-seg`` on these masks (with ``--truth``, also on the ground truth, which is the most
 that can be hoped for), and the scores of its predictions of voc_more/val, 75 images without any
 label, before and after the dense CRF; with ``--relabel`` also those of the masks that it gives the
-images it learnt from. OPTIONS go to train-seg. Everything continues where it was stopped.
+images it learnt from; halves A and B are every second image of voc_sample. OPTIONS go to train-seg.
+Everything continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from clipes.stages.cam import DataRequest
 
 PARTS = {"voc_sample": ("voc_sample", "train"), "voc_more/train": ("voc_more", "train"),
          "voc_more/val": ("voc_more", "val")}  # fmt: skip
-LEARNT = ("voc_sample", "voc_more/train")
+LEARNT = ("voc_sample", "half A", "half B", "voc_more/train")
 TRUTH, LISTS = "SegmentationClassAug", Path("ImageSets", "Segmentation")
 
 
@@ -49,6 +50,7 @@ def join(folder: Path) -> dict[str, list[str]] | None:
                 if not link.is_symlink():
                     link.symlink_to(data.resolve() / kind / link.name)
     learnt = [*ids["voc_sample"], *ids["voc_more/train"]]
+    ids["half A"], ids["half B"] = ids["voc_sample"][::2], ids["voc_sample"][1::2]
     for name, some in (("train", learnt), ("val", ids["voc_more/val"])):
         (folder / LISTS / f"{name}.txt").write_text("\n".join(some) + "\n")
     return ids

@@ -18,8 +18,6 @@ from clipes.seg.weakclip import WeakClip
 from clipes.towers.tokens import ATTENTION, TokenSource, closer_names
 from clipes.types import Float32Array, UInt8Array
 
-_LIKENESS = 0.5  # weight of the second tower's likeness beside CLIP's attention
-
 
 class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
     """Turns images into probabilities of labels; see ``LabelPredictor``.
@@ -94,9 +92,9 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         Args:
             found: What the towers say, (h, w, D) by name, CLIP's attention among it.
         """
-        other, temperature = self._second(found), BOTH_TOWERS.likeness_temperature
-        attention, iterations = found[ATTENTION].flatten(0, 1), CamParams.sinkhorn_iterations
-        return joint_walk(attention, other, _LIKENESS, temperature, iterations)
+        other, attention = self._second(found), found[ATTENTION].flatten(0, 1)
+        weight, like = BOTH_TOWERS.rounds[-1].likeness_weight, BOTH_TOWERS.likeness_temperature
+        return joint_walk(attention, other, weight, like, CamParams.sinkhorn_iterations)
 
     @staticmethod
     def _spread(probs: torch.Tensor, walk: Walk | None) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipes.config import WeakClipPreset
 from clipes.disk.images import read_image
-from clipes.masks.values import value_count
+from clipes.masks.values import classes_in, value_count
 from clipes.seg.augment import Colours, Example, crop, in_colours, scale
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import choose_draws
@@ -114,8 +114,7 @@ def small_copy(image: UInt8Array, grid: tuple[int, int]) -> UInt8Array:
 def may_show(pair: TrainingPair, mask: UInt8Array, classes: int) -> Tensor:
     """Return the classes that an image is labelled with, or that its mask has: (C,) bool."""
     present = pair.shows(classes)
-    values = np.unique(mask)
-    present[values[(values > 0) & (values != IGNORE)].astype(np.int64) - 1] = True
+    present[[*classes_in(mask, classes)]] = True
     return present
 
 

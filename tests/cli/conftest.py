@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,23 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def cli(tmp_path: Path, environment: dict[str, str]) -> Cli:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "clipes", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+    return partial(_run, tmp_path, environment, ())
 
-    return run
+
+@pytest.fixture
+def two_ranks(tmp_path: Path, environment: dict[str, str]) -> Cli:
+    """The command line as torchrun starts it, in two processes."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    return partial(_run, tmp_path, environment, launcher)
+
+
+def _run(
+    cwd: Path, environment: dict[str, str], launcher: tuple[str, ...], *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, "-m", "clipes", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture

@@ -187,14 +187,10 @@ def test_batches_make_the_same_maps(
 
 
 def test_ranks_of_torchrun_share_the_images(
-    photos: Path, tiny_weights: Path, tmp_path: Path, environment: dict[str, str]
+    two_ranks: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "clipes", "cam", "--dataset", "folder"]
-    command += ["--root", str(photos), "--weights", str(tiny_weights), "--out", "ranks"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    data = ("--dataset", "folder", "--root", photos, "--out", "ranks")
+    done = two_ranks("cam", *data, "--weights", tiny_weights)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("3 made, 0 there before") == 2
     assert Run(tmp_path / "ranks").ids("cams") == [f"p{index}" for index in range(6)]

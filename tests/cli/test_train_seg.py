@@ -206,9 +206,7 @@ def test_a_killed_training_ends_with_the_same_bits(
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_two_processes_do_what_one_does(
-    cli: Cli, run: Run, tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_two_processes_do_what_one_does(cli: Cli, two_ranks: Cli, run: Run, tmp_path: Path) -> None:
     # Weights from a file, because only pre-trained normalisation is frozen; the other kind sees
     # each process' images by themselves.
     torch.manual_seed(0)
@@ -217,11 +215,7 @@ def test_two_processes_do_what_one_does(
     train += ["--backbone-weights", "w.pth"]
     alone = cli(*train, "--out", "alone")
     assert alone.returncode == 0, alone.stderr
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = [sys.executable, *launcher, "clipes", *train, "--out", "pair"]
-    pair = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    pair = two_ranks(*train, "--out", "pair")
     assert pair.returncode == 0, pair.stderr
     losses = [re.findall(r"train: 2/2, loss (\d+\.\d+)", done.stderr) for done in (alone, pair)]
     assert len(losses[0]) == len(losses[1]) == 1
@@ -344,21 +338,13 @@ def test_torchrun_leaves_our_options_alone() -> None:
 
 
 def test_ranks_of_torchrun_share_what_is_predicted(
-    run: Run, photos: Path, tmp_path: Path, environment: dict[str, str]
+    two_ranks: Cli, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "random.pt"
     model = DeepLab(DeepLabSpec("deeplabv2", "mobilenet_v3_large", 16, tuple(CLASSES)))
     save_checkpoint(checkpoint, model, TrainingState(), TestSettings())
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = [sys.executable, *launcher, "clipes", "predict", str(checkpoint)]
-    done = subprocess.run(
-        [*command, str(photos / "images"), "--out", "masks", "--device", "cpu"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    pictures = photos / "images"
+    done = two_ranks("predict", checkpoint, pictures, "--out", "masks", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("masks: 3 made, 0 there before, 0 failed") == 2
     assert len(list((tmp_path / "masks").iterdir())) == 6

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from clipes.run.folder import Run
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.weclip import WeClipSpec
 from clipes.seg.weclip_plus import WeClipPlusSpec
+from tests.cli.conftest import Cli
 from tests.cli.small_data import CLASSES, cam, write_clip, write_photos
 from tests.dino_support import write_dino
 
@@ -77,21 +76,11 @@ def test_two_towers(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("preset", ["weclip-voc", "weclip-plus-voc"])
-def test_two_processes_train_together(
-    run: Run, preset: str, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_two_processes_train_together(run: Run, preset: str, two_ranks: Cli) -> None:
     command = [preset if one == "weclip-voc" else one for one in WECLIP]
     if preset == "weclip-plus-voc":
         command += ["--dino", str(write_dino(Path("dino.safetensors")))]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "clipes", *command, "--device", "cpu"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = two_ranks(*command, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("labels are made as it learns") == 1
     assert "3 made, 0 there before, 0 failed" in done.stderr
