@@ -226,19 +226,25 @@ def label_size(grid: tuple[int, int]) -> tuple[int, int]:
     return LABELS_PER_TOKEN * grid[0], LABELS_PER_TOKEN * grid[1]
 
 
-def labels_of_tokens(
-    mask: UInt8Array, confidence: Float32Array, grid: tuple[int, int]
+def labels_at(
+    mask: UInt8Array, confidence: Float32Array, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Return labels and confidence, (1, H, W) int64 and float32, at the size of a grid's labels.
+    """Return labels and confidence, (1, H, W) int64 and float32.
 
     Args:
         mask: (H0, W0).
         confidence: (H0, W0).
-        grid: (h, w) of the tokens.
+        size: (H, W), such as ``label_size``.
     """
     labels, sure = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(confidence)
-    size = label_size(grid)
     return shrink(labels[None], size), shrink(sure[None], size)
+
+
+def labels_of_tokens(
+    mask: UInt8Array, confidence: Float32Array, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return ``labels_at`` the size of a grid's labels."""
+    return labels_at(mask, confidence, label_size(grid))
 
 
 def flat_tokens(

@@ -31,7 +31,7 @@ from clipes.seg.loss import Guidance, weighted_loss
 from clipes.seg.panels import SHOWN, below_each_other, row
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights
 from clipes.seg.resize import resize
-from clipes.types import IGNORE, Progress, UInt8Array
+from clipes.types import IGNORE, Float32Array, Progress, UInt8Array
 
 _RAREST = 1e-4  # no label is taken for rarer: a share of what is seen
 
@@ -227,7 +227,7 @@ class TokenExamples(Examples):
             tokens = {name: one.flip(1) for name, one in tokens.items()}
             mask, confidence = mask[:, ::-1].copy(), confidence[:, ::-1].copy()
         grid, flat = flat_tokens(tokens, self._spec)
-        more = self.beside(position, pair, mask, grid, mirrored=mirrored)
+        more = self.beside(position, pair, (mask, confidence), grid, mirrored=mirrored)
         small = [one.flatten() for one in labels_of_tokens(mask, confidence, grid)]
         return (torch.tensor(grid), *small, *more, *flat)
 
@@ -235,7 +235,7 @@ class TokenExamples(Examples):
         self,
         position: int,
         pair: TrainingPair,
-        mask: UInt8Array,
+        labels: tuple[UInt8Array, Float32Array],
         grid: tuple[int, int],
         *,
         mirrored: bool,
@@ -245,7 +245,7 @@ class TokenExamples(Examples):
         Args:
             position: Of the example.
             pair: Its files.
-            mask: (H, W), mirrored if the example is.
+            labels: Mask and confidence, (H, W) each, mirrored if the example is.
             grid: Of its tokens.
             mirrored: Whether it is.
         """

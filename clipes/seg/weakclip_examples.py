@@ -19,10 +19,11 @@ from clipes.masks.values import classes_in, value_count
 from clipes.seg.augment import Colours, Example, crop, in_colours, scale
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import choose_draws
+from clipes.seg.frozen import labels_at
 from clipes.seg.frozen_recipe import TokenExamples
 from clipes.seg.recipes import Batch, Examples
 from clipes.seg.weakclip import PATCH
-from clipes.types import IGNORE, UInt8Array
+from clipes.types import IGNORE, Float32Array, UInt8Array
 
 CELLS_PER_TOKEN = 2
 """Cells of stride 8 along each side of a patch: where losses are taken."""
@@ -36,25 +37,28 @@ _MOST_OF_ONE, _TRIES = 0.75, 10
 class WholeExamples(TokenExamples):
     """Whole images as tokens; see ``TokenExamples``.
 
-    Beside tokens and labels an example has a small copy (4 h w, 3) uint8, the classes that it may
-    show (1, C) bool, and its number (1,) int64.
+    Beside tokens and labels an example has labels and confidence of cells (4 h w,), a small copy
+    (4 h w, 3) uint8, the classes that it may show (1, C) bool, and its number (1,) int64.
     """
 
     def beside(
         self,
         position: int,
         pair: TrainingPair,
-        mask: UInt8Array,
+        labels: tuple[UInt8Array, Float32Array],
         grid: tuple[int, int],
         *,
         mirrored: bool,
     ) -> tuple[Tensor, ...]:
-        """Return the small copy, the classes and the number."""
+        """Return labels and confidence of cells, the small copy, the classes and the number."""
         image = read_image(pair.image)
         small = small_copy(image[:, ::-1] if mirrored else image, grid)
+        # Of the mask itself: shrunk once more, the others' would lie two pixels off.
+        cells = labels_at(*labels, cells_of(grid))
         return (
+            *(one.flatten() for one in cells),
             torch.from_numpy(small).flatten(0, 1),
-            may_show(pair, mask, len(self._spec.classes))[None],
+            may_show(pair, labels[0], len(self._spec.classes))[None],
             torch.tensor([position]),
         )
 
@@ -105,9 +109,14 @@ class MaskedViews(Examples):
         )
 
 
+def cells_of(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return how many cells of stride 8 a grid has, down and across."""
+    return CELLS_PER_TOKEN * grid[0], CELLS_PER_TOKEN * grid[1]
+
+
 def small_copy(image: UInt8Array, grid: tuple[int, int]) -> UInt8Array:
     """Return an image (H, W, 3) at one pixel a cell of stride 8 of a grid, bilinear."""
-    size = (CELLS_PER_TOKEN * grid[1], CELLS_PER_TOKEN * grid[0])
+    size = cells_of(grid)[::-1]
     return np.asarray(cv2.resize(np.ascontiguousarray(image), size), np.uint8)
 
 

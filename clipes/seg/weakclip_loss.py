@@ -15,7 +15,7 @@ from torch.nn import functional
 from clipes.config import CrfParams
 from clipes.masks.crf import dense_crf
 from clipes.seg.loss import weighted_loss
-from clipes.seg.resize import resize, shrink
+from clipes.seg.resize import resize
 from clipes.types import UInt8Array
 
 IDENTITY_WEIGHT, TEMPERATURE = 0.4, 0.07
@@ -37,16 +37,14 @@ def seeding_loss(probs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         probs: (1, L, H, W).
-        labels: (1, H', W') int64 with ``IGNORE``; the nearest to a cell counts.
-        weights: (1, H', W'), 0 where ignored.
+        labels: (1, H, W) int64 with ``IGNORE``.
+        weights: (1, H, W), 0 where ignored.
     """
-    size = (probs.shape[2], probs.shape[3])
-    small, counts = shrink(labels, size), shrink(weights, size)
     return torch.stack(
         [
-            weighted_loss(probs.log(), small, counts * chosen)
-            / (counts * chosen).sum().clamp(_LEAST)
-            for chosen in (small == 0, small != 0)
+            weighted_loss(probs.log(), labels, weights * chosen)
+            / (weights * chosen).sum().clamp(_LEAST)
+            for chosen in (labels == 0, labels != 0)
         ]
     ).sum()
 

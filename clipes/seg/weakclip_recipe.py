@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from clipes.seg.panels import SHOWN, below_each_other, row
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights, warm_up
 from clipes.seg.resize import resize, shrink
 from clipes.seg.weakclip import PATCH, LearntContexts, MappedVectors, WeakClip, WeakClipSpec, Words
-from clipes.seg.weakclip_examples import CELLS_PER_TOKEN, MaskedViews, WholeExamples
+from clipes.seg.weakclip_examples import MaskedViews, WholeExamples, cells_of
 from clipes.seg.weakclip_loss import (
     IDENTITY_WEIGHT,
     boundary_loss,
@@ -62,13 +62,17 @@ class Target:
     Attributes:
         labels: (1, H, W) int64 with ``IGNORE``.
         weights: (1, H, W), 0 where ignored.
-        image: (2h, 2w, 3) RGB uint8, a pixel a cell of stride 8.
+        cells: (1, 2h, 2w) labels of cells of stride 8, likewise.
+        cell_weights: (1, 2h, 2w) likewise.
+        image: (2h, 2w, 3) RGB uint8, a pixel a cell.
         present: (C,) bool, the classes that it may show.
         boundary: What its boundary loss weighs; 0 for none.
     """
 
     labels: Tensor
     weights: Tensor
+    cells: Tensor
+    cell_weights: Tensor
     image: UInt8Array
     present: Tensor
     boundary: float
@@ -208,16 +212,16 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         """Return tokens with what each image shall be answered."""
         if self.tokens is None:
             return self._part_of_views(batch)
-        grids, labels, confidence, small, present, numbers, *tokens = batch
+        grids, labels, confidence, *coarse, small, present, numbers = batch[:8]
         sizes = [(int(h), int(w)) for h, w in grids.tolist()]
-        at_labels = [label_size(size) for size in sizes]
-        cells = [(CELLS_PER_TOKEN * h, CELLS_PER_TOKEN * w) for h, w in sizes]
+        at_labels, cells = list(map(label_size, sizes)), list(map(cells_of, sizes))
         pixels = [
             one.unflatten(0, size)
             for one, size in zip(small.split([h * w for h, w in cells]), cells, strict=True)
         ]
-        maps = cut_up(labels, at_labels), cut_up(confidence, at_labels)
-        return self._part((grids, *tokens), *maps, pixels, present, numbers)
+        fine = zip(cut_up(labels, at_labels), cut_up(confidence, at_labels), strict=True)
+        of_cells = zip(*(cut_up(one, cells) for one in coarse), strict=True)
+        return self._part((grids, *batch[8:]), fine, of_cells, pixels, present, numbers)
 
     def _part_of_views(self, batch: Batch) -> Targets:
         views, labels, confidence, small, present, numbers = batch
@@ -226,38 +230,42 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         grid = (views.shape[2] // PATCH, views.shape[3] // PATCH)
         # Concatenated here, outside of inference mode, they may be learnt from.
         tokens = [torch.cat([one.flatten(0, 1) for one in found[name]]) for name in names]
-        grids = torch.tensor([grid] * len(views))
-        return self._part(
-            (grids, *tokens),
-            list(labels.split(1)),
-            list(confidence.split(1)),
-            list(small),
-            present,
-            numbers,
-        )
+        grids, size = torch.tensor([grid] * len(views)), cells_of(grid)
+        fine = list(zip(labels.split(1), confidence.split(1), strict=True))
+        of_cells = [(shrink(some, size), shrink(sure, size)) for some, sure in fine]
+        return self._part((grids, *tokens), fine, of_cells, list(small), present, numbers)
 
     def _part(
         self,
         inputs: tuple[Tensor, ...],
-        labels: Sequence[Tensor],
-        confidence: Sequence[Tensor],
+        labels: Iterable[tuple[Tensor, Tensor]],
+        cells: Iterable[tuple[Tensor, Tensor]],
         small: Sequence[Tensor],
         present: Tensor,
         numbers: Tensor,
     ) -> Targets:
-        """Return a batch, of each of whose images the arguments hold one."""
+        """Return a batch, of each of whose images the arguments hold one.
+
+        Labels come with their confidence, those of cells likewise.
+        """
         targets, every = [], self.preset.boundary_every
         labelled = used = torch.zeros((), dtype=torch.long, device=present.device)
-        for some, sure, image, classes, number in zip(
-            labels, confidence, small, present, numbers.tolist(), strict=True
+        for fine, coarse, image, classes, number in zip(
+            labels, cells, small, present, numbers.tolist(), strict=True
         ):
-            cut, weights = self.guidance.weigh(some, sure)
-            weights = weights.masked_fill(cut == IGNORE, 0)
+            cut, weights = self._weighed(*fine)
+            of_cells = self._weighed(*coarse)
             boundary = 0.0 if number % every else float(every)
-            targets.append(Target(cut, weights, image.cpu().numpy(), classes, boundary))
-            labelled, used = labelled + (some != IGNORE).sum(), used + (cut != IGNORE).sum()
+            picture = image.cpu().numpy()
+            targets.append(Target(cut, weights, *of_cells, picture, classes, boundary))
+            labelled, used = labelled + (fine[0] != IGNORE).sum(), used + (cut != IGNORE).sum()
         count = torch.tensor([float(len(targets))], device=present.device)
         return Targets(inputs, count, labelled, used, targets)
+
+    def _weighed(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the labels that are learnt, and their weights, 0 where none is."""
+        cut, weights = self.guidance.weigh(labels, confidence)
+        return cut, weights.masked_fill(cut == IGNORE, 0)
 
     def losses(self, outputs: Sequence[Tensor], part: Targets) -> list[Tensor]:
         """Return the loss as one term, summed over images: within each, labels are balanced."""
@@ -270,8 +278,8 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
 
     def _loss(self, logits: Tensor, scores: Tensor, target: Target) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            probs = probabilities(logits, _cells(scores))
-            loss = seeding_loss(probs, target.labels, target.weights)
+            probs = probabilities(logits, _size_of_cells(scores))
+            loss = seeding_loss(probs, target.cells, target.cell_weights)
             loss = loss + IDENTITY_WEIGHT * identity_loss(scores, target.labels, target.weights)
             if target.boundary:
                 known = target.present if self.preset.boundary_present else None
@@ -285,9 +293,8 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         for logits, scores, target in zip(
             outputs[:count], outputs[count:], part.targets, strict=True
         ):
-            size = _cells(scores)
-            answer = resize(logits.float(), size).argmax(1)[0]
-            found.append((shrink(target.labels, size)[0], answer))
+            answer = resize(logits.float(), _size_of_cells(scores)).argmax(1)[0]
+            found.append((target.cells[0], answer))
         return found
 
     def picture(self, outputs: Sequence[Tensor], part: Targets) -> UInt8Array:
@@ -304,6 +311,6 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         return model
 
 
-def _cells(scores: Tensor) -> tuple[int, int]:
+def _size_of_cells(scores: Tensor) -> tuple[int, int]:
     """Return (2h, 2w) for (1, L, h, w)."""
-    return CELLS_PER_TOKEN * scores.shape[2], CELLS_PER_TOKEN * scores.shape[3]
+    return cells_of((scores.shape[2], scores.shape[3]))

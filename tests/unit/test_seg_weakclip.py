@@ -425,10 +425,10 @@ def test_identity_divides_by_all_pixels() -> None:
 @pytest.mark.parametrize("label", [0, 1, IGNORE])
 def test_views_of_one_kind_or_none_have_finite_losses(label: int) -> None:
     logits = torch.randn(1, 4, 6, 8, requires_grad=True)
-    labels = torch.full((1, 24, 32), label)
-    weights = (labels != IGNORE).float()
+    labels, cells = (torch.full((1, *size), label) for size in ((24, 32), (6, 8)))
+    weights, counts = ((one != IGNORE).float() for one in (labels, cells))
     probs = probabilities(logits, (6, 8))
-    loss = seeding_loss(probs, labels, weights) + identity_loss(logits, labels, weights)
+    loss = seeding_loss(probs, cells, counts) + identity_loss(logits, labels, weights)
     loss = loss + boundary_loss(probs, picture(), CRF)
     loss.backward()
     assert bool(loss.isfinite())

@@ -264,6 +264,26 @@ def test_whole_images_are_mirrored_with_labels_and_the_small_copy(
     assert sides == {False, True}
 
 
+@pytest.mark.parametrize("preset", [WHOLE, VIEWS], ids=["whole", "views"])
+def test_a_cell_has_the_label_of_the_pixel_in_its_middle(
+    towers: SpeakingTowers, pairs: list[TrainingPair], tmp_path: Path, preset: WeakClipPreset
+) -> None:
+    edge = 29  # above it: row 28, the middle of the fourth cell; below it all others near
+    pair = replace(pairs[1], labels=(0,))
+    mask = np.zeros((64, 64), np.uint8)
+    mask[edge:] = 1
+    Image.fromarray(np.full((64, 64, 3), 110, np.uint8)).save(pair.image)
+    assert pair.mask is not None
+    assert pair.confidence is not None
+    write_mask(pair.mask, mask)
+    write_confidence(pair.confidence, np.full(mask.shape, 0.97, np.float32))
+    recipe = recipe_of(towers, tmp_path, replace(preset, scale=(1.0, 1.0)))
+    examples = recipe.examples([pair], 0)
+    (target,) = recipe.part(examples.collate([examples[0]])).targets
+    assert target.cells.tolist() == mask[4::8, 4::8][None].tolist()
+    assert bool((target.cell_weights == 1).all())
+
+
 def test_of_every_few_images_one_has_a_boundary_that_counts_for_all(
     towers: SpeakingTowers, pairs: list[TrainingPair], tmp_path: Path
 ) -> None:
