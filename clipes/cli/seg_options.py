@@ -118,5 +118,5 @@ EndWithCrfOption = Annotated[
     bool | None, typer.Option(help="End with the dense CRF. (default: the training's)")
 ]
 WindowOption = Annotated[
-    int, typer.Option(min=64, help="Largest side, in pixels, that is taken in at once.")
+    int, typer.Option(min=64, help="Largest side, in pixels, that DeepLab takes in at once.")
 ]

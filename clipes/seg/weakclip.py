@@ -19,6 +19,7 @@ from clipes.choices import Norm, Normalise
 from clipes.masks.values import value_count
 from clipes.seg.frozen import TokenInput
 from clipes.seg.recipes import Model, Spec
+from clipes.seg.views import PATCH
 from clipes.seg.weakclip_layers import Adapter, CoAttention, Decoder
 from clipes.towers.clip_text import CONTEXT_LENGTH, ContextEncoder
 from clipes.towers.side_by_side import CLIP
@@ -30,8 +31,8 @@ Words: TypeAlias = ContextEncoder | Tensor
 BACKGROUND = "background"
 """What label 0 is called."""
 
-STRIDES, PATCH = (4, 8, 16, 32), 16
-"""Pixels of the image per cell of each level, and along each side of one of CLIP's patches."""
+STRIDES = (4, 8, 16, 32)
+"""Pixels of the image per cell of each level."""
 
 _WORDS_NORM = 10.0
 """Length of the vectors that CLIP's towers return, about: the co-attention's share is of these."""

@@ -22,7 +22,7 @@ from clipes.seg.draws import choose_draws
 from clipes.seg.frozen import labels_at
 from clipes.seg.frozen_recipe import TokenExamples
 from clipes.seg.recipes import Batch, Examples
-from clipes.seg.weakclip import PATCH
+from clipes.seg.views import PATCH
 from clipes.types import IGNORE, Float32Array, UInt8Array
 
 CELLS_PER_TOKEN = 2

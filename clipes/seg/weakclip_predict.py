@@ -13,7 +13,8 @@ from torch import Tensor
 from clipes.seg.predict_tokens import check_towers
 from clipes.seg.recipes import ModelPredictor, TestSettings
 from clipes.seg.resize import resize
-from clipes.seg.weakclip import PATCH, WeakClip
+from clipes.seg.views import PATCH
+from clipes.seg.weakclip import WeakClip
 from clipes.towers.tokens import TokenSource
 from clipes.types import Float32Array, UInt8Array
 

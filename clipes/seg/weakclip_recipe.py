@@ -23,7 +23,8 @@ from clipes.seg.loss import Guidance
 from clipes.seg.panels import SHOWN, below_each_other, row
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights, warm_up
 from clipes.seg.resize import resize, shrink
-from clipes.seg.weakclip import PATCH, LearntContexts, MappedVectors, WeakClip, WeakClipSpec, Words
+from clipes.seg.views import PATCH, require_patches, require_whole_patches
+from clipes.seg.weakclip import LearntContexts, MappedVectors, WeakClip, WeakClipSpec, Words
 from clipes.seg.weakclip_examples import MaskedViews, WholeExamples, cells_of
 from clipes.seg.weakclip_loss import (
     IDENTITY_WEIGHT,
@@ -149,11 +150,7 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
 
     def check_part(self, images: int) -> None:
         """Refuse views that are not of whole patches."""
-        if self.preset.crop % PATCH:
-            raise UsageError(
-                f"views of {self.preset.crop} pixels are not of whole patches",
-                f"choose a --crop that {PATCH} divides",
-            )
+        require_whole_patches(self.preset.crop)
         if self.preset.crop and self.preset.beside:
             raise UsageError(
                 f"preset {self.preset.name} learns from whole images: views are seen by CLIP alone",
@@ -164,14 +161,19 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         self, model: WeakClip, source: str, say: Callable[[str], None]
     ) -> WeakClipRecipe:
         """Give the model its words; a decoder has no weights but random ones to start from."""
-        refuse_weights(source, self.preset.name, "CLIP stays as it is")
+        preset = self.preset
+        refuse_weights(source, preset.name, "CLIP stays as it is")
+        if preset.crop:
+            require_patches(self.towers.source.patch, preset.name)
+        if preset.warmup >= preset.iterations:
+            say(f"the rate rises for {preset.warmup} updates: this training ends before")
         words = self.towers.words
         if isinstance(words, Tensor) and isinstance(model.words, MappedVectors):
             model.words.keep(words)
         self._freeze(model)
         count = sum(one.numel() for one in model.parameters() if one.requires_grad)
-        blocks = ", ".join(map(str, self.preset.blocks))
-        beside = "".join(f" and {name}" for name in self.preset.beside)
+        blocks = ", ".join(map(str, preset.blocks))
+        beside = "".join(f" and {name}" for name in preset.beside)
         say(
             f"WeakCLIP: {count / 1e6:.1f} million weights on CLIP's blocks {blocks}{beside}; "
             f"{self.note}"

@@ -51,6 +51,10 @@ class WeClipPlusRecipe(ViewsRecipe[WeClipPlus]):
             digests=dict(teacher.digests),
         )
 
+    def _later(self) -> list[tuple[int, str]]:
+        sure = (self.preset.sure_from, "pixels that the decoder is sure of have its answer")
+        return [*super()._later(), sure]
+
     def _inputs(self, tokens: Tensor, views: Tensor) -> tuple[Tensor, ...]:
         return tokens[:, 0], self.both.look_again(views)
 

@@ -46,7 +46,8 @@ class WeClipPredictor(ModelPredictor[WeClip | WeClipPlus]):
         size = (image.shape[0], image.shape[1])
         whole = self._model.spec.side / max(size)
         answers: list[Tensor] = []
-        for scale in self._settings.scales:
+        # That of the image itself first: its grid is the answer's.
+        for scale in sorted(self._settings.scales, key=lambda scale: abs(scale - 1)):
             height, width = (max(1, round(length * whole * scale)) for length in size)
             view = np.asarray(cv2.resize(image, (width, height)), np.uint8)
             answers.append(self._logits(view))

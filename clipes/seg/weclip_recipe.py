@@ -25,6 +25,7 @@ from clipes.seg.draws import Passes
 from clipes.seg.panels import SHOWN, below_each_other, row
 from clipes.seg.recipes import Batch, Examples, Part, Recipe, refuse_weights, warm_up
 from clipes.seg.resize import resize
+from clipes.seg.views import require_patches, require_whole_patches
 from clipes.seg.weclip import WeClip, WeClipSpec
 from clipes.seg.weclip_labels import Seen, Teacher, make_labels
 from clipes.seg.weclip_loss import weclip_loss
@@ -70,12 +71,28 @@ class ViewsRecipe(Recipe[M, SeenViews], Generic[M]):
         """CLIP and the words."""
         return self.open_teacher()
 
+    def check_part(self, images: int) -> None:
+        """Refuse views that are not of whole patches."""
+        require_whole_patches(self.preset.crop)
+
     def initialise(self, model: M, source: str, say: Callable[[str], None]) -> ViewsRecipe[M]:
-        """Start from random weights; a decoder has no others."""
+        """Start from random weights; a decoder has no others.
+
+        Raises:
+            UsageError: There are to be others, or CLIP's patches are of another size.
+        """
         refuse_weights(source, self.preset.name, "the towers stay as they are")
+        require_patches(self.teacher.clip.patch, self.preset.name)
         count = sum(parameter.numel() for parameter in model.parameters())
         say(f"{model.spec.name}: {count / 1e6:.1f} million weights; labels are made as it learns")
+        for first, what in self._later():
+            if first >= self.preset.iterations:
+                say(f"{what} from update {first} on: this training ends before, and goes without")
         return self
+
+    def _later(self) -> list[tuple[int, str]]:
+        """Return the updates from which more is done, and what."""
+        return [(self.preset.refine_from, "labels are refined by what the decoder has learnt")]
 
     def optimizer(self, model: M) -> AdamW:
         """Return AdamW with its usual moments; everything decays."""

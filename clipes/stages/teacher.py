@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from clipes.towers.side_by_side import CLIP, DINO
 from clipes.weights import cache_dir
 from clipes.words.encode import fingerprint, text_features
 from clipes.words.features import TextFeatures, fuse_vectors
-from clipes.words.vocabulary import Vocabulary, load_vocabulary
+from clipes.words.vocabulary import SHIPPED, Vocabulary, load_vocabulary
 
 
 def open_teacher(
@@ -116,23 +117,23 @@ def _words(run: Run, opened: OpenedWeights, listener: Listener) -> TextFeatures:
     used, asked = record.settings.text or TextUsed(""), record.facts.asked or {}
     file = run.words_path if record.facts.fitted else asked.get("text_features")
     encoded = file is None and has_text(opened.state)
-    vocabulary = _vocabulary(record)
-    text = text_features(
-        vocabulary,
-        opened.state,
-        opened.weights,
-        file=Path(file) if file else None,
-        cache=cache_dir(),
-        say=listener.say,
-        fusion=Fusion(used.fusion),
-        templates=used.templates if encoded else (),
-        descriptions=used.descriptions,
-        wide=True,
-    )
-    # Neither preset reference nor an older clipes has further background words.
-    for made_with in (text, text.without_words(vocabulary.more_background)):
-        if fingerprint(made_with) == used.sha256:
-            return made_with
+    for vocabulary in _vocabularies(record):
+        text = text_features(
+            vocabulary,
+            opened.state,
+            opened.weights,
+            file=Path(file) if file else None,
+            cache=cache_dir(),
+            say=listener.say,
+            fusion=Fusion(used.fusion),
+            templates=used.templates if encoded else (),
+            descriptions=used.descriptions,
+            wide=True,
+        )
+        # Neither preset reference nor an older clipes has further background words.
+        for made_with in (text, text.without_words(vocabulary.more_background)):
+            if fingerprint(made_with) == used.sha256:
+                return made_with
     raise ArtifactError(
         f"the words that {run.root} was made with are not to be had again",
         "give --weights as for 'clipes cam'; words of one's own (--prompts) are known only if "
@@ -140,9 +141,11 @@ def _words(run: Run, opened: OpenedWeights, listener: Listener) -> TextFeatures:
     )
 
 
-def _vocabulary(record: CamRecord) -> Vocabulary:
-    """Return the words that a run has unless others were named."""
+def _vocabularies(record: CamRecord) -> Iterator[Vocabulary]:
+    """Yield the words that a run may have: its data set's, then the other shipped ones."""
     settings = record.settings
-    coco = settings.dataset == DatasetKind.coco
-    words = load_vocabulary((DatasetKind.coco if coco else DatasetKind.voc).value)
-    return words if words.classes == settings.classes else words.with_classes(settings.classes)
+    own = DatasetKind.coco if settings.dataset == DatasetKind.coco else DatasetKind.voc
+    for name in sorted(SHIPPED, key=lambda name: name != own.value):
+        words = load_vocabulary(name)
+        same = words.classes == settings.classes
+        yield words if same else words.with_classes(settings.classes)

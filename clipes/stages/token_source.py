@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from clipes.choices import Normalise
-from clipes.config import IMAGENET_MEAN, IMAGENET_STD, CamParams
+from clipes.config import IMAGENET_MEAN, IMAGENET_STD
 from clipes.listener import Listener
 from clipes.seg.frozen import FrozenSpec
 from clipes.seg.recipes import Spec
@@ -121,13 +121,14 @@ def tokens_of(
         opened = open_clip(spec.normalise, request, device, listener)
         towers = Towers(opened.backbone(fp16_positions=True))
         digests = {CLIP: opened.weights.sha256}
-        return TowerTokens(towers, spec.inputs, digests, CamParams.max_patches, raw=True)
+        most = _largest_grid(spec.side, towers)
+        return TowerTokens(towers, spec.inputs, digests, most, raw=True)
     if isinstance(spec, WeClipPlusSpec):
         opened = open_clip(spec.normalise, request, device, listener)
         dino = load_dino(request.dino, device, listener)
         towers = Towers(opened.backbone(fp16_positions=True), {DINO: dino})
         digests = {CLIP: opened.weights.sha256, DINO: dino.digest}
-        most = (2 * spec.side // towers.clip.patch) ** 2  # at any scale up to 2
+        most = _largest_grid(spec.side, towers)
         return TowerTokens(towers, spec.inputs, digests, most, raw=True, own_grids=True)
     if not isinstance(spec, FrozenSpec | WeakClipSpec):
         return None
@@ -135,3 +136,8 @@ def tokens_of(
     opened = open_clip(colours, request, device, listener)
     names = [one.name for one in spec.inputs]
     return tokens_with(opened, names, spec.max_patches, request, device, listener)
+
+
+def _largest_grid(side: int, towers: Towers) -> int:
+    """Return the patches of a square image of ``side`` pixels at scale 2, the largest of WeCLIP."""
+    return (2 * side // towers.clip.patch) ** 2

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from clipes.datasets import Dataset
 from clipes.disk.files import sha256_of
-from clipes.errors import ArtifactError, UsageError
+from clipes.disk.images import read_image
+from clipes.errors import ArtifactError, ImageError, UsageError
 from clipes.listener import Listener
 from clipes.masks.folder import find_masks, require_some
 from clipes.masks.values import RULE, value_count
@@ -83,18 +84,19 @@ def training_pairs(
     return pairs
 
 
-def labelled_pairs(
-    sources: Sources, data: Dataset, *, say: Callable[[str], None]
-) -> list[TrainingPair]:
+def labelled_pairs(sources: Sources, data: Dataset, listener: Listener) -> list[TrainingPair]:
     """Return the images that show a class, for recipes that make their labels themselves.
+
+    Each is looked at once: a picture that cannot be read is left out before a training of hours
+    begins, not met in the middle of it.
 
     Args:
         sources: No masks may be named.
         data: The images.
-        say: Told how many images have no class.
+        listener: Told how many images are left out.
 
     Raises:
-        ArtifactError: No image shows a class.
+        ArtifactError: No image that can be read shows a class.
         UsageError: Masks or confidence maps were named.
     """
     if sources.masks is not None or sources.confidence is not None or sources.relabelled:
@@ -104,15 +106,24 @@ def labelled_pairs(
             "leave them out, or choose another --preset",
         )
     if remark := left_out(data):
-        say(remark)
-    pairs = [
-        TrainingPair(sample.id, sample.image, None, None, sample.labels)
-        for sample in data.samples
-        if sample.labels
-    ]
+        listener.say(remark)
+    pairs, unread = [], []
+    with listener.progress("check") as progress:
+        for index, sample in enumerate(data.samples):
+            if sample.labels:
+                try:
+                    read_image(sample.image)
+                except ImageError as error:
+                    unread.append(str(error))
+                else:
+                    pairs.append(TrainingPair(sample.id, sample.image, None, None, sample.labels))
+            progress(index + 1, len(data.samples))
+    if unread:
+        listener.say(f"left out: {len(unread)} images that cannot be read, the first: {unread[0]}")
     if not pairs:
         raise ArtifactError(
-            f"no image of {sources.run.root} shows a class", "name a list of images that do"
+            f"no image of {sources.run.root} that can be read shows a class",
+            "name a list of images that do",
         )
     return pairs
 

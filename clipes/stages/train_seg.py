@@ -30,6 +30,7 @@ from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint
 from clipes.seg.data import TrainingPair
 from clipes.seg.kinds import predictor_for, recipe_for
 from clipes.seg.log import Curve, TensorBoard
+from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes, join_processes
 from clipes.seg.recipes import Examples, Model, Recipe
 from clipes.seg.train import Step, Trainer, part_size
@@ -153,8 +154,10 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
     if recipe.reads_masks:
         pairs = training_pairs(sources, data, guided=guidance.asked, say=listener.say)
     else:
-        pairs = labelled_pairs(sources, data, say=listener.say)
+        pairs = labelled_pairs(sources, data, listener)
     val_name, val = _validation(sources, data, listener.say)
+    if not recipe.reads_masks:  # confidence is of masks
+        request = replace(request, guidance=Guidance(None))
     settings = _settings(request, preset, len(pairs), val_name)
     with listener.progress("look") as progress:
         learnt_from = pairs_digest(pairs, progress)

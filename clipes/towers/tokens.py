@@ -128,6 +128,11 @@ class TowerTokens:
         self._attending = tuple(range(max(1, depth - attention + 1), depth + 1))
 
     @property
+    def patch(self) -> int:
+        """Side of CLIP's patches, in pixels."""
+        return self._towers.clip.patch
+
+    @property
     def widths(self) -> Mapping[str, int]:
         """Channels of the tokens, by name."""
         return {name: self._width(name) for name in self._names}

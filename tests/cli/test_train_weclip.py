@@ -46,6 +46,7 @@ def test_train_go_on_and_predict(run: Run, capfd: pytest.CaptureFixture[str]) ->
     ends(0, *WECLIP)
     told = capfd.readouterr().err
     assert "labels are made as it learns" in told
+    assert "from update 15000 on: this training ends before" in " ".join(told.split())
     assert "3 made, 0 there before, 0 failed" in told
     saved = load_checkpoint(run.root / "checkpoints" / "final.pt")
     assert isinstance(saved.spec, WeClipSpec)
@@ -53,7 +54,7 @@ def test_train_go_on_and_predict(run: Run, capfd: pytest.CaptureFixture[str]) ->
     settings = json.loads(run.manifest_path.read_text())["stages"]["train-seg"]["settings"]
     assert settings["preset"]["normalise"] == "imagenet"
 
-    ends(0, *WECLIP)
+    ends(0, *WECLIP, "--threshold", 0.5)  # confidence is of masks, which are not read
     assert "0 made, 3 there before" in capfd.readouterr().err
     ends(0, "predict", "run/checkpoints/final.pt", "photos/images", *CLIP, "--out", "out")
     assert read_mask(Path("out") / "p000.png").shape == (48, 64)
@@ -101,6 +102,49 @@ def test_words_that_changed_are_refused(run: Run, capfd: pytest.CaptureFixture[s
     told = capfd.readouterr().err
     assert f"the words that {run.root.name} was made with are not to be had again" in told
     assert not (run.root / "checkpoints").exists()
+
+
+def test_pictures_that_cannot_be_read_are_left_out_before_it_begins(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    photo = Path("photos/images/p001.jpg")
+    photo.write_bytes(photo.read_bytes()[:200])
+    capfd.readouterr()
+    Path("two.txt").write_text("p000\np002\n")
+    ends(0, *WECLIP, "--val", "two.txt")
+    told = " ".join(capfd.readouterr().err.split())
+    assert "left out: 1 images that cannot be read, the first: " in told
+    assert "p001.jpg" in told
+    assert run.train_record().settings.examples == 2
+    for name in ("p000.jpg", "p002.jpg"):
+        Path("photos/images", name).write_bytes(b"")
+    ends(1, *WECLIP, "--no-resume")
+    assert "no image of run that can be read shows a class" in capfd.readouterr().err
+
+
+def test_views_of_no_whole_patches_are_refused_before_anything_is_removed(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = run.root / "checkpoints" / "final.pt"
+    kept.parent.mkdir()
+    kept.touch()
+    capfd.readouterr()
+    ends(2, *WECLIP, "--crop", 50, "--no-resume")
+    assert "views of 50 pixels are not of whole patches" in " ".join(capfd.readouterr().err.split())
+    assert kept.exists()
+
+
+def test_words_of_coco_are_found_again_wherever_the_images_lie(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_photos(Path("photos"), 2)
+    weights = ["--weights", str(tiny_weights)]
+    data = ["--dataset", "folder", "--root", "photos", "--out", "run", "--preset", "fast"]
+    ends(0, "cam", *data, *weights, "--prompts", "coco")
+    asked = [weights[1] if one == "clip.safetensors" else one for one in WECLIP]
+    ends(0, *asked, "--crop", 32, "--iterations", 1)
+    assert (tmp_path / "run" / "checkpoints" / "final.pt").exists()
 
 
 def test_masks_mean_nothing(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

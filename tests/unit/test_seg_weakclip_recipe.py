@@ -26,6 +26,7 @@ from clipes.seg.parallel import Processes
 from clipes.seg.predict_tokens import TokenPredictor
 from clipes.seg.recipes import TestSettings
 from clipes.seg.train import Step, Trainer, TrainOptions
+from clipes.seg.views import require_patches
 from clipes.seg.weakclip import WeakClip, token_names
 from clipes.seg.weakclip_examples import distort, may_show, random_view
 from clipes.seg.weakclip_predict import WindowPredictor, starts, view_size
@@ -408,8 +409,25 @@ def test_asking_averages_scales_and_mirror_images(
     assert probs[1].any()
     assert not told[1].any()
     np.testing.assert_allclose(told.sum(0), 1, rtol=1e-4)
-    mirrored = ask(np.ascontiguousarray(image[:, ::-1]))
-    np.testing.assert_allclose(mirrored[:, :, ::-1], probs, atol=0.02)
+    back = np.ascontiguousarray(image[:, ::-1])
+    alone = [predictor_for(model, TestSettings((scale,)), towers.source) for scale in (1.0, 0.75)]
+    four = [part for one in alone for part in (one(image), one(back)[:, :, ::-1])]
+    np.testing.assert_allclose(probs, np.mean(four, 0), atol=1e-5)
+
+
+def test_a_clip_of_other_patches_is_refused_for_views() -> None:
+    require_patches(16, "weakclip-voc")
+    with pytest.raises(UsageError, match="patches of 16 pixels, this CLIP has patches of 14"):
+        require_patches(14, "weakclip-voc")
+
+
+def test_a_training_that_ends_in_the_rise_of_its_rate_says_so(
+    towers: SpeakingTowers, tmp_path: Path
+) -> None:
+    recipe = recipe_of(towers, tmp_path, replace(WHOLE, warmup=4))
+    told: list[str] = []
+    recipe.initialise(recipe.spec.build(), "auto", told.append)
+    assert "the rate rises for 4 updates: this training ends before" in told
 
 
 def test_another_tower_is_refused(towers: SpeakingTowers, tmp_path: Path) -> None:

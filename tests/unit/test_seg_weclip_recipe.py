@@ -21,6 +21,7 @@ from clipes.seg.data import TrainingPair
 from clipes.seg.kinds import predictor_for
 from clipes.seg.parallel import Processes
 from clipes.seg.recipes import TestSettings
+from clipes.seg.resize import resize
 from clipes.seg.train import Step, Trainer, TrainOptions
 from clipes.seg.weclip_labels import Teacher, make_labels
 from clipes.seg.weclip_recipe import WeClipRecipe, random_view
@@ -78,7 +79,9 @@ def test_the_true_rate_rises_in_fifty_updates_and_falls_from_the_start(teacher: 
 
 def test_everything_decays(teacher: Teacher) -> None:
     recipe = recipe_of(teacher)
-    (group,) = recipe.optimizer(recipe.spec.build()).param_groups
+    model = recipe.spec.build()
+    (group,) = recipe.optimizer(model).param_groups
+    assert len(group["params"]) == len(list(model.parameters()))
     settings = (group["betas"], group["eps"], group["weight_decay"], group["lr"])
     assert settings == ((0.9, 0.999), 1e-8, 0.01, 2e-3)
 
@@ -204,6 +207,19 @@ def test_asking_averages_scales_and_mirror_images(teacher: Teacher) -> None:
     probs = ask(image)
     assert probs.shape == (4, 50, 70)
     np.testing.assert_allclose(probs.sum(0), 1, rtol=1e-5)
+    answers, whole = [], model.spec.side / 70
+    for scale in (1.0, 0.75):
+        size = (round(70 * whole * scale), round(50 * whole * scale))
+        for mirrored in (False, True):
+            view = cv2.resize(image, size)[:, :: -1 if mirrored else 1]
+            with torch.inference_mode():
+                answer = model.score(source.tokens(np.ascontiguousarray(view)))
+            answers.append(answer.flip(3) if mirrored else answer)
+    mean = torch.stack([resize(one, answers[0].shape[2:]) for one in answers]).mean(0)
+    expected = resize(mean, (50, 70)).softmax(1)[0].numpy()
+    np.testing.assert_allclose(probs, expected, atol=1e-5)
+    reordered = predictor_for(model, TestSettings((0.75, 1.0), flip=True), source)(image)
+    np.testing.assert_allclose(reordered, probs, atol=1e-5)
     told = ask(image, present=[1])
     assert probs[1].any()
     assert not told[1].any()
