@@ -45,6 +45,7 @@ class Backbone:
         kernels: What to compute with, None for what ``choose_kernels`` says.
 
     Attributes:
+        colours: Means and deviations of the training images' channels.
         kernels: What it computes with.
         linear: Linear layers at the precision asked for.
         exact: Linear layers in the tower's own type.
@@ -71,6 +72,7 @@ class Backbone:
         self.logit_scale = logit_scale
         self.patch = int(visual.patch_size[0])
         self.fp16_positions = fp16_positions
+        self.colours = (mean, std)
         self._pixels = Pixels(self.patch, mean, std)
         self._position = lru_cache(_POSITIONS_KEPT)(self._resample_position)
         self._heads = self.blocks[0].attn.num_heads

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from clipes.config import BOTH_TOWERS, CamParams
+from clipes.config import BOTH_TOWERS, IMAGENET_MEAN, IMAGENET_STD, CamParams
 from clipes.errors import UsageError
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Taps, finer_grid
@@ -148,7 +148,9 @@ class TowerTokens:
         """Digest of all that changes tokens."""
         changing: list[object] = [sorted(self.digests.items()), self._names, self._max_patches]
         # Where they are off nothing is said, as before they could be on: kept tokens stay.
-        changing += [name for name, on in (("raw", self._raw), ("own", self._own_grids)) if on]
+        imagenet = self._towers.clip.colours == (IMAGENET_MEAN, IMAGENET_STD)
+        said = (("raw", self._raw), ("own", self._own_grids), ("imagenet", imagenet))
+        changing += [name for name, on in said if on]
         return hashlib.sha256(json.dumps(changing).encode()).hexdigest()
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
 
-from clipes.config import BOTH_TOWERS
+from clipes.config import BOTH_TOWERS, IMAGENET_MEAN, IMAGENET_STD
 from clipes.errors import UsageError
 from clipes.towers import tokens
 from clipes.towers.clip import Backbone
@@ -116,7 +116,10 @@ def test_a_fingerprint_is_of_all_that_changes_tokens(towers: Towers) -> None:
             (("clip.1",), DIGESTS, 900),
         )
     }
-    assert len(prints) == 4
+    visual = towers.clip.visual
+    other_colours = Towers(Backbone(visual, 100.0, IMAGENET_MEAN, IMAGENET_STD), towers.others)
+    prints.add(TowerTokens(other_colours, ("clip.1",), DIGESTS, 1600).fingerprint)
+    assert len(prints) == 5
     same = TowerTokens(towers, ("clip.1",), {"dino": "b", "clip": "a"}, 1600).fingerprint
     assert same in prints
 
