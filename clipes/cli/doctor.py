@@ -28,8 +28,11 @@ def doctor(
     Example: clipes doctor --dataset voc --root data/VOC2012
     """
     from clipes.cli.console import print_diagnosis
+    from clipes.datasets.base import find_base
     from clipes.stages.doctor import diagnose
 
+    if root is not None:
+        find_base(root)
     diagnosis = diagnose(dataset.value if dataset else None, root, out)
     if as_json:
         typer.echo(json.dumps(diagnosis.to_json(), indent=2, ensure_ascii=False))

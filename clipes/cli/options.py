@@ -114,7 +114,8 @@ TemplateOption = Annotated[
     ),
 ]
 RunArgument = Annotated[
-    Path | None, typer.Argument(help="Run folder. (default: the latest below runs/)")
+    Path | None,
+    typer.Argument(help="Run folder. (default: the one below runs/ last worked in)"),
 ]
 
 

@@ -64,7 +64,7 @@ def evaluate(
     powers = _numbers(exponents)
     if target is not None and not Run(target).exists():
         folder = target
-        scored = evaluate_folder(target, gt, prompts or "voc", listener())
+        scored = evaluate_folder(target, gt, prompts, listener())
     else:
         run = open_run(target)
         folder = run.root

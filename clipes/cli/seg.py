@@ -140,7 +140,8 @@ def predict(
 ) -> None:
     """Masks of any images with a trained segmenter: OUT/<id>.png, VOC colours.
 
-    Under torchrun or SLURM each rank takes its part.
+    Masks that it made before stay, files that are none are never written over. Under torchrun or
+    SLURM each rank takes its part.
 
     Example: clipes predict runs/voc/checkpoints/final.pt my-photos --out masks
     """

@@ -1,4 +1,4 @@
-"""``clipes weights``: fetch, list, locate."""
+"""``clipes weights``: fetch, list, path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SourceArgument = Annotated[
 ]
 _ModelOption = Annotated[str, typer.Option(help="open_clip name of a ViT, or dinov2.")]
 
-weights_app = typer.Typer(help="Towers' weights: fetch, list, locate.", no_args_is_help=True)
+weights_app = typer.Typer(help="Towers' weights: fetch, list, path.", no_args_is_help=True)
 
 
 @weights_app.command("fetch")

@@ -43,6 +43,8 @@ def read_labelme(path: Path, classes: Sequence[str]) -> Iterator[Found]:
     files = [path] if path.is_file() else list_files(path, ".json")
     files = [file for file in files if file.name != RECORD]
     if not files:
+        if not path.exists():
+            raise DatasetError(f"there is no file or folder {path}", "check the path")
         raise DatasetError(f"no labelme file (*.json) in {path}", "name the folder they are in")
     values = mask_values(classes)
     for file in files:

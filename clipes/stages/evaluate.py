@@ -194,13 +194,16 @@ def _say_stale(
         )
 
 
-def evaluate_folder(folder: Path, gt: Path | None, prompts: str, listener: Listener) -> Scored:
+def evaluate_folder(
+    folder: Path, gt: Path | None, prompts: str | None, listener: Listener
+) -> Scored:
     """Score a folder of masks ``<id>.png`` against one of ground truth.
 
     Args:
         folder: 8-bit PNG masks.
         gt: Folder of ground-truth masks of the same names.
-        prompts: Vocabulary that names the classes.
+        prompts: Vocabulary that names the classes; None for the run's that the folder is of, or
+            VOC's.
         listener: Who is told what cannot be scored, and how it goes.
 
     Raises:
@@ -208,8 +211,8 @@ def evaluate_folder(folder: Path, gt: Path | None, prompts: str, listener: Liste
         ArtifactError: No mask has ground truth, or one does not fit it.
     """
     if gt is None:
+        find_masks(folder, "the argument")
         raise UsageError(f"{folder} is no run folder", "give the ground truth with --gt DIR")
-    classes = load_vocabulary(prompts).classes
     masks, known = find_masks(folder, "the argument"), find_masks(gt, "--gt")
     truths = {id_: known[id_] for id_ in masks if id_ in known}
     if not truths:
@@ -223,9 +226,20 @@ def evaluate_folder(folder: Path, gt: Path | None, prompts: str, listener: Liste
         listener.say(
             f"{missing} of {len(known)} ground-truth masks of {gt} have no mask in {folder}"
         )
+    classes = _classes_of(folder, prompts, listener.say)
     output = _Output(masks.__getitem__, lambda id_: {"masks": read_mask(masks[id_])})
     with listener.progress("eval") as progress:
         return Scored(classes, _score(output, truths, len(classes), progress)[0])
+
+
+def _classes_of(folder: Path, prompts: str | None, say: Callable[[str], None]) -> tuple[str, ...]:
+    """Return what the labels in a folder of masks are called."""
+    run = Run(folder.parent)
+    if prompts is None and run.exists() and "cam" in run.manifest()["stages"]:
+        return run.cam_record().settings.classes
+    if prompts is None:
+        say("classes: VOC's 20, for want of other names (--prompts)")
+    return load_vocabulary(prompts or "voc").classes
 
 
 def score_relabelled(

@@ -247,7 +247,7 @@ def _check_options(name: str, form: Format, options: Options) -> None:
             known = [other for other in FORMATS if option.name in FORMATS[other].options]
             raise UsageError(
                 f"--{option.name} means nothing to the format {name}",
-                f"drop it; {', '.join(known)} know it",
+                f"drop it; it is for {', '.join(known)}",
             )
 
 

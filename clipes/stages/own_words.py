@@ -208,7 +208,7 @@ def _meant(new: Sequence[str], known: TextFeatures | None) -> str:
     """Return which shipped names may be meant, if any."""
     meant = {} if known is None else {name: known.meant(name) for name in new[:_TOLD]}
     near = [f"'{other}' for '{name}'" for name, other in meant.items() if other is not None]
-    return f" (known are {', '.join(near)})" if near else ""
+    return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from clipes.datasets.pictures import Pictures, find_pictures
 from clipes.device import choose_device
 from clipes.disk.files import sha256_of
 from clipes.disk.images import read_origin, write_mask
-from clipes.errors import DatasetError, ImageError
+from clipes.errors import DatasetError, ImageError, UsageError
 from clipes.listener import Listener
 from clipes.masks.mosaic import TILED, tile_side
 from clipes.masks.pseudo import SHRUNK
@@ -50,7 +50,6 @@ class PredictRequest:
         window: Longest side, in pixels, that is taken in at once.
         device: ``auto``, or a torch device.
         towers: Where the towers' weights come from, for segmenters that read tokens.
-        keep: Whether masks stay that this segmenter, asked like this, made of the same pictures.
         tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
     """
 
@@ -63,7 +62,6 @@ class PredictRequest:
     window: int = TestSettings.window
     device: str = "auto"
     towers: TowerRequest = field(default_factory=TowerRequest)
-    keep: bool = False
     tile: int | None = None
 
     def settings(self, own: TestSettings) -> TestSettings:
@@ -132,7 +130,10 @@ def _pairs(path: Path, pictures: Pictures) -> list[tuple[str, Path]]:
 
 
 def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome:
-    """Write the mask ``<id>.png`` of every image that is asked for, anew unless told to keep some.
+    """Write the mask ``<id>.png`` of every image that is asked for.
+
+    Masks that this segmenter, asked like this, made of the same pictures stay. What it did not
+    make is never written over, photos least of all.
 
     Args:
         request: What is asked for.
@@ -142,11 +143,18 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     Raises:
         ArtifactError: The checkpoint cannot be used.
         DatasetError: As for ``find_images``.
+        UsageError: A mask would take the place of a file that is none of a segmenter.
         WriteError: A mask cannot be written; the rest is not tried.
     """
+    if request.checkpoint.suffix.lower() in IMAGE_SUFFIXES:
+        raise UsageError(
+            f"{request.checkpoint} is a picture, not a checkpoint",
+            "the checkpoint comes first: clipes predict CHECKPOINT IMAGES --out MASKS",
+        )
     saved = load_checkpoint(request.checkpoint)
     test = request.settings(saved.test)
     found = find_images(request.images, request.out)
+    _refuse_to_replace(found.samples, request.out)
     for remark in found.remarks:
         listener.say(remark)
     model = saved.build().to(choose_device(request.device, local_rank()))
@@ -155,17 +163,39 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     crf = saved.spec.crf_of(test)
     asked = [sha256_of(request.checkpoint), asdict(test), *changed_crf(crf)]
     asked += [request.tile] if request.tile else []
-    made_with = digest(asked) if request.keep else None
     summary = predict_samples(
         part.of(found.samples),
         predictor,
         request.out,
         crf=crf,
         listener=listener,
-        made_with=made_with,
+        made_with=digest(asked),
         tile=request.tile,
     )
     return Outcome(summary, found.failures)
+
+
+def _refuse_to_replace(samples: Sequence[Sample], out: Path) -> None:
+    """Refuse a folder where a mask would take the place of what no segmenter made."""
+    for sample in samples:
+        target = out / f"{sample.id}.png"
+        if not target.exists():
+            continue
+        if target.samefile(sample.image):
+            what = f"the mask of {sample.image} would take its place"
+        elif is_foreign(target):
+            what = f"{target} is there and not a mask that 'clipes predict' wrote"
+        else:
+            continue
+        raise UsageError(what, "choose another --out, or move the file away")
+
+
+def is_foreign(path: Path) -> bool:
+    """Tell whether a file is no mask that says which segmenter made it."""
+    try:
+        return PredictionOrigin.parse(read_origin(path)) is None
+    except ImageError:
+        return True
 
 
 def changed_crf(crf: CrfParams | None) -> list[object]:
@@ -183,7 +213,7 @@ def predict_samples(
     *,
     crf: CrfParams | None,
     listener: Listener,
-    made_with: str | None = None,
+    made_with: str,
     tile: int | None = None,
 ) -> Summary:
     """Write the mask ``<id>.png`` of every image.
@@ -195,7 +225,7 @@ def predict_samples(
         crf: Settings of the dense CRF that comes last; None for none.
         listener: Who is told how it goes.
         made_with: Digest of the segmenter and of how it is asked: masks that say that they were
-            made with it, of the pictures that there are, stay. None makes all again.
+            made with it, of the pictures that there are, stay.
         tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
 
     Raises:
@@ -206,8 +236,7 @@ def predict_samples(
         return is_done(out / f"{sample.id}.png", sample.image, made_with)
 
     def origin(picture: Picture) -> str:
-        made = PredictionOrigin(picture.sha256, picture.size, made_with or "")
-        return made.text() if made_with else ""
+        return PredictionOrigin(picture.sha256, picture.size, made_with).text()
 
     def work(sample: Sample) -> str | None:
         pixels, picture = read_picture(sample.image)
@@ -238,15 +267,15 @@ def predict_samples(
     return large_last(samples, tile, others, in_tiles, there, listener)
 
 
-def is_done(path: Path, image: Path, made_with: str | None) -> bool:
+def is_done(path: Path, image: Path, made_with: str) -> bool:
     """Tell whether a mask is there and is the one that would be made now.
 
     Args:
         path: The mask.
         image: Its picture.
-        made_with: As for ``predict``.
+        made_with: As for ``predict_samples``.
     """
-    if made_with is None or not path.exists():
+    if not path.exists():
         return False
     try:
         origin = PredictionOrigin.parse(read_origin(path))

@@ -81,14 +81,16 @@ def refine(
     data = reopen(run, request.root)
     preset = preset_of(run) if request.preset is None else get_preset(request.preset)
     settings = RefineSettings(preset.crf, preset.background_exponent, request.crf, request.tile)
-    run.check_settings(STAGE, settings.to_dict())
+    fresh = not (run.ids("pseudo") or run.ids("confidence"))  # whoever removed them starts over
+    if not fresh:
+        run.check_settings(STAGE, settings.to_dict())
     current = Freshness.of(run, data.classes, refine=settings.to_dict())
     mine = resources.part.of(data.samples)
     todo = waiting(mine, current.has_pseudo, listener)
     if not todo:
         return Outcome(Summary(0, len(mine), ()), data.failures)
     facts = {"tile": settings.tile or CRF_TILE}  # the second of pictures that cannot be held
-    run.begin(STAGE, settings=settings.to_dict(), command=request.command, facts=facts)
+    run.begin(STAGE, settings.to_dict(), request.command, facts, anew=fresh)
     with run.claim(STAGE, shared=resources.part.count > 1):
         summary = make_masks(todo, run, settings, current, resources, listener)
     return Outcome(replace(summary, skipped=len(mine) - len(todo)), data.failures)

@@ -120,7 +120,7 @@ def _write(
             )
     scores = tally.scores() | _segmenter(run, request.root, data, say)
     if not scores:
-        say("no scores: the images have no ground truth")
+        say("no scores: the images have no ground truth ('clipes eval RUN --gt DIR' prints some)")
     chosen = choose(rows, large, thumbnails)
     head = _head(run, data, rows, chosen, say)
     jobs = [

@@ -65,6 +65,10 @@ class RunRequest:
             raise UsageError(
                 f"no segmenter to predict {self.predict_on} with", "add --train, which makes one"
             )
+        if self.iterations is not None and not self.train:
+            raise UsageError(
+                f"no training to have {self.iterations} iterations", "add --train, or leave it out"
+            )
 
     def stages(self, *, scored: bool) -> tuple[str, ...]:
         """Return the stages in order; ``eval`` only where there is something to score against."""
@@ -145,6 +149,11 @@ def make_run_of(
         listener: Who is told how it goes.
         numbered: Whether names of progress begin with the place in the row.
     """
+    if request.predict_on is not None and not request.predict_on.exists():  # not after a training
+        raise DatasetError(
+            f"there is no file or folder {request.predict_on}",
+            "check the path given by --predict-on",
+        )
     row = _Row(request.stages(scored=_has_truth(data)), listener, numbered=numbered)
     root = request.cam.data.root
     maps = row.ended(_CAM, make_maps(row.listener(_CAM)))
@@ -273,7 +282,6 @@ def _train(request: RunRequest, made: FolderResult, row: _Row) -> FolderResult:
         out,
         device=clip.device,
         towers=towers,
-        keep=True,
         tile=request.cam.tile,
     )
     row.ended(_PREDICT, predict(asked, Shard(), row.listener(_PREDICT)))

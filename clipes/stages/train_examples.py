@@ -159,6 +159,7 @@ def _folders(sources: Sources, *, guided: bool) -> tuple[Path, Path | None]:
         find_masks(confidence, "--confidence")
         return masks, confidence
     if not own:
+        find_masks(masks, "--masks")
         raise ArtifactError(
             f"the masks of {masks} come without confidence",
             "give --confidence DIR, or train with --no-cgl",

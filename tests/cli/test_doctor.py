@@ -112,6 +112,12 @@ def test_photos_without_masks_cannot_be_scored(
     assert "clipes check --dataset folder" in said["checks"]["data: folder"]["remedy"]
 
 
+def test_a_root_that_is_not_there_is_one_line(cli: Callable[..., Any]) -> None:
+    done = cli("doctor", "--root", "gone")
+    assert done.returncode == 1
+    assert done.stderr == "clipes: there is no folder gone; check the path given by --root\n"
+
+
 def test_coco_is_found_without_reading_its_labels(doctor: Doctor, tmp_path: Path) -> None:
     root = tmp_path / "coco"
     (root / "train2014").mkdir(parents=True)

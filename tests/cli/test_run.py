@@ -147,6 +147,7 @@ def test_it_ends_where_nothing_can_follow(start: Starter, run: Run, photos: Path
     ("more", "environment", "said"),
     [
         (["--predict-on", "photos"], {}, "no segmenter to predict photos with; add --train"),
+        (["--iterations", "3"], {}, "no training to have 3 iterations; add --train"),
         ([], {"RANK": "0", "WORLD_SIZE": "2"}, "start the stages one by one: cam, refine, report"),
         (["--preset", "nonsense"], {}, "nonsense"),
     ],
@@ -157,6 +158,15 @@ def test_what_makes_no_sense_exits_with_2(
     done = start.start(*LINE, *more, **environment).wait()
     assert done.returncode == 2
     assert said in done.stderr
+    assert not run.root.exists()
+
+
+def test_photos_to_predict_that_are_not_there_are_said_before_all_else(
+    start: Starter, run: Run
+) -> None:
+    done = start(*LINE, "--train", "--predict-on", "gone")
+    assert done.returncode == 1
+    assert "no file or folder gone; check the path given by --predict-on" in one_line(done)
     assert not run.root.exists()
 
 

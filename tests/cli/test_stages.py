@@ -107,6 +107,10 @@ def test_masks_of_a_crf_that_is_gone_are_not_mixed_with_others(
     again = cli("refine", "run")
     assert again.returncode == 1
     assert 'backend = "torch", not "numba"' in one_line(again.stderr)
+    assert "remove its folders pseudo and confidence" in again.stderr
+    for name in ("pseudo", "confidence"):
+        shutil.rmtree(tmp_path / "run" / name)
+    assert cli("refine", "run").returncode == 0
 
 
 def test_bad_images_are_named_and_the_others_done(

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torchvision
 import typer
+from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from clipes.cli import app, main
@@ -57,12 +58,12 @@ def one_line(text: str) -> str:
     return lines[0]
 
 
-def fails(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+def fails(capfd: pytest.CaptureFixture[str], *arguments: object, code: int = 1) -> str:
     """Run a command in this process; return its one line of error."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
-    assert stop.value.code == 1
+    assert stop.value.code == code
     return one_line(capfd.readouterr().err)
 
 
@@ -162,6 +163,13 @@ def test_predict_takes_files_and_folders_and_goes_on_after_a_bad_one(
     assert "(.heic): convert to JPEG, the first is deep/images/b.heic" in told
     assert "1 picture is beside deep/images and not used" in told
 
+    before = Path("windows/good.png").read_bytes()
+    main_ok("predict", final, "more", "--out", "windows", *small)
+    assert "masks: 0 made, 1 there before" in capfd.readouterr().err
+    main_ok("predict", final, "more", "--out", "windows", *small[:-1], "--crf")
+    assert "masks: 1 made, 0 there before" in capfd.readouterr().err
+    assert Path("windows/good.png").read_bytes() != before
+
     (Path("more") / "bad.jpg").write_bytes(picture[:200])
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(final), "more", "--out", "other"])
@@ -176,6 +184,31 @@ def test_predict_takes_files_and_folders_and_goes_on_after_a_bad_one(
     assert "no file or folder gone" in fails(capfd, "predict", final, "gone", "--out", "x")
     Path("empty").mkdir()
     assert "no image in empty" in fails(capfd, "predict", final, "empty", "--out", "x")
+
+
+def test_predict_writes_over_nothing_but_its_own_masks(
+    run: Run,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main_ok("train-seg", *SMALL, "--iterations", "1")
+    final = run.root / "checkpoints" / "final.pt"
+    Path("mine").mkdir()
+    Image.open(photos / "images" / "p0.jpg").save("mine/cat.png")
+    photo = Path("mine/cat.png").read_bytes()
+    said = fails(capfd, "predict", final, "mine", "--out", "mine", code=2)
+    assert "the mask of mine/cat.png would take its place; choose another --out" in said
+    Path("masks").mkdir()
+    write_mask(Path("masks/cat.png"), np.zeros((4, 4), np.uint8))  # by hand, or another program's
+    said = fails(capfd, "predict", final, "mine", "--out", "masks", code=2)
+    assert "masks/cat.png is there and not a mask that 'clipes predict' wrote" in said
+    assert Path("mine/cat.png").read_bytes() == photo
+    assert read_mask(Path("masks/cat.png")).shape == (4, 4)
+    said = fails(capfd, "predict", "mine/cat.png", final, "--out", "x", code=2)
+    assert "mine/cat.png is a picture, not a checkpoint; the checkpoint comes first" in said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")

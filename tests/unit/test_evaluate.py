@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from clipes.datasets import VOC_CLASSES
 from clipes.disk.images import read_mask, write_confidence, write_mask
 from clipes.errors import ArtifactError
 from clipes.listener import Listener
@@ -56,6 +58,19 @@ def test_nothing_is_said_of_what_is_complete(run: Run, truth: Path) -> None:
     assert scored.stages["CRF"].miou == 1
     assert said == []
     assert score_folder(run.root / "pseudo", truth)[1] == []
+
+
+def test_a_folder_of_a_run_has_the_names_of_its_classes(
+    run: Run, truth: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    own = evaluate_folder(run.root / "pseudo", truth, None, Listener(said.append))
+    assert own.classes == run.cam_record().settings.classes
+    assert said == []
+    shutil.copytree(run.root / "pseudo", tmp_path / "alone" / "masks")
+    alone = evaluate_folder(tmp_path / "alone" / "masks", truth, None, Listener(said.append))
+    assert alone.classes == VOC_CLASSES
+    assert said[0] == "classes: VOC's 20, for want of other names (--prompts)"
 
 
 @pytest.mark.parametrize("values", ["0 and 255", "0", "255"])
