@@ -17,10 +17,12 @@ from clipes.disk.large import decoded_size
 from clipes.errors import ImageError
 from clipes.listener import Listener
 from clipes.masks.values import RULE, classes_in, strange_values, values_in
+from clipes.names import folded
 from clipes.run.loop import in_order
 from clipes.stages.cam import DataRequest
 from clipes.types import IGNORE, Sample, UInt8Array, size_text
-from clipes.words.vocabulary import load_vocabulary
+from clipes.words.features import stand_in
+from clipes.words.vocabulary import SHIPPED, load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def check(data: Dataset, listener: Listener, *, workers: int | None = None) -> F
         workers: Threads: decoding, which is what takes the time, runs outside the interpreter.
             None for as many as there are cores.
     """
-    for remark in data.remarks:
+    remarks = (*data.remarks, *_misspelt(data.classes))
+    for remark in remarks:
         listener.say(remark)
     values: set[int] = set()
     some_masks = any(sample.mask is not None for sample in data.samples)
@@ -135,8 +138,21 @@ def check(data: Dataset, listener: Listener, *, workers: int | None = None) -> F
         sum(sample.mask is not None for sample in data.samples),
         tuple(found),
         count_classes(data),
-        data.remarks,
+        remarks,
     )
+
+
+def _misspelt(classes: Sequence[str]) -> list[str]:
+    """Return what is to be said of names that are no shipped class, but nearly one."""
+    known = stand_in()
+    shipped = {folded(name) for words in SHIPPED for name in load_vocabulary(words).classes}
+    new = [name for name in known.lacks(classes) if folded(name) not in shipped]
+    near = {name: known.meant(name) for name in new}
+    return [
+        f"classes: '{name}' is a class that nobody knows; did you mean '{other}'?"
+        for name, other in near.items()
+        if other is not None
+    ]
 
 
 def count_classes(data: Dataset) -> tuple[ClassCount, ...]:

@@ -121,6 +121,8 @@ def test_cam_says_how_labels_were_read_and_what_a_class_may_be_called(
     wrong = here(*small_data.cam("other", photos))
     assert wrong.returncode == 1
     assert "did you mean 'cat' for 'cats'? Else use weights" in one_line(wrong.stderr)
+    checked = here("check", "--dataset", "folder", "--root", photos)
+    assert "classes: 'cats' is a class that nobody knows; did you mean 'cat'?" in checked.stderr
 
 
 def test_check_of_nothing_is_one_line(cli: Cli, tmp_path: Path) -> None:
