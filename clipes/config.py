@@ -630,7 +630,8 @@ class WeakClipPreset:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data, for run.json."""
-        return asdict(self)
+        # Of none nothing is said, as before there could be some: trainings go on.
+        return {name: one for name, one in asdict(self).items() if name != "beside" or one}
 
 
 DECODER_CRF = CrfParams(bilateral_sxy=30.0)

@@ -78,7 +78,8 @@ FOLDERS = {
 
 _OTHER_FOLDER = "use the same settings, another folder (--out), or delete this one"
 _OTHER_SETTINGS = {  # of stages that write into the folder of another
-    "refine": "use the same settings, or remove its folders pseudo and confidence and start over"
+    "refine": "use the same settings, or remove its folders pseudo and confidence and start over, "
+    "in one process"
 }
 _CLASSES = (
     "where no list says which classes there are, they are the names that occur: write all of them "

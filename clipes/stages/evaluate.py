@@ -232,12 +232,20 @@ def evaluate_folder(
         return Scored(classes, _score(output, truths, len(classes), progress)[0])
 
 
+def _recorded_classes(run: Run) -> tuple[str, ...]:
+    """Return a run's classes; none where there is no run, or another program's run.json."""
+    try:
+        return run.cam_record().settings.classes
+    except ArtifactError:
+        return ()
+
+
 def _classes_of(folder: Path, prompts: str | None, say: Callable[[str], None]) -> tuple[str, ...]:
     """Return what the labels in a folder of masks are called."""
-    run = Run(folder.parent)
-    if prompts is None and run.exists() and "cam" in run.manifest()["stages"]:
-        return run.cam_record().settings.classes
     if prompts is None:
+        for parent in folder.resolve().parents[:2]:
+            if known := _recorded_classes(Run(parent)):
+                return known
         say("classes: VOC's 20, for want of other names (--prompts)")
     return load_vocabulary(prompts or "voc").classes
 

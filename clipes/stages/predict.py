@@ -184,7 +184,10 @@ def _refuse_to_replace(samples: Sequence[Sample], out: Path) -> None:
         if target.samefile(sample.image):
             what = f"the mask of {sample.image} would take its place"
         elif is_foreign(target):
-            what = f"{target} is there and not a mask that 'clipes predict' wrote"
+            what = (
+                f"{target} is there and does not say that a segmenter made it (a person's, another "
+                "program's or an older clipes')"
+            )
         else:
             continue
         raise UsageError(what, "choose another --out, or move the file away")

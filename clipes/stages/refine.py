@@ -81,8 +81,8 @@ def refine(
     data = reopen(run, request.root)
     preset = preset_of(run) if request.preset is None else get_preset(request.preset)
     settings = RefineSettings(preset.crf, preset.background_exponent, request.crf, request.tile)
-    fresh = not (run.ids("pseudo") or run.ids("confidence"))  # whoever removed them starts over
-    if not fresh:
+    shared = resources.part.count > 1
+    if shared or _has_masks(run):
         run.check_settings(STAGE, settings.to_dict())
     current = Freshness.of(run, data.classes, refine=settings.to_dict())
     mine = resources.part.of(data.samples)
@@ -90,10 +90,16 @@ def refine(
     if not todo:
         return Outcome(Summary(0, len(mine), ()), data.failures)
     facts = {"tile": settings.tile or CRF_TILE}  # the second of pictures that cannot be held
-    run.begin(STAGE, settings.to_dict(), request.command, facts, anew=fresh)
-    with run.claim(STAGE, shared=resources.part.count > 1):
+    with run.claim(STAGE, shared=shared):
+        # Whoever removed the masks starts over; not as one of several, who may differ.
+        anew = not (shared or _has_masks(run))
+        run.begin(STAGE, settings.to_dict(), request.command, facts, anew=anew)
         summary = make_masks(todo, run, settings, current, resources, listener)
     return Outcome(replace(summary, skipped=len(mine) - len(todo)), data.failures)
+
+
+def _has_masks(run: Run) -> bool:
+    return bool(run.ids("pseudo") or run.ids("confidence"))
 
 
 def make_masks(

@@ -10,7 +10,7 @@ import torch
 
 from clipes.choices import DatasetKind, Fusion
 from clipes.config import WeakClipPreset, WeClipPlusPreset, WeClipPreset
-from clipes.errors import ArtifactError
+from clipes.errors import ArtifactError, VocabularyError
 from clipes.listener import Listener
 from clipes.maps.vectors import WordVectors
 from clipes.run.folder import Run
@@ -117,23 +117,30 @@ def _words(run: Run, opened: OpenedWeights, listener: Listener) -> TextFeatures:
     used, asked = record.settings.text or TextUsed(""), record.facts.asked or {}
     file = run.words_path if record.facts.fitted else asked.get("text_features")
     encoded = file is None and has_text(opened.state)
+    errors: list[VocabularyError] = []
     for vocabulary in _vocabularies(record):
-        text = text_features(
-            vocabulary,
-            opened.state,
-            opened.weights,
-            file=Path(file) if file else None,
-            cache=cache_dir(),
-            say=listener.say,
-            fusion=Fusion(used.fusion),
-            templates=used.templates if encoded else (),
-            descriptions=used.descriptions,
-            wide=True,
-        )
+        try:
+            text = text_features(
+                vocabulary,
+                opened.state,
+                opened.weights,
+                file=Path(file) if file else None,
+                cache=cache_dir(),
+                say=listener.say,
+                fusion=Fusion(used.fusion),
+                templates=used.templates if encoded else (),
+                descriptions=used.descriptions,
+                wide=True,
+            )
+        except VocabularyError as error:  # such as descriptions that only the other words have
+            errors.append(error)
+            continue
         # Neither preset reference nor an older clipes has further background words.
         for made_with in (text, text.without_words(vocabulary.more_background)):
             if fingerprint(made_with) == used.sha256:
                 return made_with
+    if len(errors) == len(SHIPPED):
+        raise errors[0]
     raise ArtifactError(
         f"the words that {run.root} was made with are not to be had again",
         "give --weights as for 'clipes cam'; words of one's own (--prompts) are known only if "

@@ -157,7 +157,7 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
         pairs = labelled_pairs(sources, data, listener)
     val_name, val = _validation(sources, data, listener.say)
     if not recipe.reads_masks:  # confidence is of masks
-        request = replace(request, guidance=Guidance(None))
+        request = replace(request, guidance=Guidance())
     settings = _settings(request, preset, len(pairs), val_name)
     with listener.progress("look") as progress:
         learnt_from = pairs_digest(pairs, progress)

@@ -204,7 +204,7 @@ def test_predict_writes_over_nothing_but_its_own_masks(
     Path("masks").mkdir()
     write_mask(Path("masks/cat.png"), np.zeros((4, 4), np.uint8))  # by hand, or another program's
     said = fails(capfd, "predict", final, "mine", "--out", "masks", code=2)
-    assert "masks/cat.png is there and not a mask that 'clipes predict' wrote" in said
+    assert "masks/cat.png is there and does not say that a segmenter made it" in said
     assert Path("mine/cat.png").read_bytes() == photo
     assert read_mask(Path("masks/cat.png")).shape == (4, 4)
     said = fails(capfd, "predict", "mine/cat.png", final, "--out", "x", code=2)

@@ -66,8 +66,12 @@ def test_a_folder_of_a_run_has_the_names_of_its_classes(
     said: list[str] = []
     own = evaluate_folder(run.root / "pseudo", truth, None, Listener(said.append))
     assert own.classes == run.cam_record().settings.classes
+    shutil.copytree(run.root / "pseudo", run.relabelled.root / "pseudo")
+    again = evaluate_folder(run.relabelled.root / "pseudo", truth, None, Listener(said.append))
+    assert again.classes == own.classes
     assert said == []
     shutil.copytree(run.root / "pseudo", tmp_path / "alone" / "masks")
+    (tmp_path / "alone" / "run.json").write_text("[]")  # another program's
     alone = evaluate_folder(tmp_path / "alone" / "masks", truth, None, Listener(said.append))
     assert alone.classes == VOC_CLASSES
     assert said[0] == "classes: VOC's 20, for want of other names (--prompts)"

@@ -117,6 +117,9 @@ def test_the_published_presets() -> None:
     assert (crf.bilateral_sxy, crf.bilateral_srgb, crf.bilateral_compat) == (80, 13, 10)
     assert (len(voc.test_scales), voc.flip, voc.average, voc.boundary_every) == (6, True, 0, 1)
     assert coco == replace(voc, name="weakclip-coco", batch=24, iterations=40_000)
+    # Trainings of before there could be a second tower are gone on with.
+    assert "beside" not in voc.to_dict()
+    assert get_segmenter_preset("weakclip-plus").to_dict()["beside"] == ("dino.12",)
 
 
 def test_the_rate_rises_in_1500_updates_and_ends_at_a_millionth(
