@@ -183,7 +183,7 @@ def _refuse_to_replace(samples: Sequence[Sample], out: Path) -> None:
             continue
         if target.samefile(sample.image):
             what = f"the mask of {sample.image} would take its place"
-        elif is_foreign(target):
+        elif _is_foreign(target):
             what = (
                 f"{target} is there and does not say that a segmenter made it (a person's, another "
                 "program's or an older clipes')"
@@ -193,7 +193,7 @@ def _refuse_to_replace(samples: Sequence[Sample], out: Path) -> None:
         raise UsageError(what, "choose another --out, or move the file away")
 
 
-def is_foreign(path: Path) -> bool:
+def _is_foreign(path: Path) -> bool:
     """Tell whether a file is no mask that says which segmenter made it."""
     try:
         return PredictionOrigin.parse(read_origin(path)) is None

@@ -416,6 +416,7 @@ def test_asking_averages_scales_and_mirror_images(
     alone = [predictor_for(model, TestSettings((scale,)), towers.source) for scale in (1.0, 0.75)]
     four = [part for one in alone for part in (one(image), one(back)[:, :, ::-1])]
     np.testing.assert_allclose(probs, np.mean(four, 0), atol=1e-5)
+    np.testing.assert_allclose(ask(back)[:, :, ::-1], probs, atol=0.02)
 
 
 def test_a_clip_of_other_patches_is_refused_for_views() -> None:
