@@ -157,7 +157,6 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
         """Return tokens with the labels of each image."""
         grids, labels, confidence, *tokens = batch
         cut, weights = self.guidance.weigh(labels, confidence)
-        weights = weights.masked_fill(cut == IGNORE, 0)
         sizes = [label_size((int(h), int(w))) for h, w in grids.tolist()]
         targets = list(zip(cut_up(cut, sizes), cut_up(weights, sizes), strict=True))
         if self.importance:

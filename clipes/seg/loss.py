@@ -32,15 +32,19 @@ class Guidance:
         return self.threshold is not None or self.soft
 
     def weigh(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the labels that are learnt, and how much each counts; shapes as given.
+        """Return the labels that are learnt, and how much each counts, 0 where none is learnt.
 
         Args:
             labels: (N, H, W) int64.
             confidence: (N, H, W) float in [0, 1].
+
+        Returns:
+            Both (N, H, W).
         """
         if self.threshold is not None:
             labels = confident_labels(labels, confidence, self.threshold)
-        return labels, confidence if self.soft else torch.ones_like(confidence)
+        weights = confidence if self.soft else torch.ones_like(confidence)
+        return labels, weights.masked_fill(labels == IGNORE, 0)
 
 
 def confident_labels(labels: Tensor, confidence: Tensor, threshold: float) -> Tensor:

@@ -255,19 +255,14 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         for fine, coarse, image, classes, number in zip(
             labels, cells, small, present, numbers.tolist(), strict=True
         ):
-            cut, weights = self._weighed(*fine)
-            of_cells = self._weighed(*coarse)
+            cut, weights = self.guidance.weigh(*fine)
+            of_cells = self.guidance.weigh(*coarse)
             boundary = 0.0 if number % every else float(every)
             picture = image.cpu().numpy()
             targets.append(Target(cut, weights, *of_cells, picture, classes, boundary))
             labelled, used = labelled + (fine[0] != IGNORE).sum(), used + (cut != IGNORE).sum()
         count = torch.tensor([float(len(targets))], device=present.device)
         return Targets(inputs, count, labelled, used, targets)
-
-    def _weighed(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the labels that are learnt, and their weights, 0 where none is."""
-        cut, weights = self.guidance.weigh(labels, confidence)
-        return cut, weights.masked_fill(cut == IGNORE, 0)
 
     def losses(self, outputs: Sequence[Tensor], part: Targets) -> list[Tensor]:
         """Return the loss as one term, summed over images: within each, labels are balanced."""

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from clipes.seg.loss import branch_targets, confident_labels, weighted_loss
+from clipes.seg.loss import Guidance, branch_targets, confident_labels, weighted_loss
 from clipes.seg.resize import shrink
 from clipes.types import IGNORE
 
@@ -52,6 +52,16 @@ def test_the_threshold_itself_is_kept() -> None:
     labels = torch.zeros(1, 1, 2, dtype=torch.int64)
     cut = confident_labels(labels, torch.tensor([[[0.95, 0.9499]]]), 0.95)
     assert cut.tolist() == [[[0, IGNORE]]]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_is_not_learnt_weighs_nothing(soft: bool) -> None:
+    _, labels, confidence = batch()
+    cut, weights = Guidance(threshold=0.5, soft=soft).weigh(labels, confidence)
+    assert (cut == IGNORE).sum() > (labels == IGNORE).sum() > 0
+    assert torch.equal(weights == 0, cut == IGNORE)
+    learnt = cut != IGNORE
+    assert torch.equal(weights[learnt], confidence[learnt] if soft else torch.ones(learnt.sum()))
 
 
 def test_ce_is_the_mean_over_labelled_pixels() -> None:
