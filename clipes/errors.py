@@ -3,6 +3,7 @@
 ClipesError
 ├── UsageError          a request that makes no sense (exit code 2)
 ├── DatasetError        data set folder, split, label file, annotation
+│   └── SplitError          there is no such list of images
 ├── ImageError          one image that cannot be read or used
 ├── VocabularyError     prompts file, class names, text features
 │   └── UnknownClassError   classes that no vector knows
@@ -47,6 +48,10 @@ class UsageError(ClipesError):
 
 class DatasetError(ClipesError):
     """A data set folder, split file, label file or annotation cannot be used."""
+
+
+class SplitError(DatasetError):
+    """There is no such list of images."""
 
 
 class ImageError(ClipesError):

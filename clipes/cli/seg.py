@@ -62,7 +62,7 @@ def train_seg(
     amp: opts.AmpOption = Amp.auto,
     device: DeviceOption = "auto",
     workers: opts.LoadersOption = None,
-    save_every: opts.SaveEveryOption = 500,
+    save_every: opts.SaveEveryOption = None,
     seed: opts.SeedOption = 0,
 ) -> None:
     """Masks and confidence to a trained segmenter and its predictions; torchrun -m clipes for more.
@@ -168,6 +168,7 @@ def relabel(
     weights: WeightsOption = "auto",
     dino: DinoOption = "auto",
     device: DeviceOption = "auto",
+    workers: opts.LabelWorkersOption = None,
     shard: ShardOption = None,
 ) -> None:
     """A trained segmenter labels the run's images again: RUN/relabelled/pseudo and confidence.
@@ -193,6 +194,7 @@ def relabel(
         device,
         TowerRequest(weights, dino),
         command_line(),
+        workers,
     )
     outcome = relabel_stage(request, folder, this_part(shard), listener())
     finish("masks", folder.relabelled, outcome.summary, outcome.unusable)

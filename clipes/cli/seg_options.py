@@ -89,12 +89,24 @@ AmpOption = Annotated[Amp, typer.Option(help="Precision of the network.")]
 LoadersOption = Annotated[
     int | None, typer.Option(min=0, help="Threads that load ahead. (default: 4 for a GPU, else 0)")
 ]
-SaveEveryOption = Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")]
+SaveEveryOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Iterations between checkpoints. (default: a tenth of all, 500 at most)"
+    ),
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of weights, order and views.")]
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint that train-seg wrote.")]
 FromOption = Annotated[
     Path, typer.Option("--from", help="The checkpoint that looks at the images.")
+]
+LabelWorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images at once, each of up to 2 GB of memory. (default: one per core, for a GPU 4)",
+    ),
 ]
 LabelCrfOption = Annotated[
     bool, typer.Option("--crf/--no-crf", help="End with the dense CRF over the classes present.")

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from clipes.datasets.problems import Kind, Problem, ProblemError
 from clipes.disk.files import check_id, list_files
 from clipes.disk.images import READS_AVIF
-from clipes.errors import DatasetError
+from clipes.errors import DatasetError, SplitError
 from clipes.names import folded, nearest
 from clipes.types import MAX_CLASSES, Sample
 
@@ -208,12 +208,13 @@ def read_split(
         The ids, in order and without repeats, and a failure for each line that names none.
 
     Raises:
-        DatasetError: There is no such list, or it cannot be read or is empty.
+        SplitError: There is no such list.
+        DatasetError: It cannot be read, or is empty.
     """
     path = find_split(root, split)
     if path is None:
         places = ", ".join(map(str, _split_places(root, split)))
-        raise DatasetError(
+        raise SplitError(
             f"no list of images '{split}': looked for {places}",
             # Not --split: train-seg has --val for a list, too.
             f"name one of {_known_splits(root)} or the path of a list",

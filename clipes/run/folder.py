@@ -434,6 +434,25 @@ class Run:
 
         self._change(record)
 
+    def forget(self, stage: str, *, like: Run) -> None:
+        """Drop what is recorded of a stage; a folder without a record takes over all but that.
+
+        Args:
+            stage: Its command.
+            like: The run that the record is taken over from.
+
+        Raises:
+            ArtifactError: ``like`` is no run.
+            WriteError: The folder cannot be written to.
+        """
+
+        def record(stages: dict[str, Any]) -> None:
+            if not stages:
+                stages.update(like.manifest()["stages"])
+            stages.pop(stage, None)
+
+        self._change(record)
+
     def _change(self, record: Callable[[dict[str, Any]], None]) -> None:
         # One process at a time: two stages that begin at once would lose each other's record.
         with claim(self.root, "clipes", on_wait=lambda: None):
@@ -497,11 +516,14 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that must stay the same.
 
     The path of a label file need not: what counts is each image's labels, which every file that is
-    made of them remembers.
+    made of them remembers. A list of images is the same by whatever path it is named.
     """
     compared = dict(settings)
     if compared.get("labels") not in (None, AUTO_LABELS):
         compared["labels"] = None
+    for name in ("split", "val"):
+        if compared.get(name) and Path(compared[name]).is_file():
+            compared[name] = str(Path(compared[name]).resolve())
     return compared
 
 

@@ -14,7 +14,9 @@ from clipes.run.folder import Run
 from clipes.types import Sample
 
 
-def reopen(run: Run, root: Path | None, split: str | None = None) -> Dataset:
+def reopen(
+    run: Run, root: Path | None, split: str | None = None, *, labelled: bool = True
+) -> Dataset:
     """Open the data set a run was made from, wherever ``root`` or run.json say it is.
 
     Where ``root`` is another place than run.json says, run.json says so from then on.
@@ -23,23 +25,29 @@ def reopen(run: Run, root: Path | None, split: str | None = None) -> Dataset:
         run: The run folder.
         root: Where the data set is, if not where run.json says.
         split: Another list of its images than the one the run was made from.
+        labelled: False lists the images without looking for labels.
 
     Raises:
         ArtifactError: run.json does not say how the maps were made.
+        SplitError: There is no such list of images.
         DatasetError: The data set is not there, or cannot be used.
     """
     record = run.cam_record()
     settings, recorded = record.settings, record.facts.root
     if root is None:
         root = _recorded_root(run, recorded)
-    tagged = settings.labels == AUTO_LABELS
+    tagged = labelled and settings.labels == AUTO_LABELS
+    labels = None
+    if labelled:
+        labels = run.tags_path if tagged else _label_file(settings.labels, recorded, root)
     data = open_dataset(
         settings.dataset,
         root=root,
         split=split or settings.split,
-        labels=run.tags_path if tagged else _label_file(settings.labels, recorded, root),
+        labels=labels,
         classes=settings.classes,
-        difficult=settings.difficult,
+        difficult=settings.difficult or not labelled,
+        labelled=labelled,
     )
     if recorded != (place := str(data.root.absolute())):
         with suppress(WriteError):  # a finished run may be read-only: then --root is said each time

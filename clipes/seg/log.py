@@ -27,17 +27,18 @@ class TensorBoard:
 
     Args:
         folder: For the event files.
+        after: Updates made before; what was written beyond them counts no more.
         say: Told if they cannot be written.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, after: int, say: Callable[[str], None]) -> None:
         self._writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             say("no TensorBoard log: the package is not installed; pip install 'clipes[train]'")
             return
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
 
     def write(self, step: Step) -> None:
         """Write a step, if it is its turn."""

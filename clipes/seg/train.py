@@ -36,6 +36,9 @@ from clipes.seg.parallel import Processes
 from clipes.seg.recipes import Batch, Examples, Model, Part, Recipe
 from clipes.types import UInt8Array
 
+LONGEST_UNSAVED = 500
+"""Updates that are lost at most if a training is killed, unless others are asked for."""
+
 _GPU_WORKERS = 4  # threads
 
 
@@ -50,14 +53,15 @@ class TrainOptions:
     Attributes:
         seed: Chooses first weights, order, views.
         amp: Of ``clipes.choices.Amp``.
-        save_every: Iterations between checkpoints.
+        save_every: Iterations between checkpoints; None for ten in a training, and one every
+            ``LONGEST_UNSAVED`` at least.
         keep: Checkpoints kept, the latest.
         workers: Threads that load ahead; None for what suits the device.
     """
 
     seed: int = 0
     amp: str = Amp.none.value
-    save_every: int = 500
+    save_every: int | None = None
     keep: int = 2
     workers: int | None = None
 
@@ -126,6 +130,8 @@ class Trainer:
         self._options = options.on(processes.device)
         self._processes = processes
         self._part = part_size(recipe, processes.count)
+        tenth = max(1, recipe.schedule.iterations // 10)
+        self._save_every = self._options.save_every or min(LONGEST_UNSAVED, tenth)
         self.iteration = 0
         self._network = recipe.network(model)
         self._average = Average(model, recipe.schedule.average)
@@ -177,7 +183,7 @@ class Trainer:
             while self.iteration < schedule.iterations:
                 step = self.step([next(stream) for _ in range(schedule.accumulate)])
                 on_step(step)
-                if self.iteration % self._options.save_every == 0:
+                if self.iteration % self._save_every == 0:
                     self._save(iteration_path(folder, self.iteration))
         self._save(folder / FINAL)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from clipes.config import RELABEL_SHARE, CrfParams
@@ -31,6 +32,8 @@ STAGE = "relabel"
 
 ALONE = "have no maps: the segmenter alone says what they show"
 
+_ABSENT = "none of any name"
+
 _AT_ONCE_ON_GPU = 4  # images: each may need room for a pass of the network
 
 
@@ -49,6 +52,7 @@ class RelabelRequest:
         device: ``auto``, or a torch device.
         towers: Where the towers' weights come from, for segmenters that read tokens.
         command: The command line, for the record.
+        workers: Images at once; None for as many as cores, or what a GPU has room for.
     """
 
     checkpoint: Path
@@ -60,6 +64,7 @@ class RelabelRequest:
     device: str = "auto"
     towers: TowerRequest = field(default_factory=TowerRequest)
     command: str = ""
+    workers: int | None = None
 
     def settings(self, own: TestSettings, refined: RefineRecord | None) -> RelabelSettings:
         """Return what changes the masks.
@@ -115,10 +120,11 @@ def relabel(request: RelabelRequest, run: Run, part: Shard, listener: Listener) 
     record = run.relabel_record()
     if not todo and record is not None and record.settings == settings:
         return Outcome(Summary(0, len(mine), ()), data.failures)
-    _say_again(todo, current, listener)
-    run.begin(STAGE, settings.to_dict(), request.command, anew=True)
     with run.claim(STAGE, shared=part.count > 1):
         labeller = _labeller(request, saved, settings, current, listener)
+        # Not before it is certain that there will be others: masks of other settings count no more.
+        _say_again(todo, current, listener)
+        run.begin(STAGE, settings.to_dict(), request.command, anew=True)
         summary = labeller.label_all(todo, listener)
     return Outcome(replace(summary, skipped=len(mine) - len(todo)), data.failures)
 
@@ -127,11 +133,11 @@ def _check_classes(saved: Checkpoint, classes: tuple[str, ...], run: Run) -> Non
     theirs = saved.spec.classes
     if theirs == classes:
         return
-    pairs = zip((*theirs, "none"), (*classes, "none"), strict=False)
+    pairs = zip_longest(theirs, classes)
     index, (known, wanted) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
     raise ArtifactError(
-        f"{saved.path} has other classes than {run.root}: its class {index} is {known}, not "
-        f"{wanted}",
+        f"{saved.path} has other classes than {run.root}: its class {index} is {known or _ABSENT}, "
+        f"not {wanted or _ABSENT}",
         "take a segmenter that learnt the classes of this run, in their order",
     )
 
@@ -225,6 +231,7 @@ def _labeller(
     test = TestSettings(settings.scales, settings.flip, window=settings.window)
     source = tokens_of(saved.spec, request.towers, request.device, listener)
     predictor = predictor_for(model, test, source)
-    workers = share_processor(device, None if device.type == "cpu" else _AT_ONCE_ON_GPU)
+    at_once = None if device.type == "cpu" else _AT_ONCE_ON_GPU
+    workers = share_processor(device, at_once if request.workers is None else request.workers)
     maps = Freshness.of(current.run, saved.spec.classes)
     return _Labeller(predictor, settings, current, maps, workers)

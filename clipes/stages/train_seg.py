@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,16 +15,23 @@ import torch
 from clipes.choices import Loss
 from clipes.config import AnySegmenterPreset, FrozenPreset, WeakClipPreset, WeClipPreset
 from clipes.datasets import Dataset
-from clipes.disk.files import list_files, sha256_of, write_json
-from clipes.errors import ArtifactError, DatasetError, RunConflictError
+from clipes.disk.files import list_files, sha256_of
+from clipes.disk.images import read_origin
+from clipes.errors import (
+    ArtifactError,
+    ImageError,
+    RunConflictError,
+    SplitError,
+    WriteError,
+)
 from clipes.listener import Listener, ignore
 from clipes.masks.values import value_count
 from clipes.run.curve import CURVE
 from clipes.run.folder import Run
 from clipes.run.loop import Shard, Summary
-from clipes.run.origin import digest
+from clipes.run.origin import PredictionOrigin, digest
 from clipes.run.record import TrainFacts, TrainSettings
-from clipes.run.reopen import reopen
+from clipes.run.reopen import left_out, reopen
 from clipes.run.tokens import CachedTokens
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair
@@ -240,7 +247,7 @@ def _settings(
         amp=options.amp,
         masks=str(sources.masks.absolute()) if sources.masks else relabelled,
         confidence=str(sources.confidence.absolute()) if sources.confidence else None,
-        split=sources.split,
+        split=sources.split and _as_recorded(sources.split),
         examples=examples,
         backbone_weights=sources.backbone_weights,
         val=val,
@@ -258,11 +265,14 @@ def _train_and_predict(job: _Job) -> Summary:
     if not fresh and finished and not _unpredicted(job):
         listener.say(f"trained before: {job.final}")
         return Summary(0, len(job.val.samples), ())  # a finished run may be read-only
+    spec = recipe.spec  # may load towers, which draws random numbers where words are not kept
     torch.manual_seed(request.options.seed)
-    model = recipe.spec.build().to(job.processes.device)
+    model = spec.build().to(job.processes.device)
     if fresh:
         recipe = recipe.initialise(model, request.sources.backbone_weights, listener.say)
-    with job.out.claim(STAGE, shared=job.processes.count > 1):
+    # The first process claims the folder for all of its group.
+    claimed = job.out.claim(STAGE) if job.processes.first else nullcontext()
+    with claimed:
         _begin(job, fresh=fresh)
         if not fresh and finished:
             listener.say(f"trained before: {job.final}")
@@ -312,11 +322,14 @@ def _encode(job: _Job, tokens: CachedTokens) -> None:
     """Keep the tokens of this process' share of the examples, as far as there is room."""
     processes, listener = job.processes, job.listener
     mine = job.pairs[processes.rank :: processes.count]
+    kept = room = True
     without = 0
     with listener.progress("tokens") as progress:
         for index, pair in enumerate(mine):
-            if not tokens.has(pair.id, pair.image):
-                without += not tokens.keep(pair.id, pair.image)
+            kept = tokens.has(pair.id, pair.image)
+            if room and not kept:  # once there is none, to encode ahead is for nothing
+                kept = room = tokens.keep(pair.id, pair.image)
+            without += not kept
             progress(index + 1, len(mine))
     if without:
         space = f"{job.request.token_space / 1e9:g} GB"
@@ -377,8 +390,8 @@ def _check_same_training(job: _Job) -> None:
     out.check_settings(STAGE, same_number.to_dict())
     if record.facts.learnt_from != job.learnt_from:
         raise RunConflictError(
-            f"pictures, masks or confidence maps that {out.root / 'checkpoints'} learnt from have "
-            "changed since",
+            f"pictures, labels, masks or confidence maps that {out.root / 'checkpoints'} learnt "
+            "from have changed since",
             "train anew with --no-resume, or into another folder (--out)",
         )
 
@@ -386,8 +399,8 @@ def _check_same_training(job: _Job) -> None:
 def _train(job: _Job, trainer: Trainer, examples: Examples) -> None:
     """Train to the end; the first process keeps a log."""
     folder, log = job.out.root, job.processes.first
-    board = TensorBoard(folder / "tensorboard", job.listener.say) if log else None
     labels, say = value_count(len(job.classes)), job.listener.say
+    board = TensorBoard(folder / "tensorboard", trainer.iteration, say) if log else None
     curve = Curve(folder, labels, trainer.iteration, say) if log else None
     with job.listener.steps() as show:
 
@@ -407,15 +420,24 @@ def _validation(
     sources: Sources, data: Dataset, say: Callable[[str], None]
 ) -> tuple[str | None, Dataset]:
     """Return the images to predict, and the name of their list; None for those trained on."""
-    if sources.val is not None:
-        return sources.val, reopen(sources.run, sources.root, sources.val)
+    name = "val" if sources.val is None else sources.val
     try:
-        return "val", reopen(sources.run, sources.root, "val")
-    except DatasetError:
+        val = reopen(sources.run, sources.root, name, labelled=False)
+    except SplitError:
+        if sources.val is not None:
+            raise
         say(
             "no list of validation images 'val' (--val names another): predicting those learnt from"
         )
         return None, data
+    if remark := left_out(val):
+        say(f"to predict, {remark}")
+    return _as_recorded(name), val
+
+
+def _as_recorded(split: str) -> str:
+    """Return the name of a list, or its path from wherever it is asked for later."""
+    return str(Path(split).resolve()) if Path(split).is_file() else split
 
 
 def _check_target(sources: Sources) -> None:
@@ -432,13 +454,35 @@ def _check_target(sources: Sources) -> None:
 def _forget(sources: Sources) -> None:
     """Make room for a training: nothing of an earlier one may be taken for its output.
 
-    A folder other than the run's learns what data its masks came from.
+    What no training wrote stays, such as a checkpoint under another name. A folder other than the
+    run's learns what data its masks came from.
+
+    Raises:
+        WriteError: Something cannot be removed; what is left still counts as the earlier one's.
     """
     out = sources.out
-    manifest = out.manifest() if out.exists() else sources.run.manifest()
-    manifest["stages"].pop(STAGE, None)
-    write_json(out.manifest_path, manifest)
     checkpoints, predictions = out.root / "checkpoints", out.root / "predictions"
-    for old in [*list_files(checkpoints, ".pt"), *list_files(predictions, ".png")]:
-        old.unlink()
-    (out.root / CURVE).unlink(missing_ok=True)
+    made = [path for path in list_files(predictions, ".png") if _is_predicted(path)]
+    events = sorted((out.root / "tensorboard").glob("events.out.tfevents.*"))
+    final = checkpoints / FINAL  # last: while it is there, the earlier training is
+    for old in [*made, *events, out.root / CURVE, *saved_iterations(checkpoints), final]:
+        _remove(old)
+    out.forget(STAGE, like=sources.run)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"cannot remove {path}: {error.strerror}",
+            "check the permissions, or train into another folder (--out)",
+        ) from error
+
+
+def _is_predicted(path: Path) -> bool:
+    """Tell whether a mask is a segmenter's."""
+    try:
+        return PredictionOrigin.parse(read_origin(path)) is not None
+    except ImageError:
+        return False

@@ -189,6 +189,21 @@ def test_shards_make_the_same(run: Run, capfd: pytest.CaptureFixture[str]) -> No
     assert contents(run.relabelled.root) == whole
 
 
+def test_masks_count_until_others_are_certain_to_come(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends(0, *RELABEL)
+    before = run.manifest_path.read_bytes()
+    with run.claim("relabel"):
+        ends(1, *RELABEL, "--share", 1)
+    assert run.manifest_path.read_bytes() == before
+    ends(1, *RELABEL, "--from", "b.pt", "--dino", "gone.safetensors")
+    assert "gone.safetensors" in capfd.readouterr().err
+    assert run.manifest_path.read_bytes() == before
+    ends(0, *RELABEL, "--workers", 2)
+    assert f"0 made, {COUNT} there before" in capfd.readouterr().err
+
+
 def test_later_stages_choose_them(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     learn = [*FROZEN, "--iterations", 1, "--relabelled", "--out", "second", "--cgl"]
     ends(1, *learn)
@@ -253,6 +268,12 @@ def test_checkpoints_that_do_not_fit_are_told_in_a_line(
     ends(1, *RELABEL)
     told = _one(capfd)
     assert "clipes: a.pt has other classes than run: its class 1 is dog, not sofa; take a" in told
+
+    manifest["stages"]["cam"]["settings"]["classes"] = [*CLASSES, "none"]
+    run.manifest_path.write_text(json.dumps(manifest))
+    Path("photos/classes.txt").write_text("\n".join([*CLASSES, "none"]) + "\n")
+    ends(1, *RELABEL)
+    assert "its class 3 is none of any name, not none; take a" in _one(capfd)
 
 
 def _one(capfd: pytest.CaptureFixture[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clipes.cli import main
+from clipes.disk.claim import claim
 from clipes.disk.images import read_mask
 from clipes.run.folder import Run
 from clipes.seg.checkpoint import load_checkpoint
@@ -92,6 +93,26 @@ def test_two_processes_train_together(run: Run, preset: str, two_ranks: Cli) -> 
 def predict(dino: Path) -> list[object]:
     checkpoint = "run/checkpoints/final.pt"
     return ["predict", checkpoint, "photos/images", *CLIP, "--dino", dino, "--out", "out"]
+
+
+def test_labels_that_changed_are_not_gone_on_with(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends(0, *WECLIP)
+    labels = Path("photos/labels.csv")
+    labels.write_text(labels.read_text().replace("p000.jpg,cat", "p000.jpg,sofa"))
+    capfd.readouterr()
+    ends(1, *WECLIP)
+    told = " ".join(capfd.readouterr().err.split())
+    assert "pictures, labels, masks or confidence maps that run/checkpoints learnt from" in told
+
+
+def test_two_trainings_of_two_processes_are_refused(run: Run, two_ranks: Cli) -> None:
+    with claim(run.root / "checkpoints", "clipes train-seg", shared=True):  # as a rank of another
+        done = two_ranks(*WECLIP, "--device", "cpu")
+    assert done.returncode != 0
+    assert "another 'clipes train-seg' is working in" in done.stderr
+    assert not list((run.root / "checkpoints").iterdir())
 
 
 def test_words_that_changed_are_refused(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
 from clipes.seg.recipes import Batch, Recipe
 from clipes.seg.train import (
+    LONGEST_UNSAVED,
     Step,
     Trainer,
     TrainingError,
@@ -202,6 +203,19 @@ def test_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert seen == [0, 1, 2, 2, 2, 2]
 
 
+def test_ten_checkpoints_of_a_short_training_unless_others_are_asked_for(tmp_path: Path) -> None:
+    _, trainer = build(replace(PRESET, iterations=23), save_every=None)
+    seen: list[list[int]] = []
+
+    def note(step: Step) -> None:
+        seen.append([load_checkpoint(path).iteration for path in saved_iterations(tmp_path)])
+
+    trainer.run(Views(), tmp_path, note)
+    assert seen[3] == [2]
+    assert seen[-1] == [20, 22]
+    assert LONGEST_UNSAVED < 30_000 // 10, "long ones are saved more often than that"
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     class Poisoned(Views):
         def __getitem__(self, position: int) -> Batch:
@@ -272,7 +286,7 @@ def test_tensorboard_gets_curves_and_panels(tmp_path: Path) -> None:
         "tensorboard.backend.event_processing.event_accumulator",
         reason="tensorboard is not installed; pip install 'clipes[train]'",
     )
-    board = TensorBoard(tmp_path, print)
+    board = TensorBoard(tmp_path, 0, print)
     _, trainer = build()
     losses = []
 
@@ -293,7 +307,7 @@ def test_without_tensorboard_training_says_so_and_goes_on(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     told: list[str] = []
-    board = TensorBoard(tmp_path, told.append)
+    board = TensorBoard(tmp_path, 0, told.append)
     _, trainer = build()
     trainer.run(Views(), tmp_path, board.write)
     board.close()
