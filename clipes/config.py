@@ -433,7 +433,7 @@ class FrozenPreset:
     Attributes:
         name: Name on the command line.
         tokens: What it reads: CLIP's tokens after blocks 4 to 10, what its last block attends
-            with, and DINOv2's last.
+            with, and DINOv2's last; CLIP alone, also its last in the space shared with words.
         linear: Of these, what a linear discriminant reads, which training starts from.
         width: Channels inside.
         blocks: Transformer blocks.
@@ -455,6 +455,7 @@ class FrozenPreset:
             look of the second tower; 1 for none.
         adapts: Whether prediction brings the discriminant to what labels look like in an image;
             needs ``linear``.
+        attention_power: To which power CLIP's attention is what prediction spreads answers over.
         test_scales: Scales whose probabilities are averaged in prediction.
         flip: Whether prediction also averages over the mirrored image.
         crf: Whether prediction ends with the dense CRF.
@@ -480,13 +481,18 @@ class FrozenPreset:
     spread: bool = True
     finer: float = 2.0
     adapts: bool = True
+    attention_power: float = 1.0
     test_scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     crf: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data, for run.json."""
-        return asdict(self)
+        # Of 1 nothing is said, as before it could be another: trainings go on.
+        settings = asdict(self)
+        if self.attention_power == 1:
+            del settings["attention_power"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -671,10 +677,11 @@ SEGMENTER_PRESETS: dict[str, AnySegmenterPreset] = {
         FrozenPreset("frozen"),
         FrozenPreset(
             "frozen-clip",
-            tokens=("clip.4", "clip.6", "clip.8", "clip.10", "clip.11"),
-            linear=("clip.11",),
+            tokens=("clip.4", "clip.6", "clip.8", "clip.10", "clip.11", "clip.joint"),
+            linear=("clip.11", "clip.joint"),
             finer=1.0,
             adapts=False,  # what CLIP takes patches for is too often wrong to adapt to
+            attention_power=1.5,
         ),
         WeClipPreset("weclip-voc"),
         WeClipPreset(

@@ -342,11 +342,19 @@ def _is_picture(path: Path) -> bool:
 
 
 def _outside(left_out: Path, folder: Path, paths: Sequence[str]) -> Sequence[str]:
-    """Return the paths below ``folder`` that do not lie in a folder below it."""
-    place, left_out = folder.absolute(), left_out.absolute()
-    if place.is_relative_to(left_out):
-        return paths
-    return [path for path in paths if not (place / path).is_relative_to(left_out)]
+    """Return the paths below ``folder`` that do not lie in a folder below it.
+
+    Args:
+        left_out: That folder, by any of its names: links, and ``..``, lead to it as well.
+        folder: Where the paths start; if it is or lies in ``left_out``, none is left out.
+        paths: Files, with ``/``.
+    """
+    place = os.path.realpath(left_out)  # unlike Path.resolve, says nothing of links in circles
+    holders = {path.rpartition("/")[0] for path in paths}
+    below = {up for holder in holders for up in (holder, *map(str, PurePosixPath(holder).parents))}
+    below -= {"", "."}  # the folder itself
+    same = tuple(f"{name}/" for name in below if os.path.realpath(folder / name) == place)
+    return [path for path in paths if not path.startswith(same)] if same else paths
 
 
 def _of_kind(paths: Iterable[str], suffixes: Collection[str]) -> list[str]:

@@ -25,6 +25,9 @@ LARGEST_LOOKS = 1 << 28  # bytes; 254 classes of 1024 channels are 10 MB
 EDITED_REMEDY = "it may be a person's work: delete it and run 'clipes refine' to have it made again"
 """What to do about a mask that was edited, and whose maps have changed."""
 
+NOT_TOGETHER = "its mask and its confidence map were not made together"
+"""Why a mask is made again beside which the confidence map of another making lies."""
+
 
 class Freshness:
     """Compares what files say that they were made from with what there is now.
@@ -142,6 +145,9 @@ class Freshness:
             return f"its mask was made from other maps than there are now{edit}"
         if self._refine not in (None, origin.settings):
             return "its mask was made with other settings of the CRF"
+        confidence = MaskOrigin.of_file(self._run.confidence_path(sample.id))
+        if confidence not in (None, origin):  # a process was killed between the two
+            return NOT_TOGETHER
         return ""
 
     def is_edited(self, sample: Sample) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clipes.errors import ArtifactError
 from clipes.run.folder import Run
+from clipes.run.freshness import NOT_TOGETHER
 from clipes.run.origin import Picture, RelabelOrigin, digest
 from clipes.run.record import RelabelSettings
 from clipes.types import Sample
@@ -69,9 +70,8 @@ class Relabelled:
         mask = self.files.pseudo_path(sample.id)
         if not mask.exists():
             return ""
-        origin = RelabelOrigin.of_file(mask) or RelabelOrigin.of_file(
-            self.files.confidence_path(sample.id)
-        )
+        confidence = RelabelOrigin.of_file(self.files.confidence_path(sample.id))
+        origin = RelabelOrigin.of_file(mask) or confidence
         if origin is None:
             return "its mask does not say what it was made from"
         if origin.checkpoint != self._checkpoint:
@@ -83,6 +83,8 @@ class Relabelled:
         maps = self._maps(sample)
         if maps and origin.maps != maps:  # those that were removed cannot be compared
             return "its mask was made with other maps than there are now"
+        if confidence not in (None, origin):  # a process was killed between the two
+            return NOT_TOGETHER
         written = mask.stat().st_mtime_ns
         if not origin.is_still(sample.image, mask, written):
             return "its mask was made from another picture of that name"

@@ -31,27 +31,49 @@ class CachedTokens:
     Args:
         open_source: Loads the towers; asked once, when they are first needed.
         folder: For the files.
-        limit: Most bytes that all files of the folder take.
+        limit: Most bytes that all files of the folder take, whoever wrote them.
+        processes: How many keep tokens there at the same time, each as many bytes of what is left.
     """
 
-    def __init__(self, open_source: Callable[[], TokenSource], folder: Path, limit: int) -> None:
+    def __init__(
+        self,
+        open_source: Callable[[], TokenSource],
+        folder: Path,
+        limit: int,
+        processes: int = 1,
+    ) -> None:
         self._open = open_source
         self._folder = folder
-        taken = sum(path.stat().st_size for path in list_files(folder, _SUFFIX))
+        self._sizes = [path.stat().st_size for path in list_files(folder, _SUFFIX)]
         here = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-        self._room = room_on_disk(here, limit - taken)
+        # The whole folder counts against the whole limit, and only then each gets its part: also
+        # of the disk, which others want, too, however many processes there are.
+        self._room = room_on_disk(here, limit - sum(self._sizes)) // processes
 
     @cached_property
     def source(self) -> TokenSource:
         """The towers."""
         return self._open()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another file fits that is as large as those kept so far are on average.
+
+        Once a file could not be written there is no room for any.
+        """
+        sizes = self._sizes or [1]
+        return self._room >= sum(sizes) / len(sizes)
+
     def has(self, image_id: str, image: Path) -> bool:
         """Tell whether the tokens of a picture are on disk."""
         return self._kept(self._path(image_id), image, load=False) is not None
 
     def keep(self, image_id: str, image: Path) -> bool:
-        """Keep the tokens of a picture, and tell whether there was room; errors as for ``read``."""
+        """Keep the tokens of a picture, and tell whether there was room; errors as for ``read``.
+
+        That there was none for a large one does not say that there is none for others: see
+        ``has_room``.
+        """
         return self._make(self._path(image_id), image)[1]
 
     def read(self, image_id: str, image: Path) -> dict[str, Tensor]:
@@ -106,4 +128,5 @@ class CachedTokens:
             self._room = 0
             return False
         self._room -= len(content) - before
+        self._sizes.append(len(content))
         return True

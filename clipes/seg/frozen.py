@@ -23,7 +23,7 @@ LABELS_PER_TOKEN = 4
 
 _MLP = 4  # times the width, inside the MLP of a block
 
-_WIDEST, _DEEPEST, _FINEST = 1 << 14, 64, 4
+_WIDEST, _DEEPEST, _FINEST, _SHARPEST = 1 << 14, 64, 4, 8
 """Beyond that a file is damaged: it shall not ask for all of the memory."""
 
 
@@ -72,6 +72,8 @@ class FrozenSpec(Spec):
             look of the second tower; 1 for none.
         adapts: Whether the discriminant is brought to what labels look like in the image asked
             about, see ``Discriminant.change``.
+        attention_power: CLIP's attention to this power is what answers are spread over, beside the
+            likeness of another tower if one is read: above 1, nearer to what is attended to most.
     """
 
     kind: ClassVar[str] = "frozen"
@@ -89,6 +91,7 @@ class FrozenSpec(Spec):
     spread: bool = False
     finer: float = 1.0
     adapts: bool = False
+    attention_power: float = 1.0
 
     @property
     def name(self) -> str:
@@ -108,6 +111,8 @@ class FrozenSpec(Spec):
             return f"there is no decoder of {self.blocks} blocks and {self.heads} heads"
         if not 1 <= self.finer <= _FINEST:
             return f"it looks {self.finer} times as closely"
+        if not 0 < self.attention_power <= _SHARPEST:
+            return f"it spreads answers over attention to the power of {self.attention_power}"
         if not {*self.linear} <= {one.name for one in self.inputs}:
             return "its discriminant reads tokens that it does not have"
         if self.adapts and not self.linear:

@@ -86,6 +86,7 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
             preset.spread,
             preset.finer,
             bool(preset.linear) and preset.adapts,
+            preset.attention_power,
         )
 
     @property

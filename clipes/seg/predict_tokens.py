@@ -39,9 +39,10 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         check_towers(model.spec, source)
         super().__init__(model, settings)
         self._source = source
-        self._spreads, self._finer = False, 1.0
+        self._spreads, self._finer, self._power = False, 1.0, 1.0
         if isinstance(model, FrozenDecoder):
             self._spreads, self._finer = model.spec.spread, model.spec.finer
+            self._power = model.spec.attention_power
 
     @torch.inference_mode()
     def __call__(self, image: UInt8Array, present: Sequence[int] | None = None) -> Float32Array:
@@ -92,7 +93,7 @@ class TokenPredictor(ModelPredictor[FrozenDecoder | WeakClip]):
         Args:
             found: What the towers say, (h, w, D) by name, CLIP's attention among it.
         """
-        other, attention = self._second(found), found[ATTENTION].flatten(0, 1)
+        other, attention = self._second(found), found[ATTENTION].flatten(0, 1) ** self._power
         weight, like = BOTH_TOWERS.rounds[-1].likeness_weight, BOTH_TOWERS.likeness_temperature
         return joint_walk(attention, other, weight, like, CamParams.sinkhorn_iterations)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets import Dataset
 from clipes.disk.files import write_json
 from clipes.disk.images import read_mask
-from clipes.errors import ArtifactError, DatasetError, UsageError, WriteError
+from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError, WriteError
 from clipes.listener import Listener, ignore
 from clipes.masks.folder import find_masks, require_some
 from clipes.masks.pseudo import in_mask_order, label_pixels, upsample, with_background
@@ -35,12 +35,14 @@ from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.loop import in_order, waiting
+from clipes.run.record import TrainRecord
 from clipes.run.relabelled import Relabelled
 from clipes.run.reopen import left_out, orphans, reopen
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.words.vocabulary import load_vocabulary
 
 _NAMES_SHOWN = 5
+_NO_CLASS = frozenset((0, IGNORE))
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,34 @@ class _Output:
     """Something that can be scored.
 
     Attributes:
+        name: What it is called where it cannot be scored.
         path: The file of an image's output.
         masks: Its masks, by the name of what is scored.
     """
 
+    name: str
     path: Callable[[str], Path]
     masks: Callable[[str], Mapping[str, UInt8Array]]
+
+
+@dataclass
+class _Counts:
+    """Sums over images, of a size that does not depend on their number.
+
+    Attributes:
+        found: The values that occur in the ground truth.
+        matrices: By the name of what is scored.
+    """
+
+    found: set[int] = field(default_factory=set)
+    matrices: dict[str, ConfusionMatrix] = field(default_factory=dict)
+
+    def add(self, other: _Counts) -> None:
+        """Add the sums of other images."""
+        self.found |= other.found
+        for name, matrix in other.matrices.items():
+            known = self.matrices.get(name)
+            self.matrices[name] = matrix if known is None else known + matrix
 
 
 def scores_to_json(scored: Scored) -> dict[str, Any]:
@@ -106,6 +130,9 @@ def evaluate_run(
 ) -> Scored:
     """Score every stage of a run that has output.
 
+    What cannot be scored is left out, and said: without ground truth of the run's own images, a
+    segmenter's predictions of others count all the same.
+
     Args:
         run: The run folder.
         root: Where the data set is, if not where run.json says.
@@ -115,35 +142,56 @@ def evaluate_run(
         use_corrected: Whether the masks are also scored with a person's in place of the run's.
 
     Raises:
-        DatasetError: There is no ground truth.
-        ArtifactError: ``gt`` is absent or holds no mask of these images; nothing to score, or an
-            output does not fit its ground truth.
+        DatasetError: There is no ground truth of anything.
+        ArtifactError: ``gt`` is absent or holds no mask of anything; nothing to score, or an output
+            does not fit its ground truth.
     """
     data, say = reopen(run, root), listener.say
     truths = _truths(data, gt, say)
-    if not truths:
-        if gt is not None and data.samples:
-            ids = {sample.id for sample in data.samples}
-            require_some(gt, ids, f"an image of {run.root}", data.samples[0].id)
-        raise DatasetError(
-            f"no ground-truth masks for the images of {run.root}",
-            "give their folder with --gt; masks and reports need none",
-        )
-    lost = orphans(run, data, "cams") or orphans(run, data, "pseudo")
-    for remark in filter(None, (left_out(data), lost)):
-        say(remark)
-    scored = [sample for sample in data.samples if sample.id in truths]
     current = Freshness.of(run, data.classes)
-    _say_stale(current, scored, listener)
+    if truths:
+        _say_beforehand(run, data, truths, current, listener)
     with listener.progress("eval") as progress:
         stages = _score_masks(run, data, truths, exponents, progress, say)
         if use_corrected:
-            stages |= _score_corrected(Chosen(run, current), data, truths, progress)
+            stages |= _score_corrected(Chosen(run, current), data, truths, progress, say)
         stages |= score_relabelled(run, gt, data, progress, say)
         stages |= score_segmenter(run, root, gt, data, progress, say)
     if not stages:
-        raise ArtifactError(f"nothing to score in {run.root}", "run 'clipes cam' first")
+        _refuse(run, gt, data, truths)
+    if not truths:
+        say(
+            f"the images of {run.root} itself have no ground truth: only the segmenter's "
+            "predictions of others are scored"
+        )
     return Scored(data.classes, stages)
+
+
+def _say_beforehand(
+    run: Run, data: Dataset, truths: Container[str], current: Freshness, listener: Listener
+) -> None:
+    """Say which of a run's images and files are not scored, and what is out of date."""
+    lost = orphans(run, data, "cams") or orphans(run, data, "pseudo")
+    for remark in filter(None, (left_out(data), lost)):
+        listener.say(remark)
+    _say_stale(current, [sample for sample in data.samples if sample.id in truths], listener)
+
+
+def _refuse(run: Run, gt: Path | None, data: Dataset, truths: Mapping[str, Path]) -> NoReturn:
+    """Say why nothing at all can be scored; errors as for ``evaluate_run``."""
+    if truths:
+        made = any(run.ids(folder) for folder in ("cams", "pseudo", "predictions"))
+        raise ArtifactError(
+            f"nothing to score in {run.root}",
+            "why what is there does not count is said above" if made else "run 'clipes cam' first",
+        )
+    if gt is not None and data.samples:
+        ids = {sample.id for sample in data.samples}
+        require_some(gt, ids, f"an image of {run.root}", data.samples[0].id)
+    raise DatasetError(
+        f"no ground-truth masks for the images of {run.root}",
+        "give their folder with --gt; masks and reports need none",
+    )
 
 
 def _score_masks(
@@ -156,30 +204,33 @@ def _score_masks(
 ) -> dict[str, Scores]:
     """Score the maps and the masks of a run, as far as there are any."""
     outputs = {
-        "cams": _Output(run.cams_path, lambda id_: _cam_masks(run.load_cams(id_), exponents)),
-        "pseudo": _Output(run.pseudo_path, lambda id_: _pseudo_masks(run.load_pseudo(id_))),
+        "cams": (run.cams_path, lambda id_: _cam_masks(run.load_cams(id_), exponents)),
+        "pseudo": (run.pseudo_path, lambda id_: _pseudo_masks(run.load_pseudo(id_))),
     }
     stages: dict[str, Scores] = {}
-    for folder, output in outputs.items():
-        some = _made(run, folder, truths, say)
-        if some:
-            scores, found = _score(output, some, len(data.classes), progress)
-            if not stages:
-                _say_absent([s for s in data.samples if s.id in some], data.classes, found, say)
-            stages |= scores
+    for folder, (path, masks) in outputs.items():
+        some, output = _made(run, folder, truths, say), _Output(folder, path, masks)
+        scores, found = _score(output, some, truths.values(), len(data.classes), progress, say)
+        if scores and not stages:
+            _say_absent([s for s in data.samples if s.id in some], data.classes, found, say)
+        stages |= scores
     return stages
 
 
 def _score_corrected(
-    chosen: Chosen, data: Dataset, truths: Mapping[str, Path], progress: Progress
+    chosen: Chosen,
+    data: Dataset,
+    truths: Mapping[str, Path],
+    progress: Progress,
+    say: Callable[[str], None],
 ) -> dict[str, Scores]:
     """Score the masks with a person's in place of the run's, if there are any of theirs."""
     if not chosen.has_some:
         return {}
     paths = {sample.id: chosen.files(sample).pseudo_path(sample.id) for sample in data.samples}
     some = {id_: path for id_, path in truths.items() if paths[id_].exists()}
-    output = _Output(paths.__getitem__, lambda id_: {CORRECTED: read_mask(paths[id_])})
-    return _score(output, some, len(data.classes), progress)[0]
+    output = _Output(CORRECTED, paths.__getitem__, lambda id_: {CORRECTED: read_mask(paths[id_])})
+    return _score(output, some, truths.values(), len(data.classes), progress, say)[0]
 
 
 def _say_stale(
@@ -208,7 +259,8 @@ def evaluate_folder(
 
     Raises:
         UsageError: ``gt`` is missing.
-        ArtifactError: No mask has ground truth, or one does not fit it.
+        ArtifactError: No mask has ground truth, or one does not fit it; no class occurs in that,
+            or no pixel has both.
     """
     if gt is None:
         find_masks(folder, "the argument")
@@ -227,9 +279,12 @@ def evaluate_folder(
             f"{missing} of {len(known)} ground-truth masks of {gt} have no mask in {folder}"
         )
     classes = _classes_of(folder, prompts, listener.say)
-    output = _Output(masks.__getitem__, lambda id_: {"masks": read_mask(masks[id_])})
+    output = _Output("masks", masks.__getitem__, lambda id_: {"masks": read_mask(masks[id_])})
     with listener.progress("eval") as progress:
-        return Scored(classes, _score(output, truths, len(classes), progress)[0])
+        counts = _count(output, truths, len(classes), progress)
+    if counts.found <= _NO_CLASS:
+        _require_class(truths.values())
+    return Scored(classes, {name: matrix.scores() for name, matrix in counts.matrices.items()})
 
 
 def _recorded_classes(run: Run) -> tuple[str, ...]:
@@ -267,7 +322,8 @@ def score_relabelled(
         say: Told what is missing or out of date.
 
     Returns:
-        Two rows of scores; none if there are no such masks with ground truth.
+        Two rows of scores, less what cannot be scored; none if there are no such masks with ground
+        truth.
 
     Raises:
         ClipesError: As for ``evaluate_run``.
@@ -283,10 +339,11 @@ def score_relabelled(
         scored = [sample for sample in data.samples if sample.id in some]
         _say_stale(Relabelled.of(run), scored, Listener(lambda it: say(f"{RELABELLED}: {it}")))
     output = _Output(
+        RELABELLED,
         files.pseudo_path,
         lambda id_: _pseudo_masks(files.load_pseudo(id_), RELABELLED, CONFIDENT_RELABELLED),
     )
-    return _score(output, some, len(data.classes), progress)[0]
+    return _score(output, some, truths.values(), len(data.classes), progress, say)[0]
 
 
 def score_segmenter(
@@ -308,26 +365,46 @@ def score_segmenter(
         say: Told what cannot be scored of others.
 
     Returns:
-        One row of scores; none if there are no predictions with ground truth.
+        One row of scores; none if there are no predictions with ground truth, or no saying of which
+        images they are.
 
     Raises:
         ClipesError: As for ``evaluate_run``.
     """
     if not run.ids("predictions"):
         return {}
-    # Masks that another program put there have no such section: they are of the run's images.
     record = run.train_record()
-    val = None if record is None else record.settings.val
-    split = None if record is None else record.settings.split
-    asked = reopen(run, root, val or split) if val or split else data
-    truths = _truths(asked, gt, say if asked is not data else lambda _: None)
+    try:
+        asked = _predicted(run, root, data, record)
+    except ClipesError as error:  # the scores of the run's own masks are none the worse for it
+        say(f"no scores of the segmenter: {error}")
+        return {}
+    name = segmenter_name(None if record is None else record.settings.val)
+    tell = ignore if asked is data else lambda remark: say(f"{name}: {remark}")
+    if remark := left_out(asked):
+        tell(remark)
+    truths = _truths(asked, gt, tell)
     some = _made(run, "predictions", truths, say)
-    name = segmenter_name(val)
     folder = run.root / "predictions"
-
     paths = {id_: folder / f"{id_}.png" for id_ in some}
-    output = _Output(paths.__getitem__, lambda id_: {name: read_mask(paths[id_])})
-    return _score(output, some, len(data.classes), progress)[0] if some else {}
+    output = _Output(name, paths.__getitem__, lambda id_: {name: read_mask(paths[id_])})
+    # Of few images to predict none may show a class: the run's own tell whether masks ever do.
+    known = truths | _truths(data, gt, ignore)
+    return _score(output, some, known.values(), len(data.classes), progress, say)[0]
+
+
+def _predicted(run: Run, root: Path | None, data: Dataset, record: TrainRecord | None) -> Dataset:
+    """Open the images that a segmenter was asked, ``data`` where these are the run's own.
+
+    Raises:
+        ClipesError: They cannot be opened, as where their list is gone.
+    """
+    # Masks that another program put there have no such section: they are of the run's images.
+    if record is None:
+        return data
+    if record.settings.val is not None:  # to be predicted, an image needs no labels
+        return reopen(run, root, record.settings.val, labelled=False)
+    return data if record.settings.split is None else reopen(run, root, record.settings.split)
 
 
 def _made(
@@ -385,48 +462,105 @@ def _cam_masks(cams: CamMaps, exponents: Sequence[float]) -> dict[str, UInt8Arra
 
 
 def _score(
-    output: _Output, truths: Mapping[str, Path], n_classes: int, progress: Progress
+    output: _Output,
+    some: Mapping[str, Path],
+    truths: Iterable[Path],
+    n_classes: int,
+    progress: Progress,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Scores], set[int]]:
-    """Stream masks into one confusion matrix per name.
+    """Score one output, and say what of it cannot be scored.
+
+    Args:
+        output: The output.
+        some: The ground truth of the images of which there is output, by id; may be empty.
+        truths: All ground truth that there is, also of images without output.
+        n_classes: Number of classes.
+        progress: Called after each image.
+        say: Told what is left out.
 
     Returns:
-        The scores by name, and the values that occur in the ground truth.
+        The scores by name, and the values that occur in the ground truth ``some``.
 
     Raises:
-        ArtifactError: A mask does not fit its ground truth, or no class occurs in that.
+        ArtifactError: A mask does not fit its ground truth, or ``truths`` show no class.
     """
-    matrices: dict[str, ConfusionMatrix] = {}
-    found: set[int] = set()
-    work = partial(_score_one, output=output, n_classes=n_classes)
-    with closing(in_order(work, [*truths.items()], workers=None, progress=progress)) as results:
-        for held, scored in results:
-            found |= held
-            for name, matrix in scored.items():
-                matrices[name] = matrices[name] + matrix if name in matrices else matrix
-    if found <= {0, IGNORE}:
-        values = " and ".join(map(str, sorted(found)))
-        raise ArtifactError(
-            f"the ground truth shows no class: {len(truths)} masks such as "
-            f"{next(iter(truths.values()))} hold only {values}",
-            f"{RULE}: a single class is 1, not 255",
+    if not some:
+        return {}, set()
+    counts = _count(output, some, n_classes, progress)
+    if counts.found <= _NO_CLASS:
+        _require_class(truths)
+        say(
+            f"{output.name}: no scores, the ground truth of its {len(some)} images, such as "
+            f"{next(iter(some.values()))}, shows no class"
         )
-    return {name: matrix.scores() for name, matrix in matrices.items()}, found
+        return {}, counts.found
+    scores: dict[str, Scores] = {}
+    for name, matrix in counts.matrices.items():
+        if matrix.counts.any():
+            scores[name] = matrix.scores()
+        else:
+            say(
+                f"{name}: no scores, no pixel of its {matrix.images} images has both a ground "
+                "truth and a label"
+            )
+    return scores, counts.found
 
 
-def _score_one(
-    item: tuple[str, Path], output: _Output, n_classes: int
-) -> tuple[set[int], dict[str, ConfusionMatrix]]:
-    """Return the values in the ground truth of an image, and the counts of each of its masks."""
+def _count(
+    output: _Output, truths: Mapping[str, Path], n_classes: int, progress: Progress
+) -> _Counts:
+    """Stream masks into one confusion matrix per name.
+
+    Raises:
+        ArtifactError: A mask does not fit its ground truth.
+    """
+    counts = _Counts()
+    work = partial(_count_one, output=output, n_classes=n_classes)
+    with closing(in_order(work, [*truths.items()], workers=None, progress=progress)) as results:
+        for one in results:
+            counts.add(one)
+    return counts
+
+
+def _count_one(item: tuple[str, Path], output: _Output, n_classes: int) -> _Counts:
+    """Return the counts of one image."""
     id_, path = item
-    truth, matrices = read_mask(path), {}
+    truth = read_mask(path)
+    counts = _Counts(_values_in(truth))
     for name, mask in output.masks(id_).items():
-        matrices[name] = ConfusionMatrix(value_count(n_classes))
+        counts.matrices[name] = ConfusionMatrix(value_count(n_classes))
         try:
-            matrices[name].update(truth, mask)
+            counts.matrices[name].update(truth, mask)
         except ArtifactError as error:
             files = f"ground truth {path}, {name} {output.path(id_)}"
             raise ArtifactError(f"{id_}: {error.what} ({files})", error.remedy) from error
-    return set(np.flatnonzero(np.bincount(truth.ravel())).tolist()), matrices
+    return counts
+
+
+def _values_in(truth: UInt8Array) -> set[int]:
+    """Return the values that an (H, W) mask holds, 255 included."""
+    return set(np.flatnonzero(np.bincount(truth.ravel())).tolist())
+
+
+def _require_class(truths: Iterable[Path]) -> None:
+    """Refuse ground truth without any class; it is read up to the first mask that shows one.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    files = [*truths]
+    found: set[int] = set()
+    for path in files:
+        found |= _values_in(read_mask(path))
+        if not found <= _NO_CLASS:
+            return
+    values = " and ".join(map(str, sorted(found)))
+    raise ArtifactError(
+        f"the ground truth shows no class: {len(files)} masks such as {files[0]} hold only "
+        f"{values}",
+        f"{RULE}: a single class is 1, not 255",
+    )
 
 
 def _say_absent(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from clipes.choices import RefineBackend
@@ -18,7 +19,7 @@ from clipes.listener import Listener
 from clipes.masks.mosaic import TILED, tile_side
 from clipes.masks.pseudo import SHRUNK
 from clipes.processes import local_rank
-from clipes.run.loop import Outcome, Shard, Summary, for_each
+from clipes.run.loop import Outcome, Shard, Summary, for_each, waiting
 from clipes.run.origin import (
     Picture,
     PredictionOrigin,
@@ -132,8 +133,9 @@ def _pairs(path: Path, pictures: Pictures) -> list[tuple[str, Path]]:
 def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome:
     """Write the mask ``<id>.png`` of every image that is asked for.
 
-    Masks that this segmenter, asked like this, made of the same pictures stay. What it did not
-    make is never written over, photos least of all.
+    Masks that this segmenter, asked like this, made of the same pictures stay; those of another, or
+    of other pictures, are made again. What no segmenter made is never written over, photos least of
+    all.
 
     Args:
         request: What is asked for.
@@ -154,7 +156,7 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     saved = load_checkpoint(request.checkpoint)
     test = request.settings(saved.test)
     found = find_images(request.images, request.out)
-    _refuse_to_replace(found.samples, request.out)
+    there = _masks_there(found.samples, request.out)
     for remark in found.remarks:
         listener.say(remark)
     model = saved.build().to(choose_device(request.device, local_rank()))
@@ -163,42 +165,110 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
     crf = saved.spec.crf_of(test)
     asked = [sha256_of(request.checkpoint), asdict(test), *changed_crf(crf)]
     asked += [request.tile] if request.tile else []
+    mine, made_with = part.of(found.samples), digest(asked)
+    todo = _waiting(mine, there, made_with, listener)
     summary = predict_samples(
-        part.of(found.samples),
+        todo,
         predictor,
         request.out,
         crf=crf,
         listener=listener,
-        made_with=digest(asked),
+        made_with=made_with,
         tile=request.tile,
     )
-    return Outcome(summary, found.failures)
+    before = len(mine) - len(todo)
+    return Outcome(replace(summary, skipped=summary.skipped + before), found.failures)
 
 
-def _refuse_to_replace(samples: Sequence[Sample], out: Path) -> None:
-    """Refuse a folder where a mask would take the place of what no segmenter made."""
+@dataclass(frozen=True)
+class _Mask:
+    """A segmenter's mask that is there.
+
+    Attributes:
+        origin: What it says that it was made from.
+        written: When it was, in nanoseconds.
+    """
+
+    origin: PredictionOrigin
+    written: int
+
+    def stale(self, image: Path, made_with: str) -> str:
+        """Return why it is not the mask that would be made now; empty if it is.
+
+        Args:
+            image: Its picture.
+            made_with: As for ``predict_samples``.
+        """
+        if self.origin.model != made_with:
+            return "its mask was made by another segmenter, or by one that was asked otherwise"
+        same, _ = same_picture(image, self.origin.image, self.origin.bytes, self.written)
+        return "" if same else "its mask was made from another picture of that name"
+
+
+def _masks_there(samples: Sequence[Sample], out: Path) -> dict[str, _Mask]:
+    """Return the masks that are there, by id.
+
+    Raises:
+        UsageError: A mask would take the place of what no segmenter made.
+    """
+    there = {}
     for sample in samples:
         target = out / f"{sample.id}.png"
         if not target.exists():
             continue
-        if target.samefile(sample.image):
+        written = target.stat().st_mtime_ns
+        if _are_one(target, sample.image):
             what = f"the mask of {sample.image} would take its place"
-        elif _is_foreign(target):
+        elif (origin := PredictionOrigin.of_file(target)) is None:
             what = (
                 f"{target} is there and does not say that a segmenter made it (a person's, another "
                 "program's or an older clipes')"
             )
         else:
+            there[sample.id] = _Mask(origin, written)
             continue
         raise UsageError(what, "choose another --out, or move the file away")
+    return there
 
 
-def _is_foreign(path: Path) -> bool:
-    """Tell whether a file is no mask that says which segmenter made it."""
+def _are_one(target: Path, image: Path) -> bool:
+    """Tell whether a mask would take the place of its picture."""
     try:
-        return PredictionOrigin.parse(read_origin(path)) is None
-    except ImageError:
-        return True
+        return target.samefile(image)
+    except OSError:  # as a link whose disk is away: whoever reads it says what is wrong
+        return False
+
+
+def _waiting(
+    samples: Sequence[Sample], there: Mapping[str, _Mask], made_with: str, listener: Listener
+) -> list[Sample]:
+    """Return the samples whose masks are to be made; say how many take the place of one, and why.
+
+    Args:
+        samples: Those of this process.
+        there: The masks that are there, by id.
+        made_with: As for ``predict_samples``.
+        listener: Who is told.
+    """
+    again = {}
+
+    def is_current(sample: Sample) -> bool:
+        if sample.id not in there or not _can_be_had(sample.image):
+            return False
+        if reason := there[sample.id].stale(sample.image, made_with):
+            again[sample.id] = reason
+        return not reason
+
+    todo = waiting(samples, is_current, listener)
+    if again:
+        id_, reason = next(iter(again.items()))
+        listener.say(f"made again: {len(again)} masks, the first is {id_}: {reason}")
+    return todo
+
+
+def _can_be_had(image: Path) -> bool:
+    """Tell whether a picture is where it is looked for; if not, the one who reads it says why."""
+    return os.path.exists(image)  # noqa: PTH110 - Path.exists raises where a folder is closed
 
 
 def changed_crf(crf: CrfParams | None) -> list[object]:
@@ -228,7 +298,8 @@ def predict_samples(
         crf: Settings of the dense CRF that comes last; None for none.
         listener: Who is told how it goes.
         made_with: Digest of the segmenter and of how it is asked: masks that say that they were
-            made with it, of the pictures that there are, stay.
+            made with it, of the pictures that there are, stay. A picture that is away is a failure,
+            whatever mask it has.
         tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
 
     Raises:
@@ -236,7 +307,8 @@ def predict_samples(
     """
 
     def there(sample: Sample) -> bool:
-        return is_done(out / f"{sample.id}.png", sample.image, made_with)
+        mask = out / f"{sample.id}.png"
+        return _can_be_had(sample.image) and is_done(mask, sample.image, made_with)
 
     def origin(picture: Picture) -> str:
         return PredictionOrigin(picture.sha256, picture.size, made_with).text()
@@ -286,6 +358,4 @@ def is_done(path: Path, image: Path, made_with: str) -> bool:
         return False
     if origin is None:  # of an older clipes
         return True
-    written = path.stat().st_mtime_ns
-    same, _ = same_picture(image, origin.image, origin.bytes, written)
-    return same and origin.model == made_with
+    return not _Mask(origin, path.stat().st_mtime_ns).stale(image, made_with)

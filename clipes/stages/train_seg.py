@@ -16,10 +16,8 @@ from clipes.choices import Loss
 from clipes.config import AnySegmenterPreset, FrozenPreset, WeakClipPreset, WeClipPreset
 from clipes.datasets import Dataset
 from clipes.disk.files import list_files, sha256_of
-from clipes.disk.images import read_origin
 from clipes.errors import (
     ArtifactError,
-    ImageError,
     RunConflictError,
     SplitError,
     WriteError,
@@ -204,7 +202,7 @@ def _tokens(
         open_source = lambda: speaking().source  # noqa: E731
     else:
         return None
-    return CachedTokens(open_source, folder, request.token_space // processes.count)
+    return CachedTokens(open_source, folder, request.token_space, processes.count)
 
 
 def _towers(
@@ -328,7 +326,8 @@ def _encode(job: _Job, tokens: CachedTokens) -> None:
         for index, pair in enumerate(mine):
             kept = tokens.has(pair.id, pair.image)
             if room and not kept:  # once there is none, to encode ahead is for nothing
-                kept = room = tokens.keep(pair.id, pair.image)
+                kept = tokens.keep(pair.id, pair.image)
+                room = kept or tokens.has_room
             without += not kept
             progress(index + 1, len(mine))
     if without:
@@ -462,7 +461,7 @@ def _forget(sources: Sources) -> None:
     """
     out = sources.out
     checkpoints, predictions = out.root / "checkpoints", out.root / "predictions"
-    made = [path for path in list_files(predictions, ".png") if _is_predicted(path)]
+    made = [mask for mask in list_files(predictions, ".png") if PredictionOrigin.of_file(mask)]
     events = sorted((out.root / "tensorboard").glob("events.out.tfevents.*"))
     final = checkpoints / FINAL  # last: while it is there, the earlier training is
     for old in [*made, *events, out.root / CURVE, *saved_iterations(checkpoints), final]:
@@ -478,11 +477,3 @@ def _remove(path: Path) -> None:
             f"cannot remove {path}: {error.strerror}",
             "check the permissions, or train into another folder (--out)",
         ) from error
-
-
-def _is_predicted(path: Path) -> bool:
-    """Tell whether a mask is a segmenter's."""
-    try:
-        return PredictionOrigin.parse(read_origin(path)) is not None
-    except ImageError:
-        return False

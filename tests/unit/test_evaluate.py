@@ -11,13 +11,15 @@ import pytest
 
 from clipes.datasets import VOC_CLASSES
 from clipes.disk.images import read_mask, write_confidence, write_mask
-from clipes.errors import ArtifactError
+from clipes.errors import ArtifactError, DatasetError
 from clipes.listener import Listener
 from clipes.run.folder import Run
+from clipes.run.record import TrainSettings
 from clipes.run.reopen import reopen
 from clipes.stages.evaluate import Scored, evaluate_folder, evaluate_run
 from clipes.stages.train_examples import training_pairs
 from clipes.stages.train_request import Sources
+from clipes.types import PseudoLabel
 from tests.cli.small_data import write_refined
 
 COUNT = 4
@@ -42,15 +44,52 @@ def change(folder: Path, of: Callable[[np.ndarray], np.ndarray]) -> None:
         write_mask(path, of(read_mask(path)).astype(np.uint8))
 
 
-def score_run(run: Run) -> tuple[Scored, list[str]]:
+def score_run(run: Run, gt: Path | None = None) -> tuple[Scored, list[str]]:
     said: list[str] = []
-    return evaluate_run(run, None, None, [1.0], Listener(said.append)), said
+    return evaluate_run(run, None, gt, [1.0], Listener(said.append)), said
 
 
 def score_folder(folder: Path, truth: Path) -> tuple[Scored, list[str]]:
     said: list[str] = []
     scored = evaluate_folder(folder, truth, "voc", Listener(said.append))
     return scored, said
+
+
+def write_predictions(run: Run, truth: Path, val: str | None, *ids: str) -> None:
+    """Write what a trained segmenter leaves behind; its predictions are the ground truth."""
+    for id_ in ids:
+        write_mask(run.root / "predictions" / f"{id_}.png", read_mask(truth / f"{id_}.png"))
+    settings = TrainSettings(
+        preset={},
+        seed=0,
+        threshold=None,
+        loss="ce",
+        amp="off",
+        masks=None,
+        confidence=None,
+        split=None,
+        examples=2,
+        backbone_weights="none",
+        val=val,
+    )
+    run.begin("train-seg", settings.to_dict(), "clipes train-seg")
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> Run:
+    """A run of the first two of four photos, and a segmenter that predicted the others."""
+    photos = tmp_path / "photos"
+    run = write_refined(tmp_path / "run", photos, COUNT)
+    for name, ids in (("train", ("p000", "p001")), ("val", ("p002", "p003"))):
+        (photos / f"{name}.txt").write_text("\n".join(ids))
+    settings = {**run.stage("cam")["settings"], "split": "train"}
+    run.begin("cam", settings, "clipes cam", {"root": str(photos)}, anew=True)
+    for id_ in ("p002", "p003"):
+        run.pseudo_path(id_).unlink()
+    for id_ in ("p000", "p001"):
+        write_confidence(run.confidence_path(id_), np.ones((48, 64), np.float32))
+    write_predictions(run, photos / "masks", "val", "p002", "p003")
+    return run
 
 
 def test_nothing_is_said_of_what_is_complete(run: Run, truth: Path) -> None:
@@ -189,3 +228,122 @@ def test_masks_of_suffix_in_capitals_are_found(run: Run, truth: Path, tmp_path: 
     assert scored.stages["CRF"].images == COUNT
     sources = Sources(run, run, masks=gt)
     assert len(training_pairs(sources, reopen(run, None), guided=False, say=print)) == COUNT
+
+
+def test_a_segmenter_is_scored_where_only_validation_images_have_ground_truth(
+    taught: Run, tmp_path: Path
+) -> None:
+    truth, gt = tmp_path / "photos" / "masks", tmp_path / "val-masks"
+    for id_ in ("p000", "p001"):
+        (truth / f"{id_}.png").unlink()
+    skipped = (
+        f"the images of {taught.root} itself have no ground truth: only the segmenter's "
+        "predictions of others are scored"
+    )
+    scored, said = score_run(taught)
+    assert said == [skipped]
+    assert {name: it.images for name, it in scored.stages.items()} == {"segmenter, val": 2}
+    assert scored.stages["segmenter, val"].miou == 1
+
+    truth.rename(gt)
+    scored, said = score_run(taught, gt)
+    assert said == [skipped]
+    assert {name: it.images for name, it in scored.stages.items()} == {"segmenter, val": 2}
+
+    with pytest.raises(DatasetError, match="no ground-truth masks for the images of"):
+        score_run(taught)
+    for path in (taught.root / "predictions").iterdir():
+        path.unlink()
+    with pytest.raises(ArtifactError, match="val-masks belongs to an image of"):
+        score_run(taught, gt)
+
+
+def test_masks_of_which_no_pixel_is_confident_cost_one_row(run: Run) -> None:
+    for id_ in run.ids("pseudo"):
+        write_confidence(run.confidence_path(id_), np.full((48, 64), 0.5, np.float32))
+    scored, said = score_run(run)
+    assert {name: it.miou for name, it in scored.stages.items()} == {"CRF": 1}
+    assert said == [
+        "CRF >= 0.95: no scores, no pixel of its 4 images has both a ground truth and a label"
+    ]
+
+
+def test_masks_without_any_label_leave_nothing_to_score(run: Run) -> None:
+    change(run.root / "pseudo", lambda mask: np.full_like(mask, 255))
+    said: list[str] = []
+    with pytest.raises(ArtifactError) as caught:
+        evaluate_run(run, None, None, [1.0], Listener(said.append))
+    assert str(caught.value) == (
+        f"nothing to score in {run.root}; why what is there does not count is said above"
+    )
+    assert [remark.split(":")[0] for remark in said] == ["CRF", "CRF >= 0.95"]
+
+
+@pytest.mark.parametrize("name", ["segmenter, train", "relabelled", "pseudo"])
+def test_output_of_background_images_alone_costs_its_rows(run: Run, truth: Path, name: str) -> None:
+    background = np.zeros((48, 64), np.uint8)
+    write_mask(truth / "p000.png", background)
+    if name == "relabelled":
+        sure = PseudoLabel(background, np.ones((48, 64), np.float32))
+        run.relabelled.save_pseudo("p000", sure)
+    else:
+        write_mask(run.root / "predictions" / "p000.png", background)
+    if name == "pseudo":
+        write_mask(run.root / "predictions" / "p001.png", read_mask(truth / "p001.png"))
+        for id_ in ("p001", "p002", "p003"):
+            run.pseudo_path(id_).unlink()
+    scored, said = score_run(run)
+    left = {"segmenter, train": 2} if name == "pseudo" else {"CRF": 4, "CRF >= 0.95": 4}
+    assert {stage: it.images for stage, it in scored.stages.items()} == left
+    assert (
+        f"{name}: no scores, the ground truth of its 1 images, such as {truth / 'p000.png'}, shows "
+        "no class"
+    ) in said
+
+
+def test_validation_masks_of_another_kind_cost_one_row(taught: Run, tmp_path: Path) -> None:
+    truth = tmp_path / "photos" / "masks"
+    for id_ in ("p002", "p003"):
+        path = truth / f"{id_}.png"
+        write_mask(path, np.where(read_mask(path) > 0, 255, 0).astype(np.uint8))
+    scored, said = score_run(taught)
+    assert set(scored.stages) == {"CRF", "CRF >= 0.95"}
+    assert said == [
+        "segmenter, val: no scores, the ground truth of its 2 images, such as "
+        f"{truth / 'p002.png'}, shows no class"
+    ]
+
+
+def test_a_list_of_validation_images_that_is_gone_costs_one_row(
+    taught: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "photos" / "val.txt").unlink()
+    scored, said = score_run(taught)
+    assert {name: it.miou for name, it in scored.stages.items()} == {"CRF": 1, "CRF >= 0.95": 1}
+    assert len(said) == 1
+    assert said[0].startswith("no scores of the segmenter: no list of images 'val': looked for ")
+
+
+def test_validation_images_need_no_labels(taught: Run, tmp_path: Path) -> None:
+    labels = tmp_path / "photos" / "labels.csv"
+    rows = labels.read_text().splitlines(keepends=True)
+    labels.write_text("".join(row for row in rows if not row.startswith("p003")))
+    scored, said = score_run(taught)
+    assert scored.stages["segmenter, val"].images == 2
+    assert said == []
+
+
+def test_validation_images_that_are_left_out_are_said(taught: Run, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "images" / "p003.jpg").unlink()
+    scored, said = score_run(taught)
+    assert scored.stages["segmenter, val"].images == 1
+    assert len(said) == 1
+    assert said[0].startswith(
+        "segmenter, val: left out: 1 of the data set's images cannot be used, the first is p003: "
+    )
+    (photos / "val.txt").write_text("p001\np002\n")
+    (photos / "masks" / "p001.png").unlink()
+    _, said = score_run(taught)
+    end = "1 of 2 images have no ground truth and are not scored, the first is p001"
+    assert said == [end, f"segmenter, val: {end}"]

@@ -51,3 +51,41 @@ def test_masks_beside_the_images_do_not_hide_them(tmp_path: Path, out: str) -> N
     root = folder(tmp_path / "photos", "1.jpg", "out/2.png")
     assert ids(find_images([root], root / out)) == ["1", "out_2"]
     assert ids(find_images([root], root / "out")) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("root", "out"),
+    [
+        ("link", "photos/out"),
+        ("photos", "link/out"),
+        ("photos", "photos/a/../out"),
+        ("photos", "link/a/../out"),
+        ("photos", "shortcut"),
+        ("photos", "elsewhere/out"),  # in photos/more
+    ],
+)
+def test_masks_below_the_images_are_none_by_any_name(tmp_path: Path, root: str, out: str) -> None:
+    photos = folder(tmp_path / "photos", "1.jpg", "a/1.jpg", "output/3.png")
+    (tmp_path / "link").symlink_to(photos)
+    (tmp_path / "shortcut").symlink_to(photos / "out")
+    folder(tmp_path / "elsewhere", "1.jpg")
+    (photos / "more").symlink_to(tmp_path / "elsewhere")
+    photo_ids = ["1", "a_1", "more_1", "output_3"]
+    assert ids(find_images([tmp_path / root], tmp_path / out)) == photo_ids
+    folder((tmp_path / out).resolve(), "2.png", "deep/2.png")
+    assert ids(find_images([tmp_path / root], tmp_path / out)) == photo_ids
+
+
+@pytest.mark.parametrize("out", ["elsewhere", "link", "link/.."])
+def test_a_folder_that_holds_images_hides_none(tmp_path: Path, out: str) -> None:
+    photos = folder(tmp_path / "photos", "1.jpg")
+    folder(tmp_path / "elsewhere" / "year", "1.jpg")
+    (photos / "more").symlink_to(tmp_path / "elsewhere" / "year")
+    (tmp_path / "link").symlink_to(photos)
+    assert ids(find_images([photos], tmp_path / out)) == ["1", "more_1"]
+
+
+def test_links_in_circles_hide_nothing(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "photos", "a/1.jpg")
+    (tmp_path / "circle").symlink_to("circle")
+    assert ids(find_images([photos], tmp_path / "circle")) == ["a_1"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipes.disk.images import read_mask, write_mask
+from clipes.disk.images import read_mask, write_confidence, write_mask
 from clipes.run import origin
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness, looks_digest
@@ -206,6 +206,22 @@ def test_an_edited_mask_stays_done_until_its_maps_change(made: Made) -> None:
     assert (
         made.now().unusable(made.sample).endswith("than there are now; run 'clipes refine' again")
     )
+
+
+def test_a_mask_beside_the_confidence_map_of_another_making_is_made_again(made: Made) -> None:
+    mask = made.run.pseudo_path("a").read_bytes()
+    other = MaskOrigin.of(made.run.maps_origin("a"), {"crf": {"iterations": 9}}).text()
+    sure = np.full((8, 9), 0.5, np.float32)
+    write_confidence(made.run.confidence_path("a"), sure, origin=other)  # and then it was killed
+    assert made.run.pseudo_path("a").read_bytes() == mask
+    assert not made.now().has_pseudo(made.sample)
+    assert not made.now().is_edited(made.sample)
+    told = "its mask and its confidence map were not made together; run 'clipes refine' again"
+    assert made.now().unusable(made.sample) == told
+    made.save_mask()
+    assert made.now().has_pseudo(made.sample)
+    write_confidence(made.run.confidence_path("a"), sure)  # a person's says nothing
+    assert made.now().has_pseudo(made.sample)
 
 
 def test_files_of_an_older_version_are_compared_by_labels_and_age(made: Made) -> None:

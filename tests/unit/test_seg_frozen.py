@@ -528,10 +528,13 @@ def test_the_mirror_image_gets_the_mirrored_answer() -> None:
     np.testing.assert_allclose(mirrored[:, :, ::-1], probs, atol=1e-5)
 
 
-@pytest.mark.parametrize("closer", [1.0, 1.5])
-def test_answers_spread_over_what_the_towers_hold_for_one_thing(closer: float) -> None:
+@pytest.mark.parametrize(("closer", "power"), [(1.0, 1.0), (1.5, 1.0), (1.0, 1.5)])
+def test_answers_spread_over_what_the_towers_hold_for_one_thing(
+    closer: float, power: float
+) -> None:
     torch.manual_seed(0)
-    model, towers = spec(spread=True, finer=closer).build().eval(), Colours()
+    made = spec(spread=True, finer=closer, attention_power=power)
+    model, towers = made.build().eval(), Colours()
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     got = predictor_for(model, TestSettings(), towers)(image)
     found = towers.tokens(image, attention=True, closer=closer)
@@ -542,7 +545,7 @@ def test_answers_spread_over_what_the_towers_hold_for_one_thing(closer: float) -
     dino = found["dino.12"].flatten(0, 1).double().numpy()
     unit = dino / np.linalg.norm(dino, axis=1, keepdims=True)
     alike = np.exp((unit @ unit.T - 1) / 0.1)
-    attention = found[ATTENTION].flatten(0, 1).double().numpy()
+    attention = found[ATTENTION].flatten(0, 1).double().numpy() ** power
     walk = np.sqrt(
         attention / attention.sum(1, keepdims=True) * (alike / alike.sum(1, keepdims=True))
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +23,11 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "a.png"
 
 
-def cache(tmp_path: Path, limit: int = GIGABYTE, seed: int = 0) -> tuple[Colours, CachedTokens]:
+def cache(
+    tmp_path: Path, limit: int = GIGABYTE, seed: int = 0, **more: int
+) -> tuple[Colours, CachedTokens]:
     source = Colours(seed)
-    return source, CachedTokens(lambda: source, tmp_path / "tokens", limit)
+    return source, CachedTokens(lambda: source, tmp_path / "tokens", limit, **more)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -87,9 +91,12 @@ def test_the_folder_keeps_within_its_bounds(tmp_path: Path, image: Path) -> None
 def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, image: Path) -> None:
     (tmp_path / "tokens").write_text("a file")
     source, tokens = cache(tmp_path)
+    assert tokens.has_room
+    assert not tokens.keep("a", image)
+    assert not tokens.has_room
     first = tokens.read("a", image)
     assert same(tokens.read("a", image), first)
-    assert source.seen == 2
+    assert source.seen == 3
 
 
 def test_a_picture_that_is_none_is_an_error(tmp_path: Path) -> None:
@@ -97,3 +104,51 @@ def test_a_picture_that_is_none_is_an_error(tmp_path: Path) -> None:
     _, tokens = cache(tmp_path)
     with pytest.raises(ImageError, match=r"bad\.png"):
         tokens.read("bad", tmp_path / "bad.png")
+
+
+def test_processes_share_what_the_folder_has_left(tmp_path: Path, image: Path) -> None:
+    _, tokens = cache(tmp_path)
+    for name in ("a", "b", "c"):
+        assert tokens.keep(name, image)
+    size = (tmp_path / "tokens" / "a.safetensors").stat().st_size
+    ranks = [cache(tmp_path, 5 * size, processes=2)[1] for _ in range(2)]
+    assert [rank.has_room for rank in ranks] == [True, True]
+    assert [rank.keep(name, image) for rank, name in zip(ranks, "de", strict=True)] == [True, True]
+    assert [rank.has_room for rank in ranks] == [False, False]
+    assert [rank.keep(name, image) for rank, name in zip(ranks, "fg", strict=True)] == [False] * 2
+    assert sum(path.stat().st_size for path in (tmp_path / "tokens").iterdir()) == 5 * size
+
+
+def test_processes_share_what_the_disk_has_left(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, tokens = cache(tmp_path)
+    tokens.keep("a", image)
+    size = (tmp_path / "tokens" / "a.safetensors").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=24 * size))
+    for processes, kept in ((1, 6), (3, 2), (4, 1)):
+        _, tokens = cache(tmp_path, processes=processes)
+        names = [f"{processes}-{number}" for number in range(8)]
+        assert sum(tokens.keep(name, image) for name in names) == kept
+
+
+def test_room_is_for_a_file_like_those_that_are_kept(tmp_path: Path, image: Path) -> None:
+    _, tokens = cache(tmp_path)
+    tokens.keep("a", image)
+    size = (tmp_path / "tokens" / "a.safetensors").stat().st_size
+    _, bounded = cache(tmp_path, limit=3 * size)
+    assert bounded.has_room
+    large = tmp_path / "large.png"
+    Image.fromarray(np.zeros((2000, 2000, 3), np.uint8)).save(large)
+    assert not bounded.keep("large", large)
+    assert bounded.has_room  # for others
+    for name in ("b", "c"):
+        assert bounded.has_room
+        assert bounded.keep(name, image)
+    assert not bounded.has_room
+    assert not bounded.keep("d", image)
+
+
+def test_an_empty_folder_without_any_room_has_none(tmp_path: Path) -> None:
+    assert cache(tmp_path)[1].has_room
+    assert not cache(tmp_path, limit=0)[1].has_room
