@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from clipes.seg import label
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.frozen import FrozenSpec
 from clipes.stages.predict import changed_crf
+from tests.cli.conftest import Cli
 from tests.cli.small_data import CLASSES, write_clip, write_refined
 from tests.dino_support import write_dino
 
@@ -152,6 +155,40 @@ def test_a_disk_that_fills_up_while_tokens_are_kept_changes_nothing(
     assert len(run.ids("tokens")) == 2
     again = load_checkpoint(run.root / "checkpoints" / "final.pt").weights
     assert all(torch.equal(value, again[key]) for key, value in kept.items())
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_do_what_one_does_within_one_token_space(
+    run: Run, two_ranks: Cli, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train = [*FROZEN, "--batch", 4, "--iterations", 1, "--amp", "none", "--device", "cpu"]
+    capfd.readouterr()
+    ends(0, *train, "--out", "alone")
+    alone = capfd.readouterr().err
+    sizes = [path.stat().st_size for path in (run.root / "tokens").iterdir()]
+    shutil.rmtree(run.root / "tokens")
+    space = 2.5 * max(sizes) / 1e9  # a file of each process
+    pair = two_ranks(*train, "--out", "pair", "--token-space", space)
+    assert pair.returncode == 0, pair.stderr
+    assert "no room to keep the tokens of 2 of 3 images" in " ".join(pair.stderr.split())
+    assert len(run.ids("tokens")) == 2
+    assert len(list(Path("pair/predictions").iterdir())) == 5
+    # What is dropped differs between processes, but tells only once the last layer has weights.
+    losses = [re.findall(r"train: 1/1, loss (\d+\.\d+)", told) for told in (alone, pair.stderr)]
+    assert len(losses[0]) == 1
+    assert losses[0] == losses[1]
+    found = [load_checkpoint(Path(out, "checkpoints", "final.pt")) for out in ("alone", "pair")]
+    start = "discriminant.directions"
+    assert found[0].weights[start].any()
+    torch.testing.assert_close(found[1].weights[start], found[0].weights[start])
+
+    done = two_ranks("relabel", "run", "--from", "pair/checkpoints/final.pt", *FROZEN[-4:])
+    assert done.returncode == 0, done.stderr
+    assert run.relabelled.ids("pseudo") == run.ids("pseudo")
+    both = {path.name: path.read_bytes() for path in (run.relabelled.root / "pseudo").iterdir()}
+    shutil.rmtree(run.relabelled.root)
+    ends(0, "relabel", "run", "--from", "pair/checkpoints/final.pt", *FROZEN[-4:])
+    assert {p.name: p.read_bytes() for p in (run.relabelled.root / "pseudo").iterdir()} == both
 
 
 def test_kept_tokens_of_another_tower_are_not_taken(run: Run) -> None:
