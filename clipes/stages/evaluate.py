@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,24 +23,23 @@ from clipes.masks.scores import (
     CORRECTED,
     MASKS,
     RELABELLED,
-    ConfusionMatrix,
     Scores,
     maps_name,
     segmenter_name,
 )
-from clipes.masks.values import RULE, value_count, value_of
+from clipes.masks.values import RULE, value_of
 from clipes.run.corrected import Chosen
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
-from clipes.run.loop import in_order, waiting
+from clipes.run.loop import waiting
 from clipes.run.record import TrainRecord
 from clipes.run.relabelled import Relabelled
 from clipes.run.reopen import left_out, orphans, reopen
+from clipes.stages.score_output import Output, require_scores, score_output
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.words.vocabulary import load_vocabulary
 
 _NAMES_SHOWN = 5
-_NO_CLASS = frozenset((0, IGNORE))
 
 
 @dataclass(frozen=True)
@@ -56,41 +53,6 @@ class Scored:
 
     classes: tuple[str, ...]
     stages: dict[str, Scores]
-
-
-@dataclass(frozen=True)
-class _Output:
-    """Something that can be scored.
-
-    Attributes:
-        name: What it is called where it cannot be scored.
-        path: The file of an image's output.
-        masks: Its masks, by the name of what is scored.
-    """
-
-    name: str
-    path: Callable[[str], Path]
-    masks: Callable[[str], Mapping[str, UInt8Array]]
-
-
-@dataclass
-class _Counts:
-    """Sums over images, of a size that does not depend on their number.
-
-    Attributes:
-        found: The values that occur in the ground truth.
-        matrices: By the name of what is scored.
-    """
-
-    found: set[int] = field(default_factory=set)
-    matrices: dict[str, ConfusionMatrix] = field(default_factory=dict)
-
-    def add(self, other: _Counts) -> None:
-        """Add the sums of other images."""
-        self.found |= other.found
-        for name, matrix in other.matrices.items():
-            known = self.matrices.get(name)
-            self.matrices[name] = matrix if known is None else known + matrix
 
 
 def scores_to_json(scored: Scored) -> dict[str, Any]:
@@ -209,8 +171,10 @@ def _score_masks(
     }
     stages: dict[str, Scores] = {}
     for folder, (path, masks) in outputs.items():
-        some, output = _made(run, folder, truths, say), _Output(folder, path, masks)
-        scores, found = _score(output, some, truths.values(), len(data.classes), progress, say)
+        some, output = _made(run, folder, truths, say), Output(folder, path, masks)
+        scores, found = score_output(
+            output, some, truths.values(), len(data.classes), progress, say
+        )
         if scores and not stages:
             _say_absent([s for s in data.samples if s.id in some], data.classes, found, say)
         stages |= scores
@@ -229,8 +193,8 @@ def _score_corrected(
         return {}
     paths = {sample.id: chosen.files(sample).pseudo_path(sample.id) for sample in data.samples}
     some = {id_: path for id_, path in truths.items() if paths[id_].exists()}
-    output = _Output(CORRECTED, paths.__getitem__, lambda id_: {CORRECTED: read_mask(paths[id_])})
-    return _score(output, some, truths.values(), len(data.classes), progress, say)[0]
+    output = Output(CORRECTED, paths.__getitem__, lambda id_: {CORRECTED: read_mask(paths[id_])})
+    return score_output(output, some, truths.values(), len(data.classes), progress, say)[0]
 
 
 def _say_stale(
@@ -279,12 +243,10 @@ def evaluate_folder(
             f"{missing} of {len(known)} ground-truth masks of {gt} have no mask in {folder}"
         )
     classes = _classes_of(folder, prompts, listener.say)
-    output = _Output("masks", masks.__getitem__, lambda id_: {"masks": read_mask(masks[id_])})
+    output = Output("masks", masks.__getitem__, lambda id_: {"masks": read_mask(masks[id_])})
     with listener.progress("eval") as progress:
-        counts = _count(output, truths, len(classes), progress)
-    if counts.found <= _NO_CLASS:
-        _require_class(truths.values())
-    return Scored(classes, {name: matrix.scores() for name, matrix in counts.matrices.items()})
+        scores = require_scores(output, truths, len(classes), progress)
+    return Scored(classes, scores)
 
 
 def _recorded_classes(run: Run) -> tuple[str, ...]:
@@ -338,12 +300,12 @@ def score_relabelled(
     if run.relabel_record() is not None:  # else another program put them there
         scored = [sample for sample in data.samples if sample.id in some]
         _say_stale(Relabelled.of(run), scored, Listener(lambda it: say(f"{RELABELLED}: {it}")))
-    output = _Output(
+    output = Output(
         RELABELLED,
         files.pseudo_path,
         lambda id_: _pseudo_masks(files.load_pseudo(id_), RELABELLED, CONFIDENT_RELABELLED),
     )
-    return _score(output, some, truths.values(), len(data.classes), progress, say)[0]
+    return score_output(output, some, truths.values(), len(data.classes), progress, say)[0]
 
 
 def score_segmenter(
@@ -387,10 +349,10 @@ def score_segmenter(
     some = _made(run, "predictions", truths, say)
     folder = run.root / "predictions"
     paths = {id_: folder / f"{id_}.png" for id_ in some}
-    output = _Output(name, paths.__getitem__, lambda id_: {name: read_mask(paths[id_])})
+    output = Output(name, paths.__getitem__, lambda id_: {name: read_mask(paths[id_])})
     # Of few images to predict none may show a class: the run's own tell whether masks ever do.
     known = truths | _truths(data, gt, ignore)
-    return _score(output, some, known.values(), len(data.classes), progress, say)[0]
+    return score_output(output, some, known.values(), len(data.classes), progress, say)[0]
 
 
 def _predicted(run: Run, root: Path | None, data: Dataset, record: TrainRecord | None) -> Dataset:
@@ -459,108 +421,6 @@ def _cam_masks(cams: CamMaps, exponents: Sequence[float]) -> dict[str, UInt8Arra
         maps_name(exponent): label_pixels(with_background(full, exponent), cams.labels)
         for exponent in exponents
     }
-
-
-def _score(
-    output: _Output,
-    some: Mapping[str, Path],
-    truths: Iterable[Path],
-    n_classes: int,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> tuple[dict[str, Scores], set[int]]:
-    """Score one output, and say what of it cannot be scored.
-
-    Args:
-        output: The output.
-        some: The ground truth of the images of which there is output, by id; may be empty.
-        truths: All ground truth that there is, also of images without output.
-        n_classes: Number of classes.
-        progress: Called after each image.
-        say: Told what is left out.
-
-    Returns:
-        The scores by name, and the values that occur in the ground truth ``some``.
-
-    Raises:
-        ArtifactError: A mask does not fit its ground truth, or ``truths`` show no class.
-    """
-    if not some:
-        return {}, set()
-    counts = _count(output, some, n_classes, progress)
-    if counts.found <= _NO_CLASS:
-        _require_class(truths)
-        say(
-            f"{output.name}: no scores, the ground truth of its {len(some)} images, such as "
-            f"{next(iter(some.values()))}, shows no class"
-        )
-        return {}, counts.found
-    scores: dict[str, Scores] = {}
-    for name, matrix in counts.matrices.items():
-        if matrix.counts.any():
-            scores[name] = matrix.scores()
-        else:
-            say(
-                f"{name}: no scores, no pixel of its {matrix.images} images has both a ground "
-                "truth and a label"
-            )
-    return scores, counts.found
-
-
-def _count(
-    output: _Output, truths: Mapping[str, Path], n_classes: int, progress: Progress
-) -> _Counts:
-    """Stream masks into one confusion matrix per name.
-
-    Raises:
-        ArtifactError: A mask does not fit its ground truth.
-    """
-    counts = _Counts()
-    work = partial(_count_one, output=output, n_classes=n_classes)
-    with closing(in_order(work, [*truths.items()], workers=None, progress=progress)) as results:
-        for one in results:
-            counts.add(one)
-    return counts
-
-
-def _count_one(item: tuple[str, Path], output: _Output, n_classes: int) -> _Counts:
-    """Return the counts of one image."""
-    id_, path = item
-    truth = read_mask(path)
-    counts = _Counts(_values_in(truth))
-    for name, mask in output.masks(id_).items():
-        counts.matrices[name] = ConfusionMatrix(value_count(n_classes))
-        try:
-            counts.matrices[name].update(truth, mask)
-        except ArtifactError as error:
-            files = f"ground truth {path}, {name} {output.path(id_)}"
-            raise ArtifactError(f"{id_}: {error.what} ({files})", error.remedy) from error
-    return counts
-
-
-def _values_in(truth: UInt8Array) -> set[int]:
-    """Return the values that an (H, W) mask holds, 255 included."""
-    return set(np.flatnonzero(np.bincount(truth.ravel())).tolist())
-
-
-def _require_class(truths: Iterable[Path]) -> None:
-    """Refuse ground truth without any class; it is read up to the first mask that shows one.
-
-    Raises:
-        ArtifactError: There is none.
-    """
-    files = [*truths]
-    found: set[int] = set()
-    for path in files:
-        found |= _values_in(read_mask(path))
-        if not found <= _NO_CLASS:
-            return
-    values = " and ".join(map(str, sorted(found)))
-    raise ArtifactError(
-        f"the ground truth shows no class: {len(files)} masks such as {files[0]} hold only "
-        f"{values}",
-        f"{RULE}: a single class is 1, not 255",
-    )
 
 
 def _say_absent(
