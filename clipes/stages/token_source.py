@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from clipes.choices import Normalise
 from clipes.config import IMAGENET_MEAN, IMAGENET_STD
+from clipes.errors import WeightsError
 from clipes.listener import Listener
 from clipes.seg.frozen import FrozenSpec
 from clipes.seg.recipes import Spec
@@ -14,6 +15,7 @@ from clipes.seg.weakclip import WeakClipSpec
 from clipes.seg.weclip import WeClipSpec
 from clipes.seg.weclip_plus import WeClipPlusSpec
 from clipes.stages.setup import OpenedWeights, load_dino, open_weights
+from clipes.towers.dinov2 import DinoTower
 from clipes.towers.side_by_side import CLIP, DINO, Towers
 from clipes.towers.tokens import TokenSource, TowerTokens
 from clipes.weights import DEFAULT_MODEL
@@ -100,10 +102,19 @@ def tokens_with(
     digests = {CLIP: opened.weights.sha256}
     towers = Towers(opened.backbone(fp16_positions=False))
     if any(name.split(".")[0] == DINO for name in names):
-        dino = load_dino(request.dino, device, listener)
+        dino = _load_dino(request, device, listener)
         towers = Towers(towers.clip, {DINO: dino})
         digests[DINO] = dino.digest
     return TowerTokens(towers, names, digests, max_patches)
+
+
+def _load_dino(request: TowerRequest, device: str, listener: Listener) -> DinoTower:
+    """Load DINOv2, or say which segmenter needs none."""
+    try:
+        return load_dino(request.dino, device, listener)
+    except WeightsError as error:
+        remedy = f"{error.remedy}; or train with --preset frozen-clip, which does with CLIP alone"
+        raise WeightsError(error.what, remedy) from error
 
 
 def tokens_of(

@@ -83,10 +83,16 @@ def test_train_keep_tokens_and_predict(run: Run, capfd: pytest.CaptureFixture[st
 
 def test_clip_alone_needs_no_second_tower(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     Path("dino.safetensors").unlink()
+    ends(1, *FROZEN)
+    told = " ".join(capfd.readouterr().err.split())
+    assert "there is no file dino.safetensors" in told
+    assert "or train with --preset frozen-clip, which does with CLIP alone" in told
     ends(0, *FROZEN[:3], "frozen-clip", *FROZEN[4:], "--iterations", 2)
     saved = load_checkpoint(run.root / "checkpoints" / "final.pt")
     assert set(saved.spec.towers()) == {"clip"}
     assert not saved.spec.adapts  # measured: it loses 5 to 10 points of CLIP alone
+    assert saved.spec.attention_power > 1
+    assert "clip.joint" in saved.spec.linear
     assert "dino" not in capfd.readouterr().err
     ends(0, *ASK, "--out", "out")
     assert read_mask(Path("out") / "p000.png").shape == (48, 64)
