@@ -7,6 +7,10 @@ from clipes.errors import UsageError
 PATCH = 16
 """Pixels of the image along each side of one of CLIP's patches."""
 
+LONGEST = 4
+"""Times its shorter side that an image is long at most: longer ones are shrunk for training, and
+squeezed in prediction."""
+
 
 def require_whole_patches(side: int) -> None:
     """Refuse views of a side, in pixels, that is no multiple of ``PATCH``; 0 is no view.

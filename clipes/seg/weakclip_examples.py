@@ -22,13 +22,11 @@ from clipes.seg.draws import choose_draws
 from clipes.seg.frozen import labels_at
 from clipes.seg.frozen_recipe import TokenExamples
 from clipes.seg.recipes import Batch, Examples
-from clipes.seg.views import PATCH
+from clipes.seg.views import LONGEST, PATCH
 from clipes.types import IGNORE, Float32Array, UInt8Array
 
 CELLS_PER_TOKEN = 2
 """Cells of stride 8 along each side of a patch: where losses are taken."""
-
-_LONGEST = 4  # times the shorter side that a view is cut from: longer images are shrunk
 
 _MOST_OF_ONE, _TRIES = 0.75, 10
 """Largest share of a view's labels that one label may have, and how often another is cut."""
@@ -140,7 +138,7 @@ def random_view(example: Example, preset: WeakClipPreset, rng: np.random.Generat
     """
     short, long = sorted(example[1].shape)
     factor = rng.uniform(*preset.scale) * preset.crop
-    scaled = scale(example, min(factor / short, _LONGEST * factor / long))
+    scaled = scale(example, min(factor / short, LONGEST * factor / long))
     view = crop(scaled, preset.crop, rng)
     for _ in range(_TRIES):
         if not _one_rules(view[1]):

@@ -13,14 +13,12 @@ from torch import Tensor
 from clipes.seg.predict_tokens import check_towers
 from clipes.seg.recipes import ModelPredictor, TestSettings
 from clipes.seg.resize import resize
-from clipes.seg.views import PATCH
+from clipes.seg.views import LONGEST, PATCH
 from clipes.seg.weakclip import WeakClip
 from clipes.towers.tokens import TokenSource
 from clipes.types import Float32Array, UInt8Array
 
 _STEP = 2 / 3  # of a window, to the next
-
-_LONGEST = 4  # times the shorter side at which an image is looked at: longer ones are squeezed
 
 
 class WindowPredictor(ModelPredictor[WeakClip]):
@@ -96,7 +94,7 @@ def view_size(size: tuple[int, int], short: float) -> tuple[int, int]:
     """
     factor = short / min(size)
     height, width = (
-        PATCH * max(1, round(min(length * factor, _LONGEST * short) / PATCH)) for length in size
+        PATCH * max(1, round(min(length * factor, LONGEST * short) / PATCH)) for length in size
     )
     return height, width
 
