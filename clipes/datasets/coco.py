@@ -22,7 +22,7 @@ from clipes.datasets.base import (
 from clipes.datasets.labels import LabelFile, LabelRow, find_label_file, read_labels
 from clipes.datasets.pictures import flat_mask_remarks, not_read, not_there
 from clipes.datasets.problems import Kind, Problem, ProblemError
-from clipes.errors import DatasetError
+from clipes.errors import DatasetError, SplitError
 from clipes.types import Sample
 
 COCO_CLASSES = (
@@ -105,7 +105,8 @@ def open_coco(
     capitals = {known.casefold(): known for known in images}
     if not images:
         places = ", ".join(map(str, _image_folders(root, part)))
-        raise DatasetError(
+        error = DatasetError if split is None else SplitError
+        raise error(
             f"no images: looked in {places}", "download them, or choose another list of images"
         )
     table = _read_labels(root, part, labels, names) if labelled else None

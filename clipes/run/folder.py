@@ -522,8 +522,9 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     if compared.get("labels") not in (None, AUTO_LABELS):
         compared["labels"] = None
     for name in ("split", "val"):
-        if compared.get(name) and Path(compared[name]).is_file():
-            compared[name] = str(Path(compared[name]).resolve())
+        # A bare name is that of a list of the data set, whatever lies in this folder.
+        if (said := compared.get(name)) and Path(said).name != said and Path(said).is_file():
+            compared[name] = str(Path(said).resolve())
     return compared
 
 

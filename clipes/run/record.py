@@ -206,12 +206,15 @@ class TrainFacts(_Plain):
         device: Where.
         learnt_from: Digest of the files of the examples; empty in runs of an older clipes.
         note: What is worth knowing beside the settings, such as where words come from.
+        taught_by: Digest of the examples' labels, where there are no masks; empty if there are, and
+            in runs of an older clipes.
     """
 
     processes: int = 1
     device: str = ""
     learnt_from: str = ""
     note: str = ""
+    taught_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from clipes.config import AUTO_LABELS, Preset
@@ -12,6 +13,21 @@ from clipes.disk.files import list_files
 from clipes.errors import ArtifactError, DatasetError, WriteError
 from clipes.run.folder import Run
 from clipes.types import Sample
+
+
+def reopen_all(run: Run, root: Path | None, split: str) -> Dataset:
+    """Open a list of images to be predicted: labels tell which file is meant, but none are needed.
+
+    Arguments and errors as for ``reopen``.
+    """
+    plain = reopen(run, root, split, labelled=False)
+    try:
+        known = reopen(run, root, split).samples
+    except DatasetError:  # the label file is gone, or damaged: it says nothing
+        known = ()
+    samples = {sample.id: sample for sample in (*plain.samples, *known)}
+    failures = tuple(item for item in plain.failures if item.id not in samples)
+    return replace(plain, samples=tuple(samples.values()), failures=failures)
 
 
 def reopen(

@@ -34,7 +34,7 @@ from clipes.run.freshness import Freshness
 from clipes.run.loop import waiting
 from clipes.run.record import TrainRecord
 from clipes.run.relabelled import Relabelled
-from clipes.run.reopen import left_out, orphans, reopen
+from clipes.run.reopen import left_out, orphans, reopen, reopen_all
 from clipes.stages.score_output import Output, require_scores, score_output
 from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.words.vocabulary import load_vocabulary
@@ -142,7 +142,8 @@ def _say_beforehand(
 def _refuse(run: Run, gt: Path | None, data: Dataset, truths: Mapping[str, Path]) -> NoReturn:
     """Say why nothing at all can be scored; errors as for ``evaluate_run``."""
     if truths:
-        made = any(run.ids(folder) for folder in ("cams", "pseudo", "predictions"))
+        folders = [(run, "cams"), (run, "pseudo"), (run, "predictions"), (run.relabelled, "pseudo")]
+        made = any(where.ids(folder) for where, folder in folders)
         raise ArtifactError(
             f"nothing to score in {run.root}",
             "why what is there does not count is said above" if made else "run 'clipes cam' first",
@@ -346,6 +347,8 @@ def score_segmenter(
     if remark := left_out(asked):
         tell(remark)
     truths = _truths(asked, gt, tell)
+    if not truths:
+        say(f"{name}: no scores, its images have no ground truth")
     some = _made(run, "predictions", truths, say)
     folder = run.root / "predictions"
     paths = {id_: folder / f"{id_}.png" for id_ in some}
@@ -365,7 +368,7 @@ def _predicted(run: Run, root: Path | None, data: Dataset, record: TrainRecord |
     if record is None:
         return data
     if record.settings.val is not None:  # to be predicted, an image needs no labels
-        return reopen(run, root, record.settings.val, labelled=False)
+        return reopen_all(run, root, record.settings.val)
     return data if record.settings.split is None else reopen(run, root, record.settings.split)
 
 

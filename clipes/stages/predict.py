@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -253,7 +252,7 @@ def _waiting(
     again = {}
 
     def is_current(sample: Sample) -> bool:
-        if sample.id not in there or not _can_be_had(sample.image):
+        if sample.id not in there:
             return False
         if reason := there[sample.id].stale(sample.image, made_with):
             again[sample.id] = reason
@@ -264,11 +263,6 @@ def _waiting(
         id_, reason = next(iter(again.items()))
         listener.say(f"made again: {len(again)} masks, the first is {id_}: {reason}")
     return todo
-
-
-def _can_be_had(image: Path) -> bool:
-    """Tell whether a picture is where it is looked for; if not, the one who reads it says why."""
-    return os.path.exists(image)  # noqa: PTH110 - Path.exists raises where a folder is closed
 
 
 def changed_crf(crf: CrfParams | None) -> list[object]:
@@ -298,8 +292,7 @@ def predict_samples(
         crf: Settings of the dense CRF that comes last; None for none.
         listener: Who is told how it goes.
         made_with: Digest of the segmenter and of how it is asked: masks that say that they were
-            made with it, of the pictures that there are, stay. A picture that is away is a failure,
-            whatever mask it has.
+            made with it, of the pictures that there are, stay.
         tile: Side of the tiles of larger images; None for tiles only beyond ``MAX_PIXELS``.
 
     Raises:
@@ -307,8 +300,7 @@ def predict_samples(
     """
 
     def there(sample: Sample) -> bool:
-        mask = out / f"{sample.id}.png"
-        return _can_be_had(sample.image) and is_done(mask, sample.image, made_with)
+        return is_done(out / f"{sample.id}.png", sample.image, made_with)
 
     def origin(picture: Picture) -> str:
         return PredictionOrigin(picture.sha256, picture.size, made_with).text()

@@ -15,7 +15,6 @@ from clipes.seg.weakclip import WeakClipSpec
 from clipes.seg.weclip import WeClipSpec
 from clipes.seg.weclip_plus import WeClipPlusSpec
 from clipes.stages.setup import OpenedWeights, load_dino, open_weights
-from clipes.towers.dinov2 import DinoTower
 from clipes.towers.side_by_side import CLIP, DINO, Towers
 from clipes.towers.tokens import TokenSource, TowerTokens
 from clipes.weights import DEFAULT_MODEL
@@ -61,6 +60,8 @@ def open_tokens(
     request: TowerRequest,
     device: str,
     listener: Listener,
+    *,
+    otherwise: str = "",
 ) -> TokenSource:
     """Load the towers of some tokens.
 
@@ -70,12 +71,17 @@ def open_tokens(
         request: Where the weights come from.
         device: ``auto`` or a torch device.
         listener: Told what is used.
+        otherwise: What there is for those who have CLIP alone; to be said if they do.
 
     Raises:
         WeightsError: Weights cannot be had, or are of no such tower.
     """
     opened = open_clip(Normalise.clip, request, device, listener)
-    return tokens_with(opened, names, max_patches, request, device, listener)
+    try:
+        return tokens_with(opened, names, max_patches, request, device, listener)
+    except WeightsError as error:  # of the other tower
+        remedy = "; ".join(filter(None, (error.remedy, otherwise)))
+        raise WeightsError(error.what, remedy) from error
 
 
 def tokens_with(
@@ -102,19 +108,10 @@ def tokens_with(
     digests = {CLIP: opened.weights.sha256}
     towers = Towers(opened.backbone(fp16_positions=False))
     if any(name.split(".")[0] == DINO for name in names):
-        dino = _load_dino(request, device, listener)
+        dino = load_dino(request.dino, device, listener)
         towers = Towers(towers.clip, {DINO: dino})
         digests[DINO] = dino.digest
     return TowerTokens(towers, names, digests, max_patches)
-
-
-def _load_dino(request: TowerRequest, device: str, listener: Listener) -> DinoTower:
-    """Load DINOv2, or say which segmenter needs none."""
-    try:
-        return load_dino(request.dino, device, listener)
-    except WeightsError as error:
-        remedy = f"{error.remedy}; or train with --preset frozen-clip, which does with CLIP alone"
-        raise WeightsError(error.what, remedy) from error
 
 
 def tokens_of(

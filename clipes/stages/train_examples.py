@@ -178,7 +178,7 @@ def _say_left_out(sources: Sources, data: Dataset, say: Callable[[str], None]) -
 
 
 def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:
-    """Return the digest of all files that are learnt from, and of labels where there are no masks.
+    """Return the digest of all files that are learnt from.
 
     Raises:
         ArtifactError: One cannot be read.
@@ -187,12 +187,16 @@ def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:
     for index, pair in enumerate(pairs):
         files = [path for path in (pair.image, pair.mask, pair.confidence) if path is not None]
         try:
-            labels = [sorted(pair.labels)] if pair.mask is None else []
-            found.append([pair.id, *(sha256_of(file) for file in files), *labels])
+            found.append([pair.id, *(sha256_of(file) for file in files)])
         except OSError as error:
             raise ArtifactError(f"cannot read {pair.id}: {error}", "check the file") from error
         progress(index + 1, len(pairs))
     return digest(found)
+
+
+def labels_digest(pairs: Sequence[TrainingPair]) -> str:
+    """Return the digest of the labels of images."""
+    return digest([[pair.id, sorted(pair.labels)] for pair in pairs])
 
 
 def check_examples(

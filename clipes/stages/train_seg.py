@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from clipes.choices import Loss
 from clipes.config import AnySegmenterPreset, FrozenPreset, WeakClipPreset, WeClipPreset
 from clipes.datasets import Dataset
+from clipes.datasets.base import find_split
 from clipes.disk.files import list_files, sha256_of
 from clipes.errors import (
     ArtifactError,
@@ -29,7 +30,7 @@ from clipes.run.folder import Run
 from clipes.run.loop import Shard, Summary
 from clipes.run.origin import PredictionOrigin, digest
 from clipes.run.record import TrainFacts, TrainSettings
-from clipes.run.reopen import left_out, reopen
+from clipes.run.reopen import left_out, reopen, reopen_all
 from clipes.run.tokens import CachedTokens
 from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair
@@ -47,6 +48,7 @@ from clipes.stages.token_source import open_tokens, tokens_of
 from clipes.stages.train_examples import (
     check_examples,
     labelled_pairs,
+    labels_digest,
     pairs_digest,
     training_pairs,
 )
@@ -87,6 +89,7 @@ class _Job:
         val: The images to predict at the end.
         settings: For run.json: what changes the output.
         learnt_from: Digest of the files of ``pairs``.
+        taught_by: Digest of their labels, where these are what is learnt from; else empty.
         listener: Who is told how it goes.
     """
 
@@ -99,6 +102,7 @@ class _Job:
     val: Dataset
     settings: TrainSettings
     learnt_from: str
+    taught_by: str
     listener: TrainingListener
 
     @property
@@ -163,9 +167,10 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
     val_name, val = _validation(sources, data, listener.say)
     if not recipe.reads_masks:  # confidence is of masks
         request = replace(request, guidance=Guidance())
-    settings = _settings(request, preset, len(pairs), val_name)
+    settings = _settings(request, preset, data, len(pairs), val_name)
     with listener.progress("look") as progress:
         learnt_from = pairs_digest(pairs, progress)
+    taught_by = "" if recipe.reads_masks else labels_digest(pairs)
     return _Job(
         request,
         tokens,
@@ -176,6 +181,7 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
         val,
         settings,
         learnt_from,
+        taught_by,
         listener,
     )
 
@@ -195,7 +201,13 @@ def _tokens(
     open_source: Callable[[], TokenSource]
     if isinstance(preset, FrozenPreset):
         open_source = partial(
-            open_tokens, preset.tokens, preset.max_patches, request.towers, device, listener
+            open_tokens,
+            preset.tokens,
+            preset.max_patches,
+            request.towers,
+            device,
+            listener,
+            otherwise="or take --preset frozen-clip, which does with CLIP alone",
         )
     elif isinstance(preset, WeakClipPreset) and not preset.crop and towers is not None:
         speaking = towers
@@ -233,7 +245,11 @@ def _teacher(
 
 
 def _settings(
-    request: TrainRequest, preset: AnySegmenterPreset, examples: int, val: str | None
+    request: TrainRequest,
+    preset: AnySegmenterPreset,
+    data: Dataset,
+    examples: int,
+    val: str | None,
 ) -> TrainSettings:
     sources, guidance, options = request.sources, request.guidance, request.options
     relabelled = sources.own.root.name if sources.relabelled else None
@@ -245,7 +261,7 @@ def _settings(
         amp=options.amp,
         masks=str(sources.masks.absolute()) if sources.masks else relabelled,
         confidence=str(sources.confidence.absolute()) if sources.confidence else None,
-        split=sources.split and _as_recorded(sources.split),
+        split=sources.split and _as_recorded(sources.split, data.root),
         examples=examples,
         backbone_weights=sources.backbone_weights,
         val=val,
@@ -268,9 +284,7 @@ def _train_and_predict(job: _Job) -> Summary:
     model = spec.build().to(job.processes.device)
     if fresh:
         recipe = recipe.initialise(model, request.sources.backbone_weights, listener.say)
-    # The first process claims the folder for all of its group.
-    claimed = job.out.claim(STAGE) if job.processes.first else nullcontext()
-    with claimed:
+    with _claimed(job):
         _begin(job, fresh=fresh)
         if not fresh and finished:
             listener.say(f"trained before: {job.final}")
@@ -280,15 +294,35 @@ def _train_and_predict(job: _Job) -> Summary:
         return _predict(job, model)
 
 
+@contextmanager
+def _claimed(job: _Job) -> Iterator[None]:
+    """Keep others from training in the folder; the first process claims it for its whole group.
+
+    Raises:
+        ArtifactError: Another training is at work there; in all processes, which would wait.
+    """
+    with ExitStack() as stack:
+        refused: ArtifactError | None = None
+        if job.processes.first:
+            try:
+                stack.enter_context(job.out.claim(STAGE))
+            except ArtifactError as error:
+                refused = error
+        refused = job.processes.gather(refused)[0]
+        if refused is not None:
+            raise refused
+        yield
+
+
 def _begin(job: _Job, *, fresh: bool) -> None:
     """Record the training, once every process has seen what is there."""
     processes = job.processes
     processes.wait()
     if processes.first:
         if fresh:
-            _forget(job.request.sources)
+            _forget(job.request.sources, job.val)
         device, note = str(processes.device), job.recipe.note
-        facts = TrainFacts(processes.count, device, job.learnt_from, note)
+        facts = TrainFacts(processes.count, device, job.learnt_from, note, job.taught_by)
         job.out.begin(STAGE, job.settings.to_dict(), job.request.command, facts.to_dict())
     processes.wait()
 
@@ -387,7 +421,8 @@ def _check_same_training(job: _Job) -> None:
         return  # of an older clipes: ``begin`` compares the settings and the number of examples
     same_number = replace(job.settings, examples=record.settings.examples)
     out.check_settings(STAGE, same_number.to_dict())
-    if record.facts.learnt_from != job.learnt_from:
+    other_labels = record.facts.taught_by not in ("", job.taught_by)
+    if record.facts.learnt_from != job.learnt_from or other_labels:
         raise RunConflictError(
             f"pictures, labels, masks or confidence maps that {out.root / 'checkpoints'} learnt "
             "from have changed since",
@@ -421,7 +456,7 @@ def _validation(
     """Return the images to predict, and the name of their list; None for those trained on."""
     name = "val" if sources.val is None else sources.val
     try:
-        val = reopen(sources.run, sources.root, name, labelled=False)
+        val = reopen_all(sources.run, sources.root, name)
     except SplitError:
         if sources.val is not None:
             raise
@@ -431,12 +466,13 @@ def _validation(
         return None, data
     if remark := left_out(val):
         say(f"to predict, {remark}")
-    return _as_recorded(name), val
+    return _as_recorded(name, val.root), val
 
 
-def _as_recorded(split: str) -> str:
-    """Return the name of a list, or its path from wherever it is asked for later."""
-    return str(Path(split).resolve()) if Path(split).is_file() else split
+def _as_recorded(split: str, root: Path) -> str:
+    """Return the name of a list of a data set, or its path from wherever it is asked for later."""
+    named = Path(split)
+    return str(named.resolve()) if find_split(root, split) == named else split
 
 
 def _check_target(sources: Sources) -> None:
@@ -450,18 +486,27 @@ def _check_target(sources: Sources) -> None:
         )
 
 
-def _forget(sources: Sources) -> None:
+def _forget(sources: Sources, val: Dataset) -> None:
     """Make room for a training: nothing of an earlier one may be taken for its output.
 
-    What no training wrote stays, such as a checkpoint under another name. A folder other than the
-    run's learns what data its masks came from.
+    What no training wrote stays, such as a checkpoint under another name, unless it lies where a
+    prediction goes. A folder other than the run's learns what data its masks came from.
+
+    Args:
+        sources: Where the output goes.
+        val: The images that are predicted.
 
     Raises:
         WriteError: Something cannot be removed; what is left still counts as the earlier one's.
     """
     out = sources.out
     checkpoints, predictions = out.root / "checkpoints", out.root / "predictions"
-    made = [mask for mask in list_files(predictions, ".png") if PredictionOrigin.of_file(mask)]
+    asked = {sample.id for sample in val.samples}
+    made = [
+        mask
+        for mask in list_files(predictions, ".png")
+        if mask.stem in asked or PredictionOrigin.of_file(mask)
+    ]
     events = sorted((out.root / "tensorboard").glob("events.out.tfevents.*"))
     final = checkpoints / FINAL  # last: while it is there, the earlier training is
     for old in [*made, *events, out.root / CURVE, *saved_iterations(checkpoints), final]:

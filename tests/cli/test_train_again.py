@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipes.disk.images import read_origin, write_confidence, write_mask
+from clipes.disk.images import read_origin, write_confidence
 from clipes.run.folder import Run
 from tests.cli.small_data import write_refined
 from tests.cli.test_train_frozen import ends
@@ -42,6 +42,7 @@ def test_what_no_training_wrote_stays(run: Run, capfd: pytest.CaptureFixture[str
     mine = checkpoints / "round1.pt"
     (checkpoints / "final.pt").rename(mine)
     shutil.copy("photos/masks/p000.png", predictions / "of another program.png")
+    shutil.copy("photos/masks/p000.png", predictions / "p000.png")  # lies where a prediction goes
     old = predictions / "left over.png"  # of an image that is in no list any more
     shutil.copy(predictions / "p001.png", old)
     assert read_origin(old)
@@ -92,6 +93,25 @@ def test_images_to_predict_need_no_labels(run: Run, capfd: pytest.CaptureFixture
     assert run.ids("predictions") == ["p002", "p003"]
 
 
+def test_labels_tell_which_picture_is_to_be_predicted(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy("photos/images/p001.jpg", "photos/images/p002.png")  # another of that name
+    Path("photos/train.txt").write_text("p000\np001\n")
+    Path("photos/val.txt").write_text("p002\np003\n")
+    ends(0, *TRAIN, "--split", "train")
+    assert "2 made, 0 there before, 0 failed" in told(capfd)
+    assert run.ids("predictions") == ["p002", "p003"]
+
+
+def test_a_list_of_the_data_set_comes_before_a_file_of_that_name(run: Run) -> None:
+    Path("photos/val.txt").write_text("p002\np003\n")
+    Path("val").write_text("p000\n")
+    ends(0, *TRAIN)
+    assert run.ids("predictions") == ["p002", "p003"]
+    assert run.stage("train-seg")["settings"]["val"] == "val"
+
+
 def test_a_list_that_is_damaged_is_not_taken_for_none(
     run: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +148,7 @@ def test_a_training_that_goes_on_compares_confidence(
 ) -> None:
     guided = ["--cgl" if one == "--no-cgl" else one for one in TRAIN]
     ends(0, *guided)
-    write_mask(run.pseudo_path("p001"), np.ones((48, 64), np.uint8))
+    write_confidence(run.confidence_path("p001"), np.full((48, 64), 0.99, np.float32))
     capfd.readouterr()
     ends(1, *guided)
     said = told(capfd)

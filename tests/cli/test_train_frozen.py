@@ -86,7 +86,7 @@ def test_clip_alone_needs_no_second_tower(run: Run, capfd: pytest.CaptureFixture
     ends(1, *FROZEN)
     told = " ".join(capfd.readouterr().err.split())
     assert "there is no file dino.safetensors" in told
-    assert "or train with --preset frozen-clip, which does with CLIP alone" in told
+    assert "or take --preset frozen-clip, which does with CLIP alone" in told
     ends(0, *FROZEN[:3], "frozen-clip", *FROZEN[4:], "--iterations", 2)
     saved = load_checkpoint(run.root / "checkpoints" / "final.pt")
     assert set(saved.spec.towers()) == {"clip"}

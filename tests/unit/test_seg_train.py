@@ -24,7 +24,6 @@ from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
 from clipes.seg.recipes import Batch, Recipe
 from clipes.seg.train import (
-    LONGEST_UNSAVED,
     Step,
     Trainer,
     TrainingError,
@@ -203,7 +202,9 @@ def test_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert seen == [0, 1, 2, 2, 2, 2]
 
 
-def test_ten_checkpoints_of_a_short_training_unless_others_are_asked_for(tmp_path: Path) -> None:
+def test_ten_checkpoints_of_a_short_training_unless_others_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, trainer = build(replace(PRESET, iterations=23), save_every=None)
     seen: list[list[int]] = []
 
@@ -213,7 +214,10 @@ def test_ten_checkpoints_of_a_short_training_unless_others_are_asked_for(tmp_pat
     trainer.run(Views(), tmp_path, note)
     assert seen[3] == [2]
     assert seen[-1] == [20, 22]
-    assert LONGEST_UNSAVED < 30_000 // 10, "long ones are saved more often than that"
+    monkeypatch.setattr(train, "LONGEST_UNSAVED", 1)  # long ones are saved more often than that
+    _, trainer = build(replace(PRESET, iterations=23), save_every=None)
+    trainer.run(Views(), tmp_path, note)
+    assert seen[26] == [2, 3]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -300,6 +304,20 @@ def test_tensorboard_gets_curves_and_panels(tmp_path: Path) -> None:
     assert set(events.Tags()["scalars"]) == {"loss", "lr", "kept"}
     assert events.Scalars("loss")[0].value == pytest.approx(losses[0])
     assert [event.step for event in events.Images("views")] == [6]
+
+
+def test_tensorboard_drops_what_a_training_that_was_broken_off_wrote(tmp_path: Path) -> None:
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="tensorboard is not installed; pip install 'clipes[train]'",
+    )
+    for after in (0, 10):
+        board = TensorBoard(tmp_path, after, print)
+        for iteration in range(after + 1, 21):
+            board.write(Step(iteration, 30, 1.0 + after, 0.1, 1.0, Views, list))
+        board.close()
+    events = reader.EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(1, 1.0), (10, 1.0), (20, 11.0)]
 
 
 def test_without_tensorboard_training_says_so_and_goes_on(
