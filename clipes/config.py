@@ -8,7 +8,7 @@ one what can be done with one; ``fast`` trades masks for time.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 from clipes.choices import DatasetKind, Norm, Normalise, SegmenterPresetName
@@ -366,6 +366,15 @@ TRAIN_SCALES = (1.0, 0.75, 0.5)
 """Scales of DeepLab-v2's training branches (DeepLab paper, section 4.1.1)."""
 
 
+def _said(preset: Any, later: str) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
+    """Return the settings of a segmenter as plain data, for run.json.
+
+    Of the one that came later nothing is said while it is as before: trainings are gone on with.
+    """
+    before = next(one.default for one in fields(preset) if one.name == later)
+    return {n: value for n, value in asdict(preset).items() if n != later or value != before}
+
+
 @dataclass(frozen=True)
 class SegmenterPreset:
     """How a segmenter is built, trained and asked (docs/method.md, section 6).
@@ -420,10 +429,7 @@ class SegmenterPreset:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data, for run.json."""
-        settings = asdict(self)
-        if not self.even_classes:  # an older clipes knew no choice; its trainings are gone on with
-            del settings["even_classes"]
-        return settings
+        return _said(self, "even_classes")
 
 
 @dataclass(frozen=True)
@@ -488,11 +494,7 @@ class FrozenPreset:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data, for run.json."""
-        # Of 1 nothing is said, as before it could be another: trainings go on.
-        settings = asdict(self)
-        if self.attention_power == 1:
-            del settings["attention_power"]
-        return settings
+        return _said(self, "attention_power")
 
 
 @dataclass(frozen=True)
@@ -636,8 +638,7 @@ class WeakClipPreset:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data, for run.json."""
-        # Of none nothing is said, as before there could be some: trainings go on.
-        return {name: one for name, one in asdict(self).items() if name != "beside" or one}
+        return _said(self, "beside")
 
 
 DECODER_CRF = CrfParams(bilateral_sxy=30.0)

@@ -138,6 +138,13 @@ def never(_sample: Sample) -> bool:
     return False
 
 
+def say_made_again(masks: Sequence[tuple[str, str]], listener: Listener) -> None:
+    """Say how many masks that are there are made again, each an id and the reason, if any are."""
+    if masks:
+        id_, reason = masks[0]
+        listener.say(f"made again: {len(masks)} masks, the first is {id_}: {reason}")
+
+
 def waiting(
     samples: Sequence[Sample], is_done: Callable[[Sample], bool], listener: Listener
 ) -> list[Sample]:

@@ -18,7 +18,7 @@ from clipes.listener import Listener
 from clipes.masks.mosaic import TILED, tile_side
 from clipes.masks.pseudo import SHRUNK
 from clipes.processes import local_rank
-from clipes.run.loop import Outcome, Shard, Summary, for_each, waiting
+from clipes.run.loop import Outcome, Shard, Summary, for_each, say_made_again, waiting
 from clipes.run.origin import (
     Picture,
     PredictionOrigin,
@@ -249,19 +249,17 @@ def _waiting(
         made_with: As for ``predict_samples``.
         listener: Who is told.
     """
-    again = {}
+    again: list[tuple[str, str]] = []
 
     def is_current(sample: Sample) -> bool:
         if sample.id not in there:
             return False
         if reason := there[sample.id].stale(sample.image, made_with):
-            again[sample.id] = reason
+            again.append((sample.id, reason))
         return not reason
 
     todo = waiting(samples, is_current, listener)
-    if again:
-        id_, reason = next(iter(again.items()))
-        listener.say(f"made again: {len(again)} masks, the first is {id_}: {reason}")
+    say_made_again(again, listener)
     return todo
 
 

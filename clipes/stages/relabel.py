@@ -16,7 +16,7 @@ from clipes.masks.pseudo import SHRUNK
 from clipes.processes import local_rank
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
-from clipes.run.loop import Outcome, Shard, Summary, for_each, waiting
+from clipes.run.loop import Outcome, Shard, Summary, for_each, say_made_again, waiting
 from clipes.run.origin import changing, read_picture
 from clipes.run.record import RefineRecord, RelabelSettings
 from clipes.run.relabelled import Relabelled
@@ -149,9 +149,7 @@ def _say_again(todo: Sequence[Sample], current: Relabelled, listener: Listener) 
         for sample in todo
         if not current.is_edited(sample) and (reason := current.stale(sample))
     ]
-    if again:
-        id_, reason = again[0]
-        listener.say(f"made again: {len(again)} masks, the first is {id_}: {reason}")
+    say_made_again(again, listener)
 
 
 @dataclass(frozen=True)

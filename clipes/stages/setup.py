@@ -209,15 +209,20 @@ def load_others(
     precision = Precision(asked.precision)
     if unknown := set(names) - {DINO}:
         raise ValueError(f"nothing loads a tower called {', '.join(sorted(unknown))}")
-    try:
-        return {name: load_dino(asked.dino, asked.device, listener, precision) for name in names}
-    except WeightsError as error:
-        remedy = f"{error.remedy}; or take --preset clip, which does with CLIP alone"
-        raise WeightsError(error.what, remedy) from error
+    without = "or take --preset clip, which does with CLIP alone"
+    return {
+        name: load_dino(asked.dino, asked.device, listener, precision, otherwise=without)
+        for name in names
+    }
 
 
 def load_dino(
-    weights: str, device: str, listener: Listener, precision: Precision = Precision.fp32
+    weights: str,
+    device: str,
+    listener: Listener,
+    precision: Precision = Precision.fp32,
+    *,
+    otherwise: str = "",
 ) -> DinoTower:
     """Get DINOv2's weights, and put the tower on its device.
 
@@ -226,10 +231,18 @@ def load_dino(
         device: ``auto`` or a torch device.
         listener: Told what is used, and why.
         precision: Of the tower's linear layers.
+        otherwise: What there is for those who cannot have it; to be said then.
+
+    Raises:
+        WeightsError: It cannot be had, or is no such tower.
     """
     chosen = choose_device(device, local_rank())
-    with listener.progress("DINOv2", show_count=False) as bar:
-        found = resolve(weights, DINOV2, say=listener.say, progress=bar)
-    module = load_dinov2(read_state_dict(found.path, normalise_dinov2)).to(chosen)
+    try:
+        with listener.progress("DINOv2", show_count=False) as bar:
+            found = resolve(weights, DINOV2, say=listener.say, progress=bar)
+        module = load_dinov2(read_state_dict(found.path, normalise_dinov2)).to(chosen)
+    except WeightsError as error:
+        remedy = "; ".join(filter(None, (error.remedy, otherwise)))
+        raise WeightsError(error.what, remedy) from error
     recipe = found.recipe
     return DinoTower(module, found.sha256, recipe.mean, recipe.std, precision=precision)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from clipes.choices import Normalise
 from clipes.config import IMAGENET_MEAN, IMAGENET_STD
-from clipes.errors import WeightsError
 from clipes.listener import Listener
 from clipes.seg.frozen import FrozenSpec
 from clipes.seg.recipes import Spec
@@ -71,17 +70,13 @@ def open_tokens(
         request: Where the weights come from.
         device: ``auto`` or a torch device.
         listener: Told what is used.
-        otherwise: What there is for those who have CLIP alone; to be said if they do.
+        otherwise: As for ``load_dino``.
 
     Raises:
         WeightsError: Weights cannot be had, or are of no such tower.
     """
     opened = open_clip(Normalise.clip, request, device, listener)
-    try:
-        return tokens_with(opened, names, max_patches, request, device, listener)
-    except WeightsError as error:  # of the other tower
-        remedy = "; ".join(filter(None, (error.remedy, otherwise)))
-        raise WeightsError(error.what, remedy) from error
+    return tokens_with(opened, names, max_patches, request, device, listener, otherwise=otherwise)
 
 
 def tokens_with(
@@ -91,6 +86,8 @@ def tokens_with(
     request: TowerRequest,
     device: str,
     listener: Listener,
+    *,
+    otherwise: str = "",
 ) -> TowerTokens:
     """Load the towers of some tokens beside a CLIP that is read already; see ``open_tokens``.
 
@@ -101,6 +98,7 @@ def tokens_with(
         request: Likewise.
         device: Likewise.
         listener: Likewise.
+        otherwise: Likewise.
 
     Raises:
         WeightsError: The other tower's weights cannot be had.
@@ -108,7 +106,7 @@ def tokens_with(
     digests = {CLIP: opened.weights.sha256}
     towers = Towers(opened.backbone(fp16_positions=False))
     if any(name.split(".")[0] == DINO for name in names):
-        dino = load_dino(request.dino, device, listener)
+        dino = load_dino(request.dino, device, listener, otherwise=otherwise)
         towers = Towers(towers.clip, {DINO: dino})
         digests[DINO] = dino.digest
     return TowerTokens(towers, names, digests, max_patches)

@@ -17,12 +17,7 @@ from clipes.config import AnySegmenterPreset, FrozenPreset, WeakClipPreset, WeCl
 from clipes.datasets import Dataset
 from clipes.datasets.base import find_split
 from clipes.disk.files import list_files, sha256_of
-from clipes.errors import (
-    ArtifactError,
-    RunConflictError,
-    SplitError,
-    WriteError,
-)
+from clipes.errors import ArtifactError, RunConflictError, SplitError, WriteError
 from clipes.listener import Listener, ignore
 from clipes.masks.values import value_count
 from clipes.run.curve import CURVE
@@ -354,8 +349,7 @@ def _encode(job: _Job, tokens: CachedTokens) -> None:
     """Keep the tokens of this process' share of the examples, as far as there is room."""
     processes, listener = job.processes, job.listener
     mine = job.pairs[processes.rank :: processes.count]
-    kept = room = True
-    without = 0
+    room, without = True, 0
     with listener.progress("tokens") as progress:
         for index, pair in enumerate(mine):
             kept = tokens.has(pair.id, pair.image)
