@@ -137,11 +137,11 @@ def predict(
     dino: DinoOption = "auto",
     device: DeviceOption = "auto",
     tile: TileOption = None,
+    shard: ShardOption = None,
 ) -> None:
     """Masks of any images with a trained segmenter: OUT/<id>.png, VOC colours.
 
-    Masks that it made before stay, files that are none are never written over. Under torchrun or
-    SLURM each rank takes its part.
+    Masks that it made before stay, files that are none are never written over.
 
     Example: clipes predict runs/voc/checkpoints/final.pt my-photos --out masks
     """
@@ -153,7 +153,7 @@ def predict(
     way = _scales(scales), flip, crf, window
     towers = TowerRequest(weights, dino)
     request = PredictRequest(checkpoint, images, out, *way, device, towers, tile=tile)
-    outcome = predict_stage(request, this_part(None), listener())
+    outcome = predict_stage(request, this_part(shard), listener())
     finish("masks", Run(out), outcome.summary, outcome.unusable)
 
 

@@ -80,6 +80,10 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+IN_PARTS = "let every process do a part with --shard"
+"""What can be done rather than wait for another process, where there is work in parts."""
+
+
 @contextmanager
 def claim(
     folder: Path,
@@ -87,6 +91,7 @@ def claim(
     *,
     shared: bool = False,
     on_wait: Callable[[], None] | None = None,
+    otherwise: str = IN_PARTS,
 ) -> Iterator[None]:
     """Keep other processes from the same work while the block runs.
 
@@ -100,6 +105,7 @@ def claim(
         shared: Whether others that share may work too: shards of one run.
         on_wait: Called once if another process holds the folder, which is then waited for; None to
             give up instead.
+        otherwise: What can be done rather than wait, for the message.
 
     Raises:
         ArtifactError: Another process holds the folder.
@@ -120,7 +126,7 @@ def claim(
             if on_wait is None:
                 raise ArtifactError(
                     f"another '{doing}' is working in {folder}",
-                    "wait for it, or let every process do a part with --shard",
+                    f"wait for it, or {otherwise}",
                 )
             on_wait()
             _lock(handle, shared=shared, wait=True)

@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipes.config import AUTO_LABELS
-from clipes.disk.claim import claim, remove_leftovers
+from clipes.disk.claim import IN_PARTS, claim, remove_leftovers
 from clipes.disk.files import (
     check_id,
     list_files,
@@ -120,7 +120,12 @@ class Run:
         return self.root / "tags" / f"{check_id(image_id)}.npz"
 
     def claim(
-        self, stage: str, *, shared: bool = False, on_wait: Callable[[], None] | None = None
+        self,
+        stage: str,
+        *,
+        shared: bool = False,
+        on_wait: Callable[[], None] | None = None,
+        otherwise: str = IN_PARTS,
     ) -> AbstractContextManager[None]:
         """Keep other processes from the same stage of this run; see ``clipes.disk.claim``.
 
@@ -128,9 +133,10 @@ class Run:
             stage: A stage of ``FOLDERS``.
             shared: Whether this process does only a part of the images.
             on_wait: Called once before waiting for another process; None to give up instead.
+            otherwise: What can be done rather than wait, for the message.
         """
-        folder = self.root / FOLDERS[stage]
-        return claim(folder, f"clipes {stage}", shared=shared, on_wait=on_wait)
+        folder, doing = self.root / FOLDERS[stage], f"clipes {stage}"
+        return claim(folder, doing, shared=shared, on_wait=on_wait, otherwise=otherwise)
 
     @property
     def relabelled(self) -> Run:

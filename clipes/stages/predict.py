@@ -11,6 +11,7 @@ from clipes.config import CrfParams
 from clipes.datasets.base import IMAGE_SUFFIXES, image_id
 from clipes.datasets.pictures import Pictures, find_pictures
 from clipes.device import choose_device
+from clipes.disk.claim import claim
 from clipes.disk.files import sha256_of
 from clipes.disk.images import read_origin, write_mask
 from clipes.errors import DatasetError, ImageError, UsageError
@@ -27,7 +28,7 @@ from clipes.run.origin import (
     read_picture,
     same_picture,
 )
-from clipes.seg.checkpoint import load_checkpoint
+from clipes.seg.checkpoint import Checkpoint, load_checkpoint
 from clipes.seg.kinds import predictor_for
 from clipes.seg.label import label_image, label_tiles, largest_tile_of
 from clipes.seg.recipes import LabelPredictor, TestSettings
@@ -142,7 +143,7 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
         listener: Who is told how it goes.
 
     Raises:
-        ArtifactError: The checkpoint cannot be used.
+        ArtifactError: The checkpoint cannot be used, or another process predicts into the folder.
         DatasetError: As for ``find_images``.
         UsageError: A mask would take the place of a file that is none of a segmenter.
         WriteError: A mask cannot be written; the rest is not tried.
@@ -153,18 +154,31 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
             "the checkpoint comes first: clipes predict CHECKPOINT IMAGES --out MASKS",
         )
     saved = load_checkpoint(request.checkpoint)
-    test = request.settings(saved.test)
     found = find_images(request.images, request.out)
-    there = _masks_there(found.samples, request.out)
     for remark in found.remarks:
         listener.say(remark)
+    with claim(request.out, "clipes predict", shared=part.count > 1):
+        there = _masks_there(found.samples, request.out)
+        summary = _predict_waiting(request, saved, part.of(found.samples), there, listener)
+    return Outcome(summary, found.failures)
+
+
+def _predict_waiting(
+    request: PredictRequest,
+    saved: Checkpoint,
+    mine: Sequence[Sample],
+    there: Mapping[str, _Mask],
+    listener: Listener,
+) -> Summary:
+    """Predict those of some samples that have no current mask; errors as for ``predict``."""
+    test = request.settings(saved.test)
     model = saved.build().to(choose_device(request.device, local_rank()))
     source = tokens_of(saved.spec, request.towers, request.device, listener)
     predictor = predictor_for(model, test, source)
     crf = saved.spec.crf_of(test)
     asked = [sha256_of(request.checkpoint), asdict(test), *changed_crf(crf)]
     asked += [request.tile] if request.tile else []
-    mine, made_with = part.of(found.samples), digest(asked)
+    made_with = digest(asked)
     todo = _waiting(mine, there, made_with, listener)
     summary = predict_samples(
         todo,
@@ -176,7 +190,7 @@ def predict(request: PredictRequest, part: Shard, listener: Listener) -> Outcome
         tile=request.tile,
     )
     before = len(mine) - len(todo)
-    return Outcome(replace(summary, skipped=summary.skipped + before), found.failures)
+    return replace(summary, skipped=summary.skipped + before)
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clipes.choices import Loss
-from clipes.config import AnySegmenterPreset, FrozenPreset, WeakClipPreset, WeClipPreset
+from clipes.config import AnySegmenterPreset, FrozenPreset, WeakClipPreset
 from clipes.datasets import Dataset
 from clipes.datasets.base import find_split
-from clipes.disk.files import list_files, sha256_of
-from clipes.errors import ArtifactError, RunConflictError, SplitError, WriteError
+from clipes.disk.files import sha256_of
+from clipes.errors import ArtifactError, RunConflictError, SplitError
 from clipes.listener import Listener, ignore
 from clipes.masks.values import value_count
-from clipes.run.curve import CURVE
 from clipes.run.folder import Run
 from clipes.run.loop import Shard, Summary
-from clipes.run.origin import PredictionOrigin, digest
+from clipes.run.origin import digest
 from clipes.run.record import TrainFacts, TrainSettings
 from clipes.run.reopen import left_out, reopen, reopen_all
 from clipes.run.tokens import CachedTokens
@@ -35,11 +33,8 @@ from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes, join_processes
 from clipes.seg.recipes import Examples, Model, Recipe
 from clipes.seg.train import Step, Trainer, part_size
-from clipes.seg.weakclip_recipe import SpeakingTowers
-from clipes.seg.weclip_labels import Teacher
 from clipes.stages.predict import changed_crf, is_done, predict_samples
-from clipes.stages.teacher import open_speaking, open_teacher
-from clipes.stages.token_source import open_tokens, tokens_of
+from clipes.stages.token_source import tokens_of
 from clipes.stages.train_examples import (
     check_examples,
     labelled_pairs,
@@ -47,10 +42,9 @@ from clipes.stages.train_examples import (
     pairs_digest,
     training_pairs,
 )
+from clipes.stages.train_output import STAGE, check_target, forget_training
 from clipes.stages.train_request import Sources, TrainRequest
-from clipes.towers.tokens import TokenSource
-
-STAGE = "train-seg"
+from clipes.stages.train_towers import TrainTowers
 
 
 @contextmanager
@@ -148,12 +142,13 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
     # On processors that have it: half of a linear layer's time, a third of a convolution's.
     rounded = isinstance(preset, FrozenPreset | WeakClipPreset)
     request = replace(request, options=request.options.on(processes.device, rounded=rounded))
-    _check_target(sources)
+    check_target(sources)
     data = reopen(sources.run, sources.root, sources.split)
-    teacher = _teacher(request, preset, processes, listener)
-    towers = _towers(request, preset, data.classes, processes, listener)
-    tokens = _tokens(request, preset, towers, processes, listener)
-    recipe = recipe_for(preset, data.classes, guidance, tokens, teacher, towers)
+    towers = TrainTowers(
+        request, preset, data.classes, str(processes.device), processes.count, listener
+    )
+    tokens = towers.tokens()
+    recipe = recipe_for(preset, data.classes, guidance, tokens, towers.teacher(), towers.speaking)
     part_size(recipe, processes.count)
     if recipe.reads_masks:
         pairs = training_pairs(sources, data, guided=guidance.asked, say=listener.say)
@@ -179,64 +174,6 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
         taught_by,
         listener,
     )
-
-
-def _tokens(
-    request: TrainRequest,
-    preset: AnySegmenterPreset,
-    towers: Callable[[], SpeakingTowers] | None,
-    processes: Processes,
-    listener: TrainingListener,
-) -> CachedTokens | None:
-    """Return where the tokens of whole images come from, for presets that learn from these.
-
-    Towers are loaded when the first is asked for.
-    """
-    device, folder = str(processes.device), request.sources.run.root / "tokens"
-    open_source: Callable[[], TokenSource]
-    if isinstance(preset, FrozenPreset):
-        open_source = partial(
-            open_tokens,
-            preset.tokens,
-            preset.max_patches,
-            request.towers,
-            device,
-            listener,
-            otherwise="or take --preset frozen-clip, which does with CLIP alone",
-        )
-    elif isinstance(preset, WeakClipPreset) and not preset.crop and towers is not None:
-        speaking = towers
-        open_source = lambda: speaking().source  # noqa: E731
-    else:
-        return None
-    return CachedTokens(open_source, folder, request.token_space, processes.count)
-
-
-def _towers(
-    request: TrainRequest,
-    preset: AnySegmenterPreset,
-    classes: tuple[str, ...],
-    processes: Processes,
-    listener: TrainingListener,
-) -> Callable[[], SpeakingTowers] | None:
-    """Return what loads CLIP and the run's words once, for presets that match both."""
-    if not isinstance(preset, WeakClipPreset):
-        return None
-    run, device = request.sources.run, str(processes.device)
-    return cache(partial(open_speaking, run, classes, preset, request.towers, device, listener))
-
-
-def _teacher(
-    request: TrainRequest,
-    preset: AnySegmenterPreset,
-    processes: Processes,
-    listener: TrainingListener,
-) -> Callable[[], Teacher] | None:
-    """Return what loads CLIP and the run's words, for presets whose labels they make."""
-    if not isinstance(preset, WeClipPreset):
-        return None
-    run, device = request.sources.run, str(processes.device)
-    return partial(open_teacher, run, preset, request.towers, device, listener)
 
 
 def _settings(
@@ -300,7 +237,8 @@ def _claimed(job: _Job) -> Iterator[None]:
         refused: ArtifactError | None = None
         if job.processes.first:
             try:
-                stack.enter_context(job.out.claim(STAGE))
+                elsewhere = "train into another folder (--out)"
+                stack.enter_context(job.out.claim(STAGE, otherwise=elsewhere))
             except ArtifactError as error:
                 refused = error
         refused = job.processes.gather(refused)[0]
@@ -315,7 +253,7 @@ def _begin(job: _Job, *, fresh: bool) -> None:
     processes.wait()
     if processes.first:
         if fresh:
-            _forget(job.request.sources, job.val)
+            forget_training(job.request.sources, job.val)
         device, note = str(processes.device), job.recipe.note
         facts = TrainFacts(processes.count, device, job.learnt_from, note, job.taught_by)
         job.out.begin(STAGE, job.settings.to_dict(), job.request.command, facts.to_dict())
@@ -467,52 +405,3 @@ def _as_recorded(split: str, root: Path) -> str:
     """Return the name of a list of a data set, or its path from wherever it is asked for later."""
     named = Path(split)
     return str(named.resolve()) if find_split(root, split) == named else split
-
-
-def _check_target(sources: Sources) -> None:
-    """Refuse a folder whose scores would be those of other data."""
-    run, out = sources.run, sources.out
-    if out.root == run.root or not out.exists():
-        return
-    if out.stage("cam").get("settings") != run.stage("cam").get("settings"):
-        raise ArtifactError(
-            f"{out.root} is a run of its own, not one of {run.root}", "choose another --out"
-        )
-
-
-def _forget(sources: Sources, val: Dataset) -> None:
-    """Make room for a training: nothing of an earlier one may be taken for its output.
-
-    What no training wrote stays, such as a checkpoint under another name, unless it lies where a
-    prediction goes. A folder other than the run's learns what data its masks came from.
-
-    Args:
-        sources: Where the output goes.
-        val: The images that are predicted.
-
-    Raises:
-        WriteError: Something cannot be removed; what is left still counts as the earlier one's.
-    """
-    out = sources.out
-    checkpoints, predictions = out.root / "checkpoints", out.root / "predictions"
-    asked = {sample.id for sample in val.samples}
-    made = [
-        mask
-        for mask in list_files(predictions, ".png")
-        if mask.stem in asked or PredictionOrigin.of_file(mask)
-    ]
-    events = sorted((out.root / "tensorboard").glob("events.out.tfevents.*"))
-    final = checkpoints / FINAL  # last: while it is there, the earlier training is
-    for old in [*made, *events, out.root / CURVE, *saved_iterations(checkpoints), final]:
-        _remove(old)
-    out.forget(STAGE, like=sources.run)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise WriteError(
-            f"cannot remove {path}: {error.strerror}",
-            "check the permissions, or train into another folder (--out)",
-        ) from error

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from clipes.cli import main
+from clipes.disk.claim import claim
 from clipes.run import origin
 from clipes.seg.checkpoint import TrainingState, save_checkpoint
 from clipes.seg.deeplab import DeepLab, DeepLabSpec
@@ -141,3 +142,19 @@ def test_masks_below_the_photos_are_none_of_them_by_any_name(
     for _ in range(2):
         told(capfd, "one.pt", "link", "--out", disk / "out")
         assert sorted(masks("disk/out")) == ["a.png", "b.png", "c.png"]
+
+
+def test_two_predictions_do_not_mix_in_one_folder_but_parts_of_one_do(
+    disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told(capfd, "one.pt", "disk", "--out", "whole")
+    with claim(Path("out"), "clipes predict"):
+        said = told(capfd, "two.pt", "disk", "--out", "out", code=1)
+        assert "another 'clipes predict' is working in out; wait for it, or" in said
+        assert "with --shard" in said
+        assert not masks()
+    with claim(Path("out"), "clipes predict", shared=True):  # another part is at work
+        told(capfd, "one.pt", "disk", "--out", "out", "--shard", "0/2")
+        assert sorted(masks()) == ["a.png", "c.png"]
+        told(capfd, "one.pt", "disk", "--out", "out", "--shard", "1/2")
+    assert masks() == masks("whole")
