@@ -307,10 +307,10 @@ class TokensOrigin(_OfPicture):
     """What the kept tokens of an image were made from.
 
     Attributes:
-        towers: ``TokenSource.fingerprint``.
+        tokens: Their ``TokenSource.fingerprints``.
     """
 
-    towers: str
+    tokens: Mapping[str, str]
 
 
 def _line(value: object) -> str:

@@ -1,7 +1,8 @@
 """``tokens/<id>.safetensors`` of a run folder: what frozen towers said of an image, kept as fp16.
 
 A cache: it may be removed at any time, keeps within its bounds, and what it cannot keep is computed
-again. Files of other towers, of another picture, and damaged ones count as absent.
+again. Files of other towers, of another picture, and damaged ones count as absent. A file may hold
+more tokens than are asked for: those of presets that were trained before.
 """
 
 from __future__ import annotations
@@ -104,21 +105,26 @@ class CachedTokens:
         try:
             written = path.stat().st_mtime_ns
             with safe_open(path, framework="pt") as file:
-                origin = TokensOrigin.parse((file.metadata() or {}).get("origin", ""))
-                if origin is None or origin.towers != self.source.fingerprint:
+                origin = _origin(file.metadata())
+                wanted = self.source.fingerprints
+                if origin is None or not wanted.items() <= origin.tokens.items():
                     return None
                 same, _ = same_picture(image, origin.image, origin.bytes, written)
                 if not same:
                     return None
-                return {name: file.get_tensor(name) for name in file.keys() if load}  # noqa: SIM118
+                return {name: file.get_tensor(name) for name in wanted if load}
         except (OSError, SafetensorError):
             return None
 
     def _keep(self, path: Path, tokens: Mapping[str, Tensor], picture: Picture) -> bool:
-        origin = TokensOrigin(picture.sha256, picture.size, self.source.fingerprint)
-        arrays = {name: one.contiguous() for name, one in tokens.items()}
-        content = save(arrays, {"origin": origin.text()})
+        """Keep tokens beside others of the same picture, or in their place for want of room."""
+        mine = {name: one.contiguous() for name, one in tokens.items()}
+        prints = dict(self.source.fingerprints)
+        others, of_others = _others(path, picture, prints)
         before = path.stat().st_size if path.is_file() else 0
+        content = _file(others | mine, of_others | prints, picture)
+        if others and len(content) - before > self._room:
+            content = _file(mine, prints, picture)
         if len(content) - before > self._room:
             return False
         try:
@@ -130,3 +136,29 @@ class CachedTokens:
         self._room -= len(content) - before
         self._sizes.append(len(content))
         return True
+
+
+def _origin(metadata: Mapping[str, str] | None) -> TokensOrigin | None:
+    """Return what a file says that it was made from; None if it does not say."""
+    return TokensOrigin.parse((metadata or {}).get("origin", ""))
+
+
+def _others(
+    path: Path, picture: Picture, mine: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what else a file holds of a picture than ``mine``: tokens, and their fingerprints."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            origin = _origin(file.metadata())
+            if origin is None or origin.image != picture.sha256:
+                return {}, {}
+            prints = {name: one for name, one in origin.tokens.items() if name not in mine}
+            return {name: file.get_tensor(name) for name in prints}, prints
+    except (OSError, SafetensorError):
+        return {}, {}
+
+
+def _file(tokens: dict[str, Tensor], prints: Mapping[str, str], picture: Picture) -> bytes:
+    """Return the content of a file of kept tokens."""
+    origin = TokensOrigin(picture.sha256, picture.size, dict(sorted(prints.items())))
+    return save(tokens, {"origin": origin.text()})

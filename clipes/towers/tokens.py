@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from clipes.config import BOTH_TOWERS, IMAGENET_MEAN, IMAGENET_STD, CamParams
+from clipes.config import BOTH_TOWERS, CamParams
 from clipes.errors import UsageError
 from clipes.towers.side_by_side import CLIP, Towers
 from clipes.towers.taps import Taps, finer_grid
@@ -46,8 +46,8 @@ class TokenSource(Protocol):
         """The sha256 of the towers' weights, by the name of the tower."""
 
     @property
-    def fingerprint(self) -> str:
-        """Digest of all that changes tokens: weights, names, how images are brought to size."""
+    def fingerprints(self) -> Mapping[str, str]:
+        """Digests of all that changes tokens, by their name: weights, how images are seen."""
 
     def tokens(
         self,
@@ -144,13 +144,15 @@ class TowerTokens:
         return int(visual.proj.shape[1]) if name in (JOINT, GLOBAL) else len(visual.class_embedding)
 
     @property
-    def fingerprint(self) -> str:
-        """Digest of all that changes tokens."""
-        changing: list[object] = [sorted(self.digests.items()), self._names, self._max_patches]
-        # Where they are off nothing is said, as before they could be on: kept tokens stay.
-        imagenet = self._towers.clip.colours == (IMAGENET_MEAN, IMAGENET_STD)
-        said = (("raw", self._raw), ("own", self._own_grids), ("imagenet", imagenet))
-        changing += [name for name, on in said if on]
+    def fingerprints(self) -> Mapping[str, str]:
+        """Digests of all that changes tokens, by their name, whatever others are asked for."""
+        return {name: self._fingerprint(name) for name in self._names}
+
+    def _fingerprint(self, name: str) -> str:
+        tower, clip = name.split(".")[0], self._towers.clip
+        grid = [self._max_patches, clip.patch]  # CLIP's, also of other towers
+        seen: list[object] = [clip.colours, self._raw] if tower == CLIP else [self._own_grids]
+        changing = [name, self.digests[tower], *grid, *seen]
         return hashlib.sha256(json.dumps(changing).encode()).hexdigest()
 
     @torch.inference_mode()

@@ -54,13 +54,14 @@ GIGABYTE = 1 << 30
 class Colours:
     """Towers whose tokens are the mean colours of patches, widened by fixed random matrices."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, only: str = "") -> None:
         rng = np.random.default_rng(seed)
         self._wide = {
             "clip.4": torch.from_numpy(rng.normal(size=(3, 12)).astype(np.float32)),
             "dino.12": torch.from_numpy(rng.normal(size=(3, 8)).astype(np.float32)),
         }
-        self.fingerprint = f"colours {seed}"
+        self._wide = {name: one for name, one in self._wide.items() if only in name}
+        self._name = f"colours {seed}"
         self.seen = 0
 
     @property
@@ -69,7 +70,11 @@ class Colours:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        return {"clip": f"{self.fingerprint} a", "dino": f"{self.fingerprint} b"}
+        return {"clip": f"{self._name} a", "dino": f"{self._name} b"}
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        return {name: f"{self._name} {name}" for name in self._wide}
 
     def tokens(
         self,

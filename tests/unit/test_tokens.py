@@ -24,9 +24,9 @@ def image(tmp_path: Path) -> Path:
 
 
 def cache(
-    tmp_path: Path, limit: int = GIGABYTE, seed: int = 0, **more: int
+    tmp_path: Path, limit: int = GIGABYTE, seed: int = 0, only: str = "", **more: int
 ) -> tuple[Colours, CachedTokens]:
-    source = Colours(seed)
+    source = Colours(seed, only)
     return source, CachedTokens(lambda: source, tmp_path / "tokens", limit, **more)
 
 
@@ -59,6 +59,36 @@ def test_other_towers_and_other_pictures_are_encoded_again(tmp_path: Path, image
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(image)
     assert not others.has("a", image)
     assert not same(others.read("a", image), first)
+
+
+def test_tokens_that_others_asked_for_stay_beside(tmp_path: Path, image: Path) -> None:
+    _, clip = cache(tmp_path, only="clip")
+    _, dino = cache(tmp_path, only="dino")
+    _, both = cache(tmp_path)
+    first = clip.read("a", image)
+    assert not dino.has("a", image)
+    assert not both.has("a", image)
+    second = dino.read("a", image)
+    assert (first.keys(), second.keys()) == ({"clip.4"}, {"dino.12"})
+    assert same(cache(tmp_path)[1].read("a", image), first | second)
+    for one in (clip, dino, both):
+        assert one.has("a", image)
+    assert same(clip.read("a", image), first)
+    # Those of other weights are not beside these, nor those of another picture.
+    _, others = cache(tmp_path, seed=1, only="clip")
+    others.read("a", image)
+    assert (clip.has("a", image), dino.has("a", image)) == (False, True)
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(image)
+    clip.read("a", image)
+    assert (clip.has("a", image), dino.has("a", image)) == (True, False)
+
+
+def test_others_tokens_go_where_there_is_no_room_for_both(tmp_path: Path, image: Path) -> None:
+    cache(tmp_path, only="dino")[1].read("a", image)
+    size = (tmp_path / "tokens" / "a.safetensors").stat().st_size
+    _, clip = cache(tmp_path, limit=size + 200, only="clip")  # 96 more than dino takes
+    assert clip.keep("a", image)
+    assert (clip.has("a", image), cache(tmp_path, only="dino")[1].has("a", image)) == (True, False)
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk", None], ids=["empty", "junk", "half"])

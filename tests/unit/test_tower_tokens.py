@@ -106,22 +106,23 @@ def test_large_images_are_shrunk(towers: Towers) -> None:
     assert 1 <= h * w <= 6
 
 
-def test_a_fingerprint_is_of_all_that_changes_tokens(towers: Towers) -> None:
-    prints = {
-        TowerTokens(towers, names, digests, patches).fingerprint
-        for names, digests, patches in (
-            (("clip.1",), DIGESTS, 1600),
-            (("clip.2",), DIGESTS, 1600),
-            (("clip.1",), {"clip": "c", "dino": "b"}, 1600),
-            (("clip.1",), DIGESTS, 900),
-        )
-    }
-    visual = towers.clip.visual
+def test_a_fingerprint_is_of_all_that_changes_tokens_of_that_name(towers: Towers) -> None:
+    visual, both = towers.clip.visual, ("clip.1", "dino.12")
+    first = TowerTokens(towers, both, DIGESTS, 1600).fingerprints
+    assert set(first) == set(both)
+    assert first["clip.1"] != first["dino.12"]
     other_colours = Towers(Backbone(visual, 100.0, IMAGENET_MEAN, IMAGENET_STD), towers.others)
-    prints.add(TowerTokens(other_colours, ("clip.1",), DIGESTS, 1600).fingerprint)
-    assert len(prints) == 5
-    same = TowerTokens(towers, ("clip.1",), {"dino": "b", "clip": "a"}, 1600).fingerprint
-    assert same in prints
+    for changed, same in (
+        (TowerTokens(towers, both, {"clip": "c", "dino": DIGESTS["dino"]}, 1600), ["dino.12"]),
+        (TowerTokens(towers, both, {"clip": DIGESTS["clip"], "dino": "c"}, 1600), ["clip.1"]),
+        (TowerTokens(other_colours, both, DIGESTS, 1600), ["dino.12"]),
+        (TowerTokens(towers, both, DIGESTS, 1600, raw=True), ["dino.12"]),
+        (TowerTokens(towers, both, DIGESTS, 1600, own_grids=True), ["clip.1"]),
+        (TowerTokens(towers, both, DIGESTS, 900), []),
+        (TowerTokens(towers, ("clip.2", *both), DIGESTS, 1600), [*both]),
+    ):
+        found = changed.fingerprints
+        assert [name for name in both if found[name] == first[name]] == same
 
 
 @pytest.mark.parametrize("name", ["clip.0", "clip.5", "clip.11"])
