@@ -13,6 +13,8 @@ from torch import Tensor
 
 from clipes.types import Float32Array, UInt8Array
 
+_LONGEST = 100  # times the shorter side: 15 MB, once that has 224 pixels
+
 
 def classifier_input(
     visual: VisionTransformer, mean: tuple[float, float, float], std: tuple[float, float, float]
@@ -31,7 +33,18 @@ def classifier_input(
         A function from (H0, W0, 3) RGB uint8 to (3, side, side) float32.
     """
     transform = open_clip.image_transform(visual.image_size, is_train=False, mean=mean, std=std)
-    return lambda image: transform(Image.fromarray(image))
+    return lambda image: transform(Image.fromarray(_middle(image)))
+
+
+def _middle(image: UInt8Array) -> UInt8Array:
+    """Return the middle of a picture that is next to a line: resized whole, it would be enormous.
+
+    As long as ``_LONGEST`` times its shorter side, of which the middle square is seen.
+    """
+    height, width = image.shape[:2]
+    most = _LONGEST * min(height, width)
+    top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
+    return image[top : top + most, left : left + most]
 
 
 @torch.inference_mode()

@@ -184,7 +184,7 @@ class TowerTokens:
         """Return the grid at a scale; None for the one that an image has."""
         if scale == 1:
             return None
-        size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
+        size = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
         return self._towers.clip.grid(size, max(1, round(self._max_patches * scale**2)))
 
     @torch.inference_mode()

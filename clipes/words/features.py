@@ -30,6 +30,10 @@ _ALIKE = 0.76
 
 _LARGEST_FILE = 1 << 28  # bytes; 254 classes of any CLIP are under a megabyte
 
+_LEAST_ENTRY = (
+    1e-100  # of a vector's largest: less, or more than its inverse, has no float64 square
+)
+
 
 @dataclass(frozen=True)
 class TextFeatures:
@@ -151,6 +155,12 @@ def fuse_vectors(vectors: Float32Array) -> Float32Array:
     return fused
 
 
+def _have_lengths(vectors: np.ndarray) -> bool:
+    """Tell whether the rows (n, E) have lengths that ``unit_rows`` can divide by."""
+    largest = np.abs(vectors).max(1, initial=0).astype(np.float64)
+    return bool(((largest > _LEAST_ENTRY) & (largest < 1 / _LEAST_ENTRY)).all())
+
+
 def load_text_features(path: Path) -> TextFeatures:
     """Read the ``--text-features`` format.
 
@@ -179,8 +189,8 @@ def load_text_features(path: Path) -> TextFeatures:
         )
     elif len(features) != rows or background.shape != (rows,):
         problem = f"{rows} names, {len(features)} features, {background.size} background flags"
-    elif not np.isfinite(features).all() or not (np.abs(features).sum(1) > 0).all():
-        problem = "a feature is zero or not finite"
+    elif not _have_lengths(features):
+        problem = "a feature is zero or not finite, or nearly so"
     elif background.all():
         problem = "no class row"
     elif len(set(names[~background].tolist())) != int((~background).sum()):

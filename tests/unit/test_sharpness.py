@@ -100,6 +100,28 @@ def test_scores_are_a_softmax_that_does_not_overflow() -> None:
     assert np.isfinite(class_scores(images, classes, 1e5)).all()
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_line_of_pixels_is_seen_in_its_middle_and_takes_no_memory(
+    monkeypatch: pytest.MonkeyPatch, *, turned: bool
+) -> None:
+    visual = VisionTransformer(64, 16, 64, 3, 4, 4.0, output_dim=32).eval()
+    picture = np.zeros((2, 1_000_000, 3), np.uint8)
+    picture[:, 499_990:500_010] = 255
+    picture = picture.swapaxes(0, 1).copy() if turned else picture
+    sizes = []
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, size: tuple[int, int], *more: object) -> Image.Image:
+        sizes.append(size)
+        return resize(image, size, *more)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    prepared = classifier_input(visual, MEAN, STD)(picture)
+    assert prepared.shape == (3, 64, 64)
+    assert prepared.min() > 0.9  # white
+    assert max(sizes[0]) <= 100 * 64
+
+
 def test_image_features_are_those_of_the_cls_token() -> None:
     torch.manual_seed(0)
     visual = VisionTransformer(64, 16, 64, 3, 4, 4.0, output_dim=32).eval()

@@ -75,6 +75,8 @@ def test_the_format_takes_rows_in_any_order_and_of_any_length(tmp_path: Path) ->
         ({"background": np.ones(4, np.bool_)}, "no class row"),
         ({"features": np.zeros((4, 8))}, "zero or not finite"),
         ({"features": np.full((4, 8), np.nan)}, "zero or not finite"),
+        ({"features": np.full((4, 8), 1e-200)}, "or nearly so"),
+        ({"features": np.full((4, 8), 1e200)}, "or nearly so"),
         ({"features": np.ones((4, 8), np.int64)}, "not (rows, E) float"),
         ({"features": np.ones(4)}, "not (rows, E) float"),
         ({"names": np.array(["a", None, "b", "c"], object)}, "cannot read"),

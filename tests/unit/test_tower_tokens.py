@@ -125,6 +125,11 @@ def test_a_fingerprint_is_of_all_that_changes_tokens_of_that_name(towers: Towers
         assert [name for name in both if found[name] == first[name]] == same
 
 
+def test_a_line_of_pixels_has_a_patch_at_any_scale(towers: Towers) -> None:
+    source = TowerTokens(towers, ("clip.2",), DIGESTS, 1600)
+    assert source.tokens(IMAGE[:1], 0.05)["clip.2"].shape[:2] == (1, 1)
+
+
 @pytest.mark.parametrize("name", ["clip.0", "clip.5", "clip.11"])
 def test_blocks_that_a_tower_lacks_are_refused(towers: Towers, name: str) -> None:
     with pytest.raises(UsageError, match=f"a CLIP of 4 blocks has no tokens {name}"):
