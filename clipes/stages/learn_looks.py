@@ -29,6 +29,7 @@ from clipes.maps.maker import CamMaker, Lesson
 from clipes.maps.neighbours import Neighbours, Regions
 from clipes.run.folder import Run
 from clipes.run.loop import compute_together, in_groups
+from clipes.run.origin import digest, mark_seen
 from clipes.stages.drawn_masks import DrawnMasks
 from clipes.stages.images import ImageSource, ReadImage
 from clipes.stages.looks_sources import (
@@ -36,8 +37,10 @@ from clipes.stages.looks_sources import (
     Source,
     count_changed,
     damaged,
+    kept_vectors,
     read_looks,
     read_sources,
+    vectors_of,
     write_sources,
 )
 from clipes.types import Progress, Sample, UInt8Array, evenly_spaced
@@ -57,6 +60,10 @@ class _Learnt:
         old_ids: Their ids instead, in a file that an older clipes wrote.
         regions: What images can be asked, by the round that they were found in; of a finished file
             there are none.
+        chosen: Digest of the ids of the images of a round, in order; empty in a file that an older
+            clipes wrote.
+        vectors: sha256 of the class vectors that their maps came from; empty if it is not known.
+        started: When this process began with it, before it looked at a picture, in nanoseconds.
     """
 
     rounds: list[Statistics]
@@ -65,6 +72,9 @@ class _Learnt:
     sources: list[Source] = field(default_factory=list)
     old_ids: tuple[str, ...] = ()
     regions: dict[int, list[Regions]] = field(default_factory=dict)
+    chosen: str = ""
+    vectors: str = ""
+    started: int = field(default_factory=time.time_ns)
 
     def ids(self) -> frozenset[str]:
         """Return the ids of the sources."""
@@ -106,8 +116,9 @@ def learn_looks(
     """Find out what the classes look like, or read what was found before.
 
     It is found anew if one of the images that said it has other labels or another corrected mask
-    now, is another picture or is gone: what was wrong would be in every map. Images that came later
-    change nothing.
+    now, is another picture or is gone: what was wrong would be in every map. So it is if the class
+    vectors were fitted anew, and if none of the images could be used, as when a disk was gone.
+    Images that came later change nothing.
 
     Args:
         samples: All images of the run, not of a shard.
@@ -128,29 +139,27 @@ def learn_looks(
         ArtifactError: The file of an earlier pass is damaged or of another vocabulary or model.
         WriteError: The run folder cannot be written to.
     """
-    path, rounds = run.looks_path, len(patches.rounds)
+    path, rounds, vectors = run.looks_path, len(patches.rounds), vectors_of(run)
     waiting = f"waiting for another process, which finds out what the classes look like: {path}"
     with run.claim("looks", on_wait=lambda: listener.say(waiting)):
         found = _load(path, maker, rounds) if path.exists() else None
-        if found and not keep and (changed := count_changed(found.sources, samples, path, drawn)):
+        if found and not found.ids():
+            found = None  # all failed, perhaps for a while: they are tried again
+        if found and not keep and (why := _why_anew(found, vectors, samples, path, drawn)):
             listener.say(
-                f"{changed} of the {len(found.sources)} images that say what the classes look like "
-                "have other labels or corrected masks, are other pictures or are gone: it is "
-                "learnt anew, and all maps are made again (--keep-looks keeps it)"
+                f"{why}: it is learnt anew, and all maps are made again (--keep-looks keeps it)"
             )
             found = None
+        spaced = evenly_spaced(len(samples), patches.statistics_images)
         if found is None or not found.is_over(rounds):
-            spaced = evenly_spaced(len(samples), patches.statistics_images)
             chosen = [samples[index] for index in spaced]
-            found = _begun(found, samples, len(chosen), path, maker, patches, drawn)
+            ids = digest([sample.id for sample in chosen])
+            new = _Learnt([maker.no_statistics(0)], len(chosen), chosen=ids, vectors=vectors)
+            found = _begun(found, new, samples, path, maker, patches, drawn, listener.say)
             rest = _Rounds(found, chosen, maker, path, patches, images, drawn, listener.say)
             with listener.progress("looks") as progress:
                 rest.go_on(batch, workers, progress)
-        elif found.total < min(len(samples), patches.statistics_images):
-            listener.say(
-                f"what the classes look like was learnt when there were {found.total} images; to "
-                f"learn it from more, remove {path.parent}"
-            )
+        _say_few(len(found.ids()), len(spaced), path, listener.say)
     return maker.with_looks(*found.looks(patches)), found.ids()
 
 
@@ -163,28 +172,65 @@ def load_looks(run: Run, maker: CamMaker, patches: PatchParams) -> CamMaker:
     return maker.with_looks(*_load(run.looks_path, maker, len(patches.rounds)).looks(patches))
 
 
+def _why_anew(
+    found: _Learnt,
+    vectors: str,
+    samples: Sequence[Sample],
+    path: Path,
+    drawn: DrawnMasks | None,
+) -> str:
+    """Return why what was found is to be learnt anew; empty if it is not."""
+    if found.vectors not in ("", vectors):
+        return "what the classes look like was learnt with other class vectors"
+    if changed := count_changed(found.sources, samples, path, drawn):
+        return (
+            f"{changed} of the {len(found.sources)} images that say what the classes look like "
+            "have other labels or corrected masks, are other pictures or are gone"
+        )
+    return ""
+
+
+def _say_few(used: int, wanted: int, path: Path, say: Callable[[str], None]) -> None:
+    """Say if fewer images tell what the classes look like than are there to be asked."""
+    if wanted and not used:
+        say(
+            f"none of {wanted} images can be used to learn what the classes look like: words alone "
+            "make the maps, and the next 'clipes cam' tries again"
+        )
+    elif used < wanted:
+        say(
+            f"what the classes look like was learnt from {used} of {wanted} images; if the others "
+            f"can be used now, remove {path.parent} to learn it from all"
+        )
+
+
 def _begun(
     found: _Learnt | None,
+    new: _Learnt,
     samples: Sequence[Sample],
-    total: int,
     path: Path,
     maker: CamMaker,
     patches: PatchParams,
     drawn: DrawnMasks | None,
+    say: Callable[[str], None],
 ) -> _Learnt:
-    """Return what was begun and stopped, if its images are the same still; else a new one."""
+    """Return what was begun and stopped, if all that it is of is the same still; else ``new``."""
     before = _unfinished(path)
     if found is None and before.exists():
         found, path = _load(before, maker, len(patches.rounds)), before
+    if found is None:
+        return new
     if (
-        found is None
-        or found.total != total
-        or found.old_ids
-        or not found.can_go_on(patches)
-        or count_changed(found.sources, samples, path, drawn)
+        (found.chosen, found.vectors) == (new.chosen, new.vectors)
+        and found.can_go_on(patches)
+        and not count_changed(found.sources, samples, path, drawn)
     ):
-        return _Learnt([maker.no_statistics(0)], total)
-    return found
+        return found
+    say(
+        "what was begun of learning what the classes look like is of other images, masks or class "
+        "vectors, or of an older clipes: it begins anew"
+    )
+    return new
 
 
 def _unfinished(path: Path) -> Path:
@@ -252,7 +298,12 @@ class _Rounds:
         self._asked = frozenset(self._chosen[index].id for index in spaced)
         progress(begun * state.total + state.tried, whole)
         groups = in_groups(self._chosen[state.tried :], batch)
-        jobs = (delayed(self._lessons)(group, maker) for group in groups)
+        # Who could not be used in the first round is no source: its maps get its own sums.
+        usable = state.ids() if begun else {sample.id for sample in self._chosen}
+        jobs = (
+            delayed(self._lessons)([sample for sample in group if sample.id in usable], maker)
+            for group in groups
+        )
         results = Parallel(workers, backend="threading", return_as="generator")(jobs)
         for group, lessons in zip(groups, results, strict=True):
             self._take_in(lessons, begun)
@@ -304,7 +355,11 @@ class _Rounds:
 
 
 def _save(path: Path, state: _Learnt) -> None:
-    arrays = {"tried": np.array([state.tried, state.total], np.int64)}
+    arrays = {
+        "tried": np.array([state.tried, state.total], np.int64),
+        "chosen": np.array(state.chosen),
+        "vectors": np.array(state.vectors),
+    }
     for number, sums in enumerate(state.rounds):
         for name in ("sums", "mass", "moment"):
             arrays[_key(name, number)] = getattr(sums, name)
@@ -314,6 +369,7 @@ def _save(path: Path, state: _Learnt) -> None:
         arrays[_key("shares", number)] = joined.shares.numpy()
         arrays[_key("owners", number)] = np.array(joined.owners, np.str_)
     write_arrays(path, arrays | write_sources(state.sources), compress=False)
+    mark_seen(path, state.started)  # a picture that was replaced since is looked at again
 
 
 def _key(name: str, number: int) -> str:
@@ -328,12 +384,13 @@ def _load(path: Path, maker: CamMaker, rounds: int) -> _Learnt:
     sources = read_sources(arrays)
     if sources is None:
         return _Learnt(found, total, tried, old_ids=tuple(arrays["ids"].tolist()))
+    chosen, vectors = str(arrays.get("chosen", "")), kept_vectors(arrays)
     regions = {
         number: [_regions_of(arrays, number, path, maker)]
         for number in there
         if _key("owners", number) in arrays
     }
-    return _Learnt(found, total, tried, sources, regions=regions)
+    return _Learnt(found, total, tried, sources, regions=regions, chosen=chosen, vectors=vectors)
 
 
 def _regions_of(arrays: Arrays, number: int, path: Path, maker: CamMaker) -> Regions:

@@ -150,18 +150,41 @@ def looks_are_current(run: Run, samples: Sequence[Sample], drawn: DrawnMasks) ->
     """Tell whether a run knows what its classes look like, from images that are what they were.
 
     Args:
-        run: The run folder.
+        run: The run folder; its record says which class vectors it has.
         samples: All images of the run.
         drawn: The masks that a person drew of them.
+
+    Raises:
+        ArtifactError: The file that says it, or the record, is damaged.
     """
     if not run.looks_path.exists():
         return False
     arrays = read_looks(run.looks_path)
     tried, total = arrays["tried"].tolist()
+    # Of none that could be used, all are to be tried again.
+    if (
+        tried != total
+        or not len(arrays["ids"])
+        or kept_vectors(arrays) not in ("", vectors_of(run))
+    ):
+        return False
     sources = read_sources(arrays)
-    return tried == total and (
-        sources is None or not count_changed(sources, samples, run.looks_path, drawn)
-    )
+    return sources is None or not count_changed(sources, samples, run.looks_path, drawn)
+
+
+def vectors_of(run: Run) -> str:
+    """Return the sha256 of the class vectors that a run's record tells of; empty if it has none.
+
+    Raises:
+        ArtifactError: The record cannot be used.
+    """
+    text = run.cam_record().settings.text if run.exists() else None
+    return "" if text is None else text.sha256
+
+
+def kept_vectors(arrays: Arrays) -> str:
+    """Return the sha256 of the class vectors that was kept; empty in a file of an older clipes."""
+    return str(arrays.get("vectors", ""))
 
 
 def _labels(text: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ One pass over some of its images; the vectors lie in the run folder, in the form
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +21,9 @@ from clipes.disk.files import write_arrays
 from clipes.errors import ImageError
 from clipes.listener import Listener, ignore
 from clipes.run.folder import Run
-from clipes.run.origin import digest
+from clipes.run.origin import digest, mark_seen
 from clipes.stages.looks_sources import Source, write_sources
-from clipes.stages.words_sources import KNOWN, read_words, words_are_current
+from clipes.stages.words_sources import KNOWN, read_words, unfitted, words_are_current
 from clipes.standin.beside import fit_beside
 from clipes.standin.fit import EncodedImage, Fitted, LabelledImage, encode
 from clipes.towers.clip import Backbone
@@ -86,14 +87,16 @@ def own_words(
         if same and not words_are_current(run, data, keep=keep):
             listener.say(
                 "images that class vectors were fitted to have other labels, are other pictures or "
-                "are gone: they are fitted anew, and all maps are made again (--keep-looks keeps "
-                "them)"
+                "are gone (--keep-looks keeps them), or a class has its first image: they are "
+                "fitted anew, and all maps are made again"
             )
             same = False
         if arrays is None or not same:
+            started = time.time_ns()
             arrays = _fit(data, backbone, weights, max_patches, workers, listener)
             arrays["made_with"] = np.array(made_with)
             write_arrays(run.words_path, arrays, compress=False)
+            mark_seen(run.words_path, started)  # a picture replaced since is looked at again
         # Read back even when just made: scaling to length 1 on load moves the last bit.
         text = load_text_features(run.words_path)
     counts = zip(data.classes, arrays["fitted"].tolist(), strict=True)
@@ -136,10 +139,12 @@ def _fit(
             progress=progress,
         )
     kept = dict.fromkeys(fitted.text.classes, KNOWN) | dict(fitted.images)
+    counts = np.array([kept.get(name, 0) for name in data.classes], np.int64)
     return {
         **features_to_arrays(for_all(fitted.text, data.classes)),
         **write_sources(_sources(encoded, data.classes)),
-        "fitted": np.array([kept.get(name, 0) for name in data.classes], np.int64),
+        "fitted": counts,
+        "unfitted": np.array([*unfitted(data, counts)], np.str_),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -19,14 +20,17 @@ from clipes.listener import Listener
 from clipes.maps.looks import Looks, Statistics
 from clipes.maps.maker import EncodedImage, Lesson, Prepared
 from clipes.maps.neighbours import Neighbours, Regions
+from clipes.run import origin
 from clipes.run.folder import Run
 from clipes.run.origin import Picture
+from clipes.run.record import CamSettings, TextUsed
 from clipes.stages import images as images_module
 from clipes.stages import learn_looks as stage
 from clipes.stages.images import ImageSource
 from clipes.stages.learn_looks import learn_looks, load_looks
-from clipes.stages.looks_sources import count_drawn
+from clipes.stages.looks_sources import count_drawn, looks_are_current
 from clipes.types import Progress, Sample, evenly_spaced
+from tests.heard import Heard
 
 PATCHES = PatchParams(statistics_images=40)
 TWICE = replace(PATCHES, rounds=(LooksRound(), LooksRound(("clip", "dino"))))
@@ -138,7 +142,7 @@ def samples(count: int) -> list[Sample]:
 def learn(
     run: Run,
     maker: Maker,
-    count: int = 30,
+    count: int | Sequence[Sample] = 30,
     *,
     workers: int = 2,
     batch: int = 1,
@@ -148,7 +152,7 @@ def learn(
     keep: bool = False,
 ) -> tuple[tuple[Looks, ...], frozenset[str]]:
     informed, ids = learn_looks(
-        samples(count),
+        samples(count) if isinstance(count, int) else count,
         maker,
         run,
         patches,
@@ -235,7 +239,8 @@ def test_what_a_person_drew_is_learnt_in_every_round_and_anew_when_it_changes(tm
     looks, _ = learn(run, Maker(), 12, patches=TWICE, drawn=masks, listener=listener)
     assert looks[0].mass.sum() - own[0].mass.sum() == pytest.approx(3 * 4 * (5 + 2))
     assert looks[1].mass.sum() - own[1].mass.sum() == pytest.approx(3 * 4 * (5 + 2))
-    assert said == ["009 cannot be used"]
+    assert said[0] == "009 cannot be used"
+    assert said.count("009 cannot be used") == 1
     assert count_drawn(run) == 3
     again = Maker()
     learn(run, again, 12, patches=TWICE, drawn=masks)
@@ -244,7 +249,8 @@ def test_what_a_person_drew_is_learnt_in_every_round_and_anew_when_it_changes(tm
     assert again.calls == []
     learn(run, again, 12, patches=TWICE, drawn=Drawn(i001=5), listener=listener)
     assert len(again.calls) == 22
-    assert said[1].startswith("2 of the 11 images that say what the classes look like have other")
+    changed = "2 of the 11 images that say what the classes look like have other"
+    assert sum(line.startswith(changed) for line in said) == 1
     assert count_drawn(run) == 1
 
 
@@ -313,6 +319,145 @@ def test_the_second_round_asks_the_regions_of_the_first(tmp_path):
     with np.load(Run(tmp_path).looks_path) as arrays:
         np.testing.assert_allclose(arrays["mass_2"], expected, rtol=1e-6)
         assert not {"centres", "shares", "owners"} & set(arrays)  # no one asks after that
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_stopped_pass_over_a_list_that_shifted_begins_again(older, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_SECONDS_BETWEEN_WRITES", 0.0)
+    whole, broken, heard = Run(tmp_path / "whole"), Run(tmp_path / "broken"), Heard()
+    before = samples(41)[1:]
+    with pytest.raises(KeyboardInterrupt):
+        learn(broken, Maker(20), before, workers=1)
+    after = before if older else [one for one in samples(41) if one.id != "035"]
+    if older:
+        path = broken.looks_path.with_name("unfinished.npz")
+        arrays = {name: array for name, array in np.load(path).items() if name != "chosen"}
+        np.savez(path, **arrays)
+    learn(broken, Maker(), after, listener=heard.listener)
+    learn(whole, Maker(), after)
+    assert broken.looks_path.read_bytes() == whole.looks_path.read_bytes()
+    assert heard.said[0].startswith("what was begun of learning what the classes look like is of")
+
+
+def begin(run: Run, vectors: str) -> None:
+    """Record that a run has class vectors of a digest."""
+    settings = CamSettings("folder", ("a", "b"), text=TextUsed(vectors))
+    run.begin("cam", settings.to_dict(), "clipes cam", anew=True)
+
+
+def test_other_class_vectors_are_learnt_with_anew_unless_it_is_to_be_kept(tmp_path):
+    run, heard, again = Run(tmp_path), Heard(), Maker()
+    begin(run, "first")
+    learn(run, Maker())
+    assert looks_are_current(run, samples(30), Drawn())
+    begin(run, "second")
+    assert not looks_are_current(run, samples(30), Drawn())
+    learn(run, again, keep=True)
+    assert again.calls == []
+    learn(run, again, listener=heard.listener)
+    assert len(again.calls) == 28
+    assert heard.said[0].startswith("what the classes look like was learnt with other class vec")
+    assert looks_are_current(run, samples(30), Drawn())
+
+
+def test_a_file_of_an_older_clipes_fits_all_class_vectors(tmp_path):
+    run, again = Run(tmp_path), Maker()
+    begin(run, "first")
+    learn(run, Maker())
+    arrays = dict(np.load(run.looks_path))
+    np.savez(run.looks_path, **{k: v for k, v in arrays.items() if k not in ("vectors", "chosen")})
+    assert looks_are_current(run, samples(30), Drawn())
+    learn(run, again)
+    assert again.calls == []
+
+
+def test_a_stopped_pass_with_other_class_vectors_begins_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_SECONDS_BETWEEN_WRITES", 0.0)
+    run, rest = Run(tmp_path), Maker()
+    begin(run, "first")
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, Maker(20), workers=1)
+    begin(run, "second")
+    learn(run, rest, keep=True)
+    assert len(rest.calls) == 28
+
+
+def test_images_that_all_failed_are_tried_again_and_of_some_it_is_told(tmp_path, monkeypatch):
+    run, gone, there = Run(tmp_path), Heard(), Heard()
+
+    def read(path: Path) -> tuple[int, Picture]:
+        raise ImageError(f"{path}: the share is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images_module, "read_picture", read)
+        looks, ids = learn(run, Maker(), listener=gone.listener)
+    assert (looks, ids) == ((None,), frozenset())
+    (said,) = gone.said
+    assert said.startswith("none of 30 images can be used to learn")
+    assert not looks_are_current(run, samples(30), Drawn())
+    _, ids = learn(run, Maker(), listener=there.listener)
+    assert len(ids) == 28
+    assert looks_are_current(run, samples(30), Drawn())
+    (said,) = there.said
+    assert said.startswith("what the classes look like was learnt from 28 of 30 images")
+    learn(run, Maker(), 35, listener=there.listener)
+    assert "learnt from 28 of 35 images" in there.said[1]
+
+
+def test_an_image_that_fails_in_the_first_round_only_is_in_no_sums(tmp_path, monkeypatch):
+    once, always = Run(tmp_path / "once"), Run(tmp_path / "always")
+    read, tried = images_module.read_picture, []
+
+    def failing(times: int) -> Callable[[Path], tuple[int, Picture]]:
+        def read_some(path: Path) -> tuple[int, Picture]:
+            if path.stem == "003":
+                tried.append(path)
+                if len(tried) <= times:
+                    raise ImageError(f"{path}: the share is gone")
+            return read(path)
+
+        return read_some
+
+    for run, times in ((once, 1), (always, 9)):
+        tried.clear()
+        monkeypatch.setattr(images_module, "read_picture", failing(times))
+        _, ids = learn(run, Maker(), 12, patches=TWICE)
+        assert "003" not in ids
+    assert once.looks_path.read_bytes() == always.looks_path.read_bytes()
+
+
+@pytest.mark.parametrize("stop_after", [None, 8])
+def test_a_picture_replaced_during_the_pass_is_noticed(stop_after, tmp_path, monkeypatch):
+    """It is as long as before, and older than the file that was written at the end."""
+    monkeypatch.setattr(stage, "_SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr(origin, "_COARSE", 0)
+    photos = [Sample(f"{k:03}", tmp_path / f"{k:03}.jpg", (0, 1)) for k in range(10)]
+    for photo in photos:
+        photo.image.write_bytes(b"before")
+
+    def read(path: Path) -> tuple[int, Picture]:
+        if path.stem == "005":
+            replace_slowly(photos[1].image)
+        return int(path.stem), Picture.of(path)
+
+    run, rest = Run(tmp_path / "run"), Maker()
+    time.sleep(0.02)
+    monkeypatch.setattr(images_module, "read_picture", read)
+    if stop_after is None:
+        learn(run, Maker(), photos, workers=1)
+        assert not looks_are_current(run, photos, Drawn())
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            learn(run, Maker(stop_after), photos, workers=1)
+    learn(run, rest, photos)
+    assert len(rest.calls) == 10
+
+
+def replace_slowly(path: Path) -> None:
+    """Replace the bytes of a file at a time that is no other file's."""
+    time.sleep(0.02)
+    path.write_bytes(b"behind")
+    time.sleep(0.02)
 
 
 @pytest.mark.parametrize("damage", ["gone", "shape", "nan"])

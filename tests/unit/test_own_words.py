@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from clipes.datasets import Dataset
 from clipes.errors import ImageError, VocabularyError
+from clipes.run import origin
 from clipes.run.folder import Run
 from clipes.stages import own_words as stage
 from clipes.stages.own_words import ENOUGH, own_words
@@ -201,6 +203,57 @@ def test_what_is_known_and_not_shown_gets_its_vector_with_its_first_image(
     again = own_words(shows, run, backbone, weights, 1600, Heard().listener)
     assert again.images == {"tapir": 3}
     assert not np.allclose(again.text.class_vectors[2], made.text.class_vectors[2])
+
+
+def test_a_class_whose_images_cannot_be_read_is_fitted_when_they_can(
+    data: Dataset, run: Run, backbone: Backbone, weights: Weights
+) -> None:
+    photo = data.samples[0].image.with_name("q.png")
+    photo.write_bytes(b"no picture")
+    shows = replace(data, samples=(*data.samples, Sample("q", photo, (2,))))
+    fitted(shows, run, backbone, weights)
+    assert words_are_current(run, shows)
+    assert "encode" not in fitted(shows, run, backbone, weights).steps
+    photo.unlink()
+    assert words_are_current(run, shows)
+    photo.write_bytes(data.samples[0].image.read_bytes())
+    assert not words_are_current(run, shows, keep=True)
+    heard = Heard()
+    made = own_words(shows, run, backbone, weights, 1600, heard.listener)
+    assert made.images["unicorn"] == 1
+    assert "a class has its first image: they are fitted anew" in heard.said[0]
+
+
+def test_vectors_of_an_older_clipes_do_not_say_which_images_could_not_be_read(
+    data: Dataset, run: Run, backbone: Backbone, weights: Weights
+) -> None:
+    photo = data.samples[0].image.with_name("q.png")
+    photo.write_bytes(b"no picture")
+    fitted(data, run, backbone, weights)
+    arrays = dict(np.load(run.words_path))
+    np.savez(run.words_path, **{k: v for k, v in arrays.items() if k != "unfitted"})
+    assert words_are_current(run, data)
+    shows = replace(data, samples=(*data.samples, Sample("q", photo, (2,))))
+    assert "encode" in fitted(shows, run, backbone, weights).steps
+    assert words_are_current(run, shows)
+
+
+def test_a_picture_replaced_while_vectors_are_fitted_is_noticed(
+    data: Dataset, run: Run, backbone: Backbone, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origin, "_COARSE", 0)
+    photo, fit = data.samples[0].image, stage.fit_beside
+
+    def slow_fit(*args: object, **how: object) -> Fitted:
+        time.sleep(0.02)
+        photo.write_bytes(photo.read_bytes()[:-1] + b"?")
+        time.sleep(0.02)
+        return fit(*args, **how)
+
+    time.sleep(0.02)
+    monkeypatch.setattr(stage, "fit_beside", slow_fit)
+    fitted(data, run, backbone, weights)
+    assert not words_are_current(run, data)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive"])
