@@ -75,9 +75,12 @@ def shown_by(
         patches: Settings of the choice of patches.
 
     Returns:
-        (N,) by mask value; no patch shows two.
+        (N,) by mask value; no patch shows two. Maps that are 0 everywhere, as of a picture of one
+        patch, say nothing of the background either.
     """
     rows = (0, *map(value_of, labels))
+    if not maps.any():
+        return dict.fromkeys(rows, np.zeros(maps[0].size, np.bool_))
     return dict(zip(rows, strong_patches(maps, patches), strict=True))
 
 

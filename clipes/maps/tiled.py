@@ -28,6 +28,8 @@ from clipes.types import Progress, UInt8Array, size_text
 MOST_PATCHES = 100_000
 """Of a picture. With two towers they take 1.3 GB beside the attention of the tiles, 0.6 GB."""
 
+_STEP = 64  # pixels, of the sides of tiles that are tried
+
 _FEATURES = ("features.own", "features.mixed")  # beside the names of towers
 
 Read: TypeAlias = Callable[[slice, slice], UInt8Array]
@@ -62,9 +64,9 @@ class Layout:
             ImageError: The picture would have more than ``MOST_PATCHES``.
         """
         along = min(math.ceil(side / patch), math.isqrt(max_patches))
-        height, width = (max(1, round(length * along / side)) for length in size)
+        height, width = _grid(size, side, along)
         if height * width > MOST_PATCHES:
-            least = math.ceil(along * math.sqrt(size[0] * size[1] / MOST_PATCHES) / 64) * 64
+            least = _fitting(size, math.ceil(side / _STEP) * _STEP, max_patches)
             raise ImageError(
                 f"a picture of {size_text(size)} has {height * width} patches in tiles of {side} "
                 f"pixels, more than {MOST_PATCHES}",
@@ -84,7 +86,23 @@ class Layout:
 def usual_side(size: tuple[int, int], least: int, max_patches: int) -> int:
     """Return the side of tiles, at least ``least``, with which a picture has few enough patches."""
     fitting = math.isqrt(max_patches) * math.sqrt(size[0] * size[1] / MOST_PATCHES)
-    return max(least, math.ceil(1.01 * fitting))
+    return _fitting(size, max(least, math.ceil(1.01 * fitting)), max_patches)
+
+
+def _grid(size: tuple[int, int], side: int, along: int) -> Grid:
+    """Return the patches of a picture whose tiles of ``side`` pixels have ``along`` on a side."""
+    height, width = (max(1, round(length * along / side)) for length in size)
+    return height, width
+
+
+def _fitting(size: tuple[int, int], side: int, max_patches: int) -> int:
+    """Return the least of ``side`` and steps beyond with which a picture has few enough patches.
+
+    By trial, as a picture has one row of patches at least, however narrow it is.
+    """
+    while math.prod(_grid(size, side, math.isqrt(max_patches))) > MOST_PATCHES:
+        side += _STEP
+    return side
 
 
 @torch.inference_mode()

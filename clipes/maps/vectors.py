@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from clipes.choices import Descriptions, Fusion
+from clipes.errors import VocabularyError
 from clipes.maps.fusion import MakeMaps, fused_maps
 from clipes.types import Float32Array
 from clipes.words.features import TextFeatures
+
+BACKGROUND_REMEDY = (
+    "give 'clipes cam' such words (--prompts, --text-features), or weights with a text tower"
+)
 
 
 class WordVectors:
@@ -24,6 +29,9 @@ class WordVectors:
         device: Where they are to be.
         dtype: Of the tower.
 
+    Raises:
+        VocabularyError: There are no words for the background.
+
     Attributes:
         classes: (C, E), in the order in which labels count.
         background: (B, E), in alphabetical order.
@@ -31,6 +39,8 @@ class WordVectors:
 
     def __init__(self, text: TextFeatures, device: torch.device, dtype: torch.dtype) -> None:
         words = text.background_words
+        if not words:  # a class alone would have all of every image, and its map say nothing
+            raise VocabularyError("there are no words for the background", BACKGROUND_REMEDY)
         alphabetical = sorted(range(len(words)), key=words.__getitem__)
         background = text.background_vectors[alphabetical]
         self.classes = torch.from_numpy(text.class_vectors).to(device, dtype)

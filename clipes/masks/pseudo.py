@@ -6,12 +6,14 @@ No torch in here: the workers of ``clipes refine`` import this module.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import cv2
 import numpy as np
 
 from clipes.config import CrfParams
+from clipes.disk.images import MAX_PIXELS
 from clipes.errors import ImageError
 from clipes.masks.crf import BYTES_PER_LABEL, BYTES_PER_PIXEL, dense_crf
 from clipes.masks.values import value_count, value_of
@@ -27,6 +29,8 @@ from clipes.types import (
 
 SHRUNK = "are so large that their masks were made on a smaller copy, with 2 GB of memory"
 """Said of images beyond ``workable_size``."""
+
+_STRIP = 1 << 22  # pixels of a tiled picture that are labelled at a time
 
 _MEMORY = 2 << 30  # bytes for the work on one image, beside the image and its output
 
@@ -134,7 +138,7 @@ def label_pixels(scores: Float32Array, labels: Int64Array) -> UInt8Array:
     Returns:
         (H, W) uint8, 0 background, class k as k + 1.
     """
-    values = np.array([0, *map(value_of, labels.tolist())], np.uint8)
+    values = np.array([0, *_values(labels)], np.uint8)
     mask: UInt8Array = values[scores.argmax(0)]
     return mask
 
@@ -160,8 +164,52 @@ def disagreement(one: Float32Array, other: Float32Array) -> Float32Array:
 
 def cam_mask(cams: CamMaps, exponent: float) -> UInt8Array:
     """Return the mask that the maps make without a CRF: (H0, W0) uint8."""
+    return cam_masks(cams, [exponent])[0]
+
+
+def cam_masks(cams: CamMaps, exponents: Sequence[float]) -> list[UInt8Array]:
+    """Return the masks of several exponents of the background: (H0, W0) uint8 each.
+
+    Memory does not grow with the number of classes, and beyond ``MAX_PIXELS`` hardly with the size.
+    """
     cams = in_mask_order(cams)
-    return label_pixels(with_background(upsample(cams.maps, cams.size), exponent), cams.labels)
+    height, width = cams.size
+    whole = height * width <= MAX_PIXELS
+    step = height if whole else max(1, _STRIP // width)
+    masks = [np.empty(cams.size, np.uint8) for _ in exponents]
+    for top in range(0, height, step):
+        rows = slice(top, min(top + step, height))
+        resized = (
+            upsample_part(one[None], cams.size, rows, slice(0, width))[0] for one in cams.maps
+        )
+        classes, highest = _highest(resized, _values(cams.labels))
+        for mask, exponent in zip(masks, exponents, strict=True):
+            background = (1 - highest) ** np.float32(exponent)
+            mask[rows] = np.where(background >= highest, 0, classes)
+    return masks
+
+
+def _highest(
+    scores: Iterable[Float32Array], values: Iterable[int]
+) -> tuple[UInt8Array, Float32Array]:
+    """Return the value of highest score at each pixel, of equal ones the first, and that score.
+
+    Args:
+        scores: (H, W) of each value, one at a time.
+        values: Of the mask.
+    """
+    several = zip(values, scores, strict=True)
+    value, highest = next(several)
+    mask = np.full(highest.shape, value, np.uint8)
+    for value, one in several:
+        mask[one > highest] = value
+        np.maximum(highest, one, out=highest)
+    return mask, highest
+
+
+def _values(labels: Int64Array) -> list[int]:
+    """Return the mask values of (K,) 0-based classes."""
+    return [*map(value_of, labels.tolist())]
 
 
 def pseudo_label(
@@ -251,10 +299,5 @@ def most_probable(probs: Float32Array, labels: Int64Array, size: tuple[int, int]
     """
     if probs.shape[1:] == size:
         return PseudoLabel(label_pixels(probs, labels), probs.max(0))
-    mask = np.zeros(size, np.uint8)
-    highest = np.asarray(cv2.resize(probs[0], size[::-1]), np.float32)
-    for label, part in zip(labels.tolist(), probs[1:], strict=True):
-        full = np.asarray(cv2.resize(part, size[::-1]), np.float32)
-        mask[full > highest] = value_of(label)
-        np.maximum(highest, full, out=highest)
-    return PseudoLabel(mask, highest)
+    full = (np.asarray(cv2.resize(one, size[::-1]), np.float32) for one in probs)
+    return PseudoLabel(*_highest(full, [0, *_values(labels)]))

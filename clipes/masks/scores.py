@@ -9,7 +9,7 @@ import numpy as np
 
 from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.errors import ArtifactError
-from clipes.masks.values import RULE, strange_values
+from clipes.masks.values import RULE, pairs_of, strange_values
 from clipes.types import IGNORE, MAX_CLASSES, Int64Array, UInt8Array, size_text
 
 MASKS = "CRF"
@@ -127,8 +127,7 @@ class ConfusionMatrix:
                 f"prediction {size_text(prediction.shape)}",
                 "both must have the size of the image, held upright; replace the one that has not",
             )
-        pairs = truth.astype(np.uint16) << 8 | prediction
-        table = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+        table = pairs_of(truth, prediction)
         self._check("ground truth", table.sum(axis=1))
         self._check("prediction", table.sum(axis=0))
         n = self.n_classes

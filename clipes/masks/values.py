@@ -7,12 +7,14 @@ from collections.abc import Collection
 import numpy as np
 
 from clipes.errors import ArtifactError
-from clipes.types import IGNORE, UInt8Array, size_text
+from clipes.types import IGNORE, Int64Array, UInt8Array, size_text
 
 RULE = "masks hold 0 for background, 1 for the first class and so on, 255 for not labelled"
 """What is said of masks that do not."""
 
 _SHOWN = 5
+
+_COUNTED = 1 << 22  # pixels that are counted at a time
 
 
 def value_of(label: int) -> int:
@@ -44,7 +46,25 @@ def value_count(n_classes: int) -> int:
 
 def values_in(mask: UInt8Array) -> tuple[int, ...]:
     """Return the values that a mask holds, ascending, without 255."""
-    return tuple(np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE)[:IGNORE]).tolist())
+    return tuple(np.flatnonzero(pixels_of(mask)[:IGNORE]).tolist())
+
+
+def pixels_of(mask: UInt8Array) -> Int64Array:
+    """Return how many pixels of a mask have each value: (256,)."""
+    return pairs_of(mask, np.broadcast_to(np.uint8(0), mask.shape))[:, 0]
+
+
+def pairs_of(one: UInt8Array, other: UInt8Array) -> Int64Array:
+    """Return how many pixels have each pair of values in two masks (H, W): (256, 256).
+
+    Some rows at a time, because what is counted is widened to 8 bytes.
+    """
+    counts = np.zeros(1 << 16, np.int64)
+    rows = max(1, _COUNTED // max(1, one.shape[-1]))
+    for top in range(0, len(one), rows):
+        pairs = one[top : top + rows].astype(np.uint16) << 8 | other[top : top + rows]
+        counts += np.bincount(pairs.ravel(), minlength=1 << 16)
+    return counts.reshape(256, 256)
 
 
 def classes_in(mask: UInt8Array, n_classes: int) -> set[int]:

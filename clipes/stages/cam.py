@@ -241,17 +241,22 @@ def asked_of_clip(
     if clip.descriptions is not None:
         described = {"descriptions": clip.descriptions.value, "sentences": digest(sentences)}
     return {
-        "weights": clip.weights,
+        "weights": _placed(clip.weights),
         "model": clip.model,
         "words": digest(words),
-        "text_features": str(clip.text_features) if clip.text_features else None,
+        "text_features": str(clip.text_features.absolute()) if clip.text_features else None,
         "fusion": clip.fusion.value,
-        "template": clip.template,
-        "dino": clip.dino,
+        "template": None if clip.template is None else _placed(clip.template),
+        "dino": _placed(clip.dino),
         **described,
         **({} if clip.fit else {"fit": False}),
         "files": {str(path): _state(path) for path in files},
     }
+
+
+def _placed(asked: str) -> str:
+    """Return a file's absolute path, for the same words mean another file elsewhere."""
+    return str(Path(asked).absolute()) if "{" not in asked and Path(asked).is_file() else asked
 
 
 def files_of(request: CamRequest, weights: Path) -> list[Path]:

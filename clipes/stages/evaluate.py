@@ -12,11 +12,11 @@ import numpy as np
 from clipes.config import CONFIDENCE_THRESHOLD
 from clipes.datasets import Dataset
 from clipes.disk.files import write_json
-from clipes.disk.images import read_mask
+from clipes.disk.images import MAX_TILED_PIXELS, read_mask
 from clipes.errors import ArtifactError, ClipesError, DatasetError, UsageError, WriteError
 from clipes.listener import Listener, ignore
 from clipes.masks.folder import find_masks, require_some
-from clipes.masks.pseudo import in_mask_order, label_pixels, upsample, with_background
+from clipes.masks.pseudo import cam_masks
 from clipes.masks.scores import (
     CONFIDENT_MASKS,
     CONFIDENT_RELABELLED,
@@ -36,7 +36,7 @@ from clipes.run.record import TrainRecord
 from clipes.run.relabelled import Relabelled
 from clipes.run.reopen import left_out, orphans, reopen, reopen_all
 from clipes.stages.score_output import Output, require_scores, score_output
-from clipes.types import IGNORE, CamMaps, Progress, PseudoLabel, Sample, UInt8Array
+from clipes.types import IGNORE, Progress, PseudoLabel, Sample, UInt8Array
 from clipes.words.vocabulary import load_vocabulary
 
 _NAMES_SHOWN = 5
@@ -167,7 +167,7 @@ def _score_masks(
 ) -> dict[str, Scores]:
     """Score the maps and the masks of a run, as far as there are any."""
     outputs = {
-        "cams": (run.cams_path, lambda id_: _cam_masks(run.load_cams(id_), exponents)),
+        "cams": (run.cams_path, lambda id_: _cam_masks(run, id_, exponents)),
         "pseudo": (run.pseudo_path, lambda id_: _pseudo_masks(run.load_pseudo(id_))),
     }
     stages: dict[str, Scores] = {}
@@ -417,13 +417,10 @@ def _pseudo_masks(
     return {name: pseudo.mask, where_confident: confident(pseudo)}
 
 
-def _cam_masks(cams: CamMaps, exponents: Sequence[float]) -> dict[str, UInt8Array]:
-    cams = in_mask_order(cams)
-    full = upsample(cams.maps, cams.size)
-    return {
-        maps_name(exponent): label_pixels(with_background(full, exponent), cams.labels)
-        for exponent in exponents
-    }
+def _cam_masks(run: Run, image_id: str, exponents: Sequence[float]) -> dict[str, UInt8Array]:
+    cams = run.load_cams(image_id, most=MAX_TILED_PIXELS)
+    names = map(maps_name, exponents)
+    return dict(zip(names, cam_masks(cams, exponents), strict=True))
 
 
 def _say_absent(

@@ -19,6 +19,9 @@ from clipes.types import CamMaps, Sample
 SHRUNK = "are larger than what CLIP looks at: it saw a smaller copy"
 """Said of images beyond ``CamParams.max_patches``."""
 
+EMPTY = "have maps that show nothing: too small, or all alike; their masks are all background"
+"""Said of images such as those of one patch."""
+
 
 def make_cams(
     samples: Sequence[Sample],
@@ -58,6 +61,8 @@ def make_cams(
         if not picture.is_still(sample.image):
             raise changing(sample.image)
         run.save_cams(sample.id, cams, origin=current.maps_origin(sample, picture).text())
+        if not cams.maps.any():
+            return EMPTY
         return SHRUNK if maker.shrinks(cams.size) else None
 
     def others(samples: Sequence[Sample]) -> Summary:

@@ -177,5 +177,9 @@ def _usable(
         raise ArtifactError(reason, "run 'clipes cam' again")
     if run.has_pseudo(sample.id) and current.is_edited(sample) and (why := current.mask(sample)):
         raise ArtifactError(f"{why}: {run.pseudo_path(sample.id)}", EDITED_REMEDY)
-    cams, maps = run.load_cams(sample.id, most=MAX_TILED_PIXELS), run.maps_origin(sample.id)
+    maps, cams = run.maps_origin(sample.id), run.load_cams(sample.id, most=MAX_TILED_PIXELS)
+    if run.maps_origin(sample.id) != maps:
+        raise ArtifactError(
+            "its maps were made again while they were read", "run the same command again"
+        )
     return cams, MaskOrigin.of(maps, settings.to_dict()).text() if maps else ""

@@ -13,7 +13,7 @@ import numpy as np
 from clipes.disk.images import read_mask
 from clipes.errors import ArtifactError
 from clipes.masks.scores import ConfusionMatrix, Scores
-from clipes.masks.values import RULE, value_count
+from clipes.masks.values import RULE, pixels_of, value_count
 from clipes.run.loop import in_order
 from clipes.types import IGNORE, Progress, UInt8Array
 
@@ -155,7 +155,7 @@ def _count_one(item: tuple[str, Path], output: Output, n_classes: int) -> _Count
 
 def _values_in(truth: UInt8Array) -> set[int]:
     """Return the values that an (H, W) mask holds, 255 included."""
-    return set(np.flatnonzero(np.bincount(truth.ravel())).tolist())
+    return set(np.flatnonzero(pixels_of(truth)).tolist())
 
 
 def _require_class(truths: Iterable[Path]) -> None:

@@ -12,7 +12,7 @@ from clipes.choices import DatasetKind, Fusion
 from clipes.config import WeakClipPreset, WeClipPlusPreset, WeClipPreset
 from clipes.errors import ArtifactError, VocabularyError
 from clipes.listener import Listener
-from clipes.maps.vectors import WordVectors
+from clipes.maps.vectors import BACKGROUND_REMEDY, WordVectors
 from clipes.run.folder import Run
 from clipes.run.record import CamRecord, TextUsed
 from clipes.seg.weakclip import BACKGROUND, token_names
@@ -104,8 +104,7 @@ def _with_background(text: TextFeatures, run: Run) -> torch.Tensor:
     if not text.background_words:
         raise ArtifactError(
             f"the words of {run.root} have none for the background",
-            "give 'clipes cam' such words (--prompts, --text-features), or weights with a text "
-            "tower",
+            BACKGROUND_REMEDY,
         )
     background = fuse_vectors(text.background_vectors)
     return torch.from_numpy(np.concatenate([background[None], text.class_vectors]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,6 +201,21 @@ def test_other_weights_or_words_are_refused_by_name(finished: Run, start: Starte
     arrays = dict(np.load(root / "text.npz"))
     np.savez(root / "text.npz", **{**arrays, "features": arrays["features"][:, ::-1]})
     done = start(*cam("run"), *FAST)
+    assert done.returncode == 1
+    assert "was made by 'cam' with text.sha256 =" in done.stderr
+
+
+def test_the_same_words_mean_other_files_in_another_folder(
+    finished: Run, ask: Callable[..., Any], tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(tmp_path / "clip.safetensors", elsewhere)
+    arrays = dict(np.load(tmp_path / "text.npz"))
+    np.savez(elsewhere / "text.npz", **{**arrays, "features": arrays["features"][:, ::-1]})
+    environment = {**os.environ, "CLIPES_CACHE": str(tmp_path / "cache")}
+    there = Starter(ask, elsewhere, environment)
+    done = there(*cam(finished.root, tmp_path / "photos"), *FAST)
     assert done.returncode == 1
     assert "was made by 'cam' with text.sha256 =" in done.stderr
 

@@ -129,6 +129,13 @@ def described_words(vectors: list[torch.Tensor], background: torch.Tensor) -> Wo
     return WordVectors(text, torch.device("cpu"), torch.float32)
 
 
+def test_words_without_any_for_the_background_are_refused() -> None:
+    vectors = units(0, 1).numpy()
+    alone = TextFeatures(("cat",), (), vectors, vectors[:0], "none")
+    with pytest.raises(VocabularyError, match="no words for the background; give 'clipes cam'"):
+        WordVectors(alone, torch.device("cpu"), torch.float32)
+
+
 def test_the_score_of_a_patch_is_that_of_its_best_description() -> None:
     vectors = [units(1, 3), units(2, 1), units(3, 5), units(4, 2)]
     background, features = units(5, 2), (units(6, 12), units(7, 12))

@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipes.config import CrfParams
 from clipes.disk.images import read_mask, write_confidence, write_mask
 from clipes.run import origin
 from clipes.run.folder import Run
 from clipes.run.freshness import Freshness, looks_digest
 from clipes.run.origin import MapsOrigin, MaskOrigin, Picture, maps_settings, read_picture
+from clipes.run.record import RefineSettings
+from clipes.stages.refine import RefineResources, make_masks
 from clipes.types import CamMaps, PseudoLabel, Sample
+from tests.heard import Heard
 
 CLASSES = ("cat", "dog", "sofa")
 CAM = {"preset": {"cam": {"strong": 0.5}}, "precision": "fp32", "weights": {}, "text": {}}
@@ -283,3 +287,24 @@ def test_the_digest_of_what_classes_look_like(made: Made) -> None:
     assert looks_digest(made.run) == before
     np.savez(path, **arrays | {"mass": np.ones((2, 2))}, ids=np.array(["a"]))
     assert looks_digest(made.run) != before
+
+
+def test_maps_made_again_while_they_are_read_fail_that_image(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.run.pseudo_path("a").unlink()
+    load = Run.load_cams
+
+    def meanwhile(run: Run, image_id: str, **more: int) -> CamMaps:
+        cams = load(run, image_id, **more)
+        made.save_maps(made.now(looks="other"))
+        return cams
+
+    monkeypatch.setattr(Run, "load_cams", meanwhile)
+    heard = Heard()
+    settings, alone = RefineSettings(CrfParams(), 1.0), RefineResources(backend="threading")
+    make_masks([made.sample], made.run, settings, made.now(), alone, heard.listener)
+    assert [failure.reason for failure in heard.failures] == [
+        "its maps were made again while they were read; run the same command again"
+    ]
+    assert not made.run.has_pseudo("a")

@@ -214,3 +214,12 @@ def test_looks_find_what_words_miss(maker):
     missed = np.s_[1:4, 3:5]
     assert first[missed].max() < 0.1
     assert found[missed].mean() > first[missed].mean() + 0.1
+
+
+def test_maps_that_are_empty_teach_nothing_of_the_background_either():
+    shown = shown_by(np.zeros((2, 1, 1), np.float32), (0, 3), PATCHES)
+    assert {value: patches.tolist() for value, patches in shown.items()} == {
+        0: [False],
+        1: [False],
+        4: [False],
+    }

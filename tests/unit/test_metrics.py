@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from clipes.errors import ArtifactError
 from clipes.masks.scores import ConfusionMatrix
+from clipes.masks.values import pairs_of, pixels_of, values_in
 from clipes.types import IGNORE
 
 N = 4
@@ -174,3 +176,20 @@ def test_ground_truth_scores_one_against_itself(shared):
         matrix.update(truth, truth)
     scores = matrix.scores()
     assert (scores.miou, scores.pixel_accuracy, scores.coverage) == (1.0, 1.0, 1.0)
+
+
+def test_large_masks_are_counted_by_rows_and_not_widened_whole() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.choice(np.array([0, 1, 3, IGNORE], np.uint8), (3000, 4000))
+    said = rng.choice(np.array([0, 1, 2], np.uint8), (3000, 4000))
+    tracemalloc.start()
+    table, pixels = pairs_of(truth, said), pixels_of(truth)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 5 * truth.size  # bytes; 8 a pixel and more at once
+    assert table.sum() == truth.size
+    for t in (0, 1, 3, IGNORE):
+        assert pixels[t] == (truth == t).sum()
+        for p in (0, 1, 2):
+            assert table[t, p] == ((truth == t) & (said == p)).sum()
+    assert values_in(truth) == (0, 1, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ import pytest
 from clipes.choices import CrfBackend
 from clipes.config import CrfParams
 from clipes.errors import ImageError
+from clipes.masks import pseudo as module
 from clipes.masks.pseudo import (
     cam_mask,
+    cam_masks,
     disagreement,
     label_pixels,
     pseudo_label,
@@ -129,3 +133,35 @@ def test_maps_of_another_image_are_refused() -> None:
     cams = CamMaps(np.array([0]), np.zeros((1, 2, 2), np.float32), (32, 32))
     with pytest.raises(ImageError, match="made at"):
         pseudo_label(np.zeros((32, 33, 3), np.uint8), cams, CrfParams())
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+def test_labels_without_a_crf_are_the_argmax_of_all_scores(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    maps = rng.integers(0, 5, (classes, 4, 3)).astype(np.float16) / 4  # many are equal
+    cams = CamMaps(rng.permutation(20)[:classes], maps, (61, 47))
+    order = np.argsort(cams.labels)
+    full = upsample(maps[order], cams.size)
+    for mask, exponent in zip(cam_masks(cams, (0.5, 1, 2)), (0.5, 1, 2), strict=True):
+        wanted = label_pixels(with_background(full, exponent), cams.labels[order])
+        np.testing.assert_array_equal(mask, wanted)
+
+
+def test_tiled_pictures_are_labelled_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    cams = CamMaps(np.arange(3), rng.random((3, 5, 6)).astype(np.float16), (61, 47))
+    (whole,) = cam_masks(cams, [1.0])
+    monkeypatch.setattr(module, "MAX_PIXELS", 61 * 47 - 1)
+    monkeypatch.setattr(module, "_STRIP", 47 * 7)
+    (strips,) = cam_masks(cams, [1.0])
+    assert (strips != whole).mean() < 0.001  # ties, rounded the other way
+
+
+def test_labels_take_no_memory_by_the_class() -> None:
+    maps = np.random.default_rng(0).random((50, 4, 4)).astype(np.float16)
+    size = (500, 600)
+    tracemalloc.start()
+    cam_masks(CamMaps(np.arange(50), maps, size), [1.0])
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 30 * size[0] * size[1]  # bytes; all maps at once have 200 a pixel
