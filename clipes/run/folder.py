@@ -248,7 +248,7 @@ class Run:
             problem = f"no image has {size[0]} x {size[1]} pixels"
         elif int(size[0]) * int(size[1]) > most:
             problem = f"the image has {size[0]} x {size[1]} pixels, more than are held at once"
-            remedy = "only cam, refine and predict work in tiles"
+            remedy = "only cam, refine, eval and predict work in tiles"
         if problem:
             raise ArtifactError(f"maps {path}: {problem}", remedy)
         return CamMaps(labels, maps, (int(size[0]), int(size[1])), drift)
