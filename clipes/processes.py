@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-_SCHEDULERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+from clipes.errors import UsageError
+
+_SCHEDULERS = (("RANK", "WORLD_SIZE", "RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"))
+"""Which process, of how many, and what is set in each of them alone.
+
+A batch script has SLURM's two numbers as well, although there is only one of it; ``srun``, which
+starts the others, also sets the third.
+"""
 
 
 def rank_and_count(environment: Mapping[str, str]) -> tuple[str, str] | None:
@@ -14,12 +21,19 @@ def rank_and_count(environment: Mapping[str, str]) -> tuple[str, str] | None:
     >>> rank_and_count({"RANK": "1", "WORLD_SIZE": "2"}), rank_and_count({})
     (('1', '2'), None)
     """
-    for rank, count in _SCHEDULERS:
-        if rank in environment and count in environment:
+    for rank, count, started in _SCHEDULERS:
+        if {rank, count, started} <= environment.keys():
             return environment[rank], environment[count]
     return None
 
 
 def local_rank() -> int:
-    """Return which of this machine's processes this is, as torchrun says: the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """Return which of this machine's processes this is, as torchrun says: the number of its GPU.
+
+    Raises:
+        UsageError: LOCAL_RANK is no number.
+    """
+    text = os.environ.get("LOCAL_RANK") or "0"
+    if not text.isdecimal():
+        raise UsageError(f"LOCAL_RANK is '{text}', no number of a GPU", "unset it")
+    return int(text)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -86,8 +86,16 @@ def _run(arguments: Sequence[str] | None) -> None:
         finally:
             sys.stdout.flush()
     except ClipesError as error:
-        typer.secho(f"clipes: {error}", fg=_colour(), err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        _fail(error)
+    except OSError as error:
+        if error.filename is None:  # no file's fault
+            raise
+        _fail(
+            ClipesError(
+                f"cannot use {error.filename}: {error.strerror}",
+                "check the path and its permissions",
+            )
+        )
     except SystemExit as stop:
         if isinstance(stop.code, int) and stop.code - STOPPED in STOPPING:
             typer.echo("clipes: stopped; the same command continues where it was", err=True)
@@ -96,6 +104,11 @@ def _run(arguments: Sequence[str] | None) -> None:
             # Threads may be at work still: to take the interpreter apart under them is to crash.
             os._exit(stop.code)
         raise
+
+
+def _fail(error: ClipesError) -> NoReturn:
+    typer.secho(f"clipes: {error}", fg=_colour(), err=True)
+    sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _colour() -> str | None:

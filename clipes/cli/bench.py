@@ -40,6 +40,8 @@ def bench(
     from clipes.stages.bench import run_bench, run_without
 
     if without is not None:
+        if threads is not None:
+            raise UsageError("--threads means nothing to --without, which times one", "drop it")
         worth = run_without(without.value, rounds, listener())
         text = (
             f"default takes {worth['ratio']:.2f} x as long without {worth['kernel']} "

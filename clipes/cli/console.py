@@ -30,17 +30,33 @@ if TYPE_CHECKING:
 
 _IDS_SHOWN = 5
 _UNUSED_SHOWN = 20
+_WIDE = 10_000  # columns
 _SECONDS_BETWEEN_LINES = 20.0  # where a bar cannot be drawn: a log file, CI
 
 
 def talk() -> Console:
     """Return the console for everything that is not data: stderr, colour only on a terminal."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _console(stderr=True, soft_wrap=True)
+
+
+def _console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """Return a console that prints names as they are, ``[dog]`` and ``:cat:`` too.
+
+    Standard output is data: where it is no terminal, it is wider than any table.
+    """
+    return Console(
+        stderr=stderr,
+        width=None if stderr or sys.stdout.isatty() else _WIDE,
+        soft_wrap=soft_wrap,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def say(message: str) -> None:
     """Print one line on stderr."""
-    talk().print(message, markup=False)
+    talk().print(message)
 
 
 @contextmanager
@@ -56,7 +72,7 @@ def progress_bar(what: str, *, show_count: bool = True) -> Iterator[ProgressCall
         yield _LineProgress(what)
         return
     count = [MofNCompleteColumn()] if show_count else [TaskProgressColumn()]
-    columns = [TextColumn("{task.description}"), BarColumn(), *count]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), *count]
     columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=None)
@@ -93,7 +109,7 @@ def _table(title: str, columns: Iterable[str], left: Collection[str] = ()) -> Ta
 
 def print_scores(scored: Scored, *, per_class: bool) -> None:
     """Print one row per stage, and one per class, on stdout; values in percent."""
-    console = Console(highlight=False)
+    console = _console()
     columns = ("stage", "images", "mIoU", "pixel accuracy", "coverage")
     summary = _table("Scores in %", columns, left=("stage",))
     for stage, scores in scored.stages.items():
@@ -121,12 +137,12 @@ def print_changes(changes: Sequence[Change], tolerance: float) -> None:
             now, moved = f"{change.now:.2f}", f"{change.now - change.before:+.2f}"
         verdict = "FELL" if change.fell(tolerance) else "ok"
         table.add_row(change.stage, f"{change.before:.2f}", now, moved, verdict)
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def print_findings(findings: Findings) -> None:
     """Print on stdout what images show, how often each kind of problem occurs, and where first."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console(soft_wrap=True)
     _print_classes(findings, console)
     kinds = findings.by_kind()
     if not kinds:
@@ -138,9 +154,9 @@ def print_findings(findings: Findings) -> None:
         more = ["..."] if len(problems) > _IDS_SHOWN else []
         effect = "fails" if kind.stops else "remark"
         table.add_row(kind.value, effect, str(len(problems)), ", ".join([*ids, *more]))
-    console.print(table, markup=False)
+    console.print(table)
     for kind, problems in kinds.items():
-        console.print(f"{kind.value}: {problems[0].id}: {problems[0].reason}", markup=False)
+        console.print(f"{kind.value}: {problems[0].id}: {problems[0].reason}")
 
 
 def _print_classes(findings: Findings, console: Console) -> None:
@@ -151,30 +167,30 @@ def _print_classes(findings: Findings, console: Console) -> None:
     for item in findings.classes:
         if item.images:
             table.add_row(item.name, str(item.images), "rare" if item.rare else "")
-    console.print(table, markup=False)
+    console.print(table)
     unused = [item.name for item in findings.classes if not item.images]
     if unused:
         more = f" and {len(unused) - _UNUSED_SHOWN} more" if len(unused) > _UNUSED_SHOWN else ""
         names = ", ".join(unused[:_UNUSED_SHOWN])
-        console.print(f"no image shows: {names}{more}", markup=False)
+        console.print(f"no image shows: {names}{more}")
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Print what ``clipes doctor`` looked at, and which commands would run, on stdout."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console(soft_wrap=True)
     for check in diagnosis.checks:
         remedy = f"; {check.remedy}" if check.remedy else ""
         line = f"{check.state.value:8} {check.name}: {check.detail}{remedy}"
-        console.print(line, markup=False)
+        console.print(line)
     console.print()
     for command in diagnosis.lines:
         verdict = f"needs {', '.join(command.missing)}" if command.missing else "would run"
-        console.print(f"{command.command}: {verdict}", markup=False)
+        console.print(f"{command.command}: {verdict}")
 
 
 def print_bench(result: dict[str, Any]) -> None:
     """Print what ``clipes bench`` measured, on stdout."""
-    console = Console(highlight=False)
+    console = _console()
     for threads, cam in result["cam"].items():
         title = f"CAM stage, {threads} thread(s), per image of 375 x 500, random ViT-B/16"
         columns = ("classes", "literal", "alone", "clipes", "speed-up", "fast", "bytes", "share")

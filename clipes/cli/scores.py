@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,10 +65,15 @@ def evaluate(
     powers = _numbers(exponents)
     if target is not None and not Run(target).exists():
         folder = target
+        _refuse(
+            {"--root": root, "--exponents": powers != [1], "--no-use-corrected": not use_corrected},
+            f"{target}, which is no run folder",
+        )
         scored = evaluate_folder(target, gt, prompts, listener())
     else:
         run = open_run(target)
         folder = run.root
+        _refuse({"--prompts": prompts}, f"the run {folder}, which has its classes")
         scored = evaluate_run(run, root, gt, powers, listener(), use_corrected=use_corrected)
         keep_scores(scored, run, say)
     if json_file is not None:
@@ -75,6 +81,17 @@ def evaluate(
     print_scores(scored, per_class=per_class)
     if baseline is not None:
         _hold(scored, baseline, folder.resolve().name, tolerance)
+
+
+def _refuse(given: Mapping[str, object], where: str) -> None:
+    """Refuse options that mean nothing to what is scored, each with whether it is given.
+
+    Raises:
+        UsageError: One is.
+    """
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"{name} means nothing to {where}", "drop it")
 
 
 def _hold(scored: Scored, baseline: Path, name: str, tolerance: float) -> None:

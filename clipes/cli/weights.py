@@ -65,7 +65,16 @@ def weights_list() -> None:
 
 
 def _split(source: str, model: str) -> tuple[str, str]:
-    """Return what to get of which model: the name of the second tower alone means its best."""
-    from clipes.weights import DINOV2
+    """Return what to get of which model: the name of the second tower alone means its best.
 
-    return ("auto", DINOV2) if source == DINOV2 else (source, model)
+    Raises:
+        UsageError: Both are named, and differ.
+    """
+    from clipes.errors import UsageError
+    from clipes.weights import DEFAULT_MODEL, DINOV2
+
+    if source != DINOV2:
+        return source, model
+    if model not in (DEFAULT_MODEL, DINOV2):
+        raise UsageError(f"--model {model} means nothing to {DINOV2}", "drop it")
+    return "auto", DINOV2

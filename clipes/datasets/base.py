@@ -199,6 +199,10 @@ def read_split(
 ) -> tuple[list[str], list[Problem]]:
     """Read a list of images, one a line: ids, file names, or CLIP-ES's pairs of paths.
 
+    An id may hold spaces, or end as pictures do: that of ``IMG_1.HEIC.jpg`` is ``IMG_1.HEIC``. So a
+    line that is an image's name without suffix, of those right in the folder of the images, is
+    taken as a whole before it is split.
+
     Args:
         root: Folder of the data set.
         split: Name of a ``.txt`` file in ``ImageSets/Segmentation`` or in ``root``, or a path.
@@ -219,12 +223,14 @@ def read_split(
             # Not --split: train-seg has --val for a list, too.
             f"name one of {_known_splits(root)} or the path of a list",
         )
+    images = _images_of(root)
     ids: dict[str, None] = {}
     failures = []
     for number, line in enumerate(read_list(path).splitlines(), start=1):
         if not line.strip():
             continue
-        name, _ = split_line(line)
+        whole = images.get(unicodedata.normalize("NFC", line.strip()))
+        name = whole.name if whole is not None else split_line(line)[0]
         try:
             ids[to_id(name)] = None
         except DatasetError as error:
@@ -355,6 +361,13 @@ def is_rare(images: int, of: int) -> bool:
 
 def _split_places(root: Path, split: str) -> list[Path]:
     return [root / _SPLIT_FOLDER / f"{split}.txt", root / f"{split}.txt", Path(split)]
+
+
+def _images_of(root: Path) -> dict[str, Path]:
+    """Return the pictures right in the folder of a data set's images, by name without suffix."""
+    folders = [root / name for name in ("images", "JPEGImages") if (root / name).is_dir()]
+    suffixes = (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)
+    return {k: path for f in folders or [root] for k, path in index_files(f, *suffixes).items()}
 
 
 def _known_splits(root: Path) -> str:

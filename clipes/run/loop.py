@@ -119,8 +119,8 @@ class Shard:
         """Return this process's part under torchrun or SLURM, else the whole.
 
         Args:
-            environment: RANK and WORLD_SIZE, as torchrun sets them, or SLURM_PROCID and
-                SLURM_NTASKS.
+            environment: RANK and WORLD_SIZE, as torchrun sets them, or SLURM_PROCID,
+                SLURM_NTASKS and SLURM_STEP_ID, as srun does.
 
         Raises:
             UsageError: They are set, but make no shard.

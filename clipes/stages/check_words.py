@@ -69,12 +69,14 @@ def check_words(request: WordsRequest, listener: Listener) -> WordsChecked:
         listener: Who is told which weights are used.
 
     Raises:
-        UsageError: Both weights and a file are named, or descriptions cannot be joined to that
-            fusion.
+        UsageError: Both weights and a file are named, or a model without weights, or descriptions
+            cannot be joined to that fusion.
         ClipesError: Vocabulary, weights or file cannot be used.
     """
     if request.weights is not None and request.text_features is not None:
         raise UsageError("--weights and --text-features exclude each other", "give one of them")
+    if request.weights is None and request.model != DEFAULT_MODEL:
+        raise UsageError(f"--model {request.model} means nothing without --weights", "add it")
     check_levels(request.fusion, request.descriptions)
     vocabulary = load_vocabulary(request.prompts).as_asked(request.descriptions).widened()
     fusion = request.fusion

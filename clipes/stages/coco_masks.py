@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from clipes.datasets.base import printable
+from clipes.datasets.base import class_index, printable
 from clipes.datasets.coco import MASK_FOLDER, find_coco, image_key, instance_files, open_coco
 from clipes.datasets.instances import (
     Header,
@@ -18,6 +19,7 @@ from clipes.datasets.instances import (
     read_header,
 )
 from clipes.datasets.outlines import Outline, draw, parse_outline
+from clipes.datasets.problems import ProblemError
 from clipes.datasets.rows import id_or_text, labels_of_classes
 from clipes.disk.files import sha256_of
 from clipes.disk.images import MAX_PIXELS, read_origin, write_mask
@@ -185,11 +187,11 @@ def _read_outlines(
 ) -> dict[ImageKey, list[Outline | DatasetError]]:
     """Return the outlines of some images, an error for each that is of no use."""
     names = labels_of_classes(tuple(header.categories.values()), classes)
-    values = {
-        category: value_of(name if isinstance(name, int) else classes.index(name))
-        for category, name in zip(header.categories, names, strict=True)
-        if isinstance(name, int) or name in classes
-    }
+    values = {}
+    for category, name in zip(header.categories, names, strict=True):
+        with suppress(ProblemError):  # none of the classes: a failure only where an object is one
+            index = name if isinstance(name, int) else class_index(name, classes)
+            values[category] = value_of(index)
     found: dict[ImageKey, list[Outline | DatasetError]] = {}
     for entry in read_annotations(header.path):
         key = entry.get("image_id")

@@ -95,8 +95,8 @@ def maps_with(
         listener: Who is told how it goes.
     """
     workers, batch = resources.workers or 1, resources.batch or 1
+    maker = CamMaker(clip.towers, clip.text, request.preset.cam)  # or refuses, nothing recorded
     _begin(request, vocabulary, data, clip, run)
-    maker = CamMaker(clip.towers, clip.text, request.preset.cam)
     keep_freed_memory()
     samples = resources.part.of(data.samples)
     patches, learnt_from = request.preset.cam.patches, frozenset[str]()

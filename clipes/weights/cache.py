@@ -7,6 +7,7 @@ at all. Its metadata describes it, so nothing else has to be kept beside it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -107,9 +108,16 @@ def describe(path: Path) -> Weights | None:
             return None
         with safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})[_METADATA])
-        return parse_record({**values, "path": path}, Weights, f"cannot read {path}", "")
+        found = parse_record({**values, "path": path}, Weights, f"cannot read {path}", "")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, ArtifactError):
         return None
+    return found if _can_run(found.recipe) else None
+
+
+def _can_run(recipe: Recipe) -> bool:
+    """Tell whether the numbers of a recipe can be divided by."""
+    numbers = (*recipe.mean, *recipe.std)
+    return recipe.head_width > 0 and min(recipe.std) > 0 and all(map(math.isfinite, numbers))
 
 
 def path_of(model: str, name: str, cache: Path | None) -> Path:

@@ -285,6 +285,16 @@ def test_masks_of_other_annotations_are_drawn_again(coco):
     assert again(coco)[0].skipped == 2
 
 
+def test_categories_are_the_classes_in_whatever_spelling(coco):
+    path = coco / "annotations/instances_train2014.json"
+    write_instances(path, [picture(1)], [annotation(1, CATEGORY_IDS[0])], ["Traffic_Light"])
+    summary, _ = again(coco)
+    assert (summary.done, summary.failures) == (1, ())
+    (sample,) = open_dataset("coco", root=coco).samples
+    assert [COCO_CLASSES[label] for label in sample.labels] == ["traffic light"]
+    assert np.unique(read_mask(sample.mask)).tolist() == [0, sample.labels[0] + 1]
+
+
 def test_masks_that_were_not_drawn_here_are_kept_and_said(coco):
     again(coco)
     first, third = (coco / f"SegmentationClass/COCO_train2014_{k:012d}.png" for k in (1, 3))

@@ -477,6 +477,16 @@ def test_a_split_chooses_and_orders(tmp_path, split):
     assert list(reasons(data)) == ["d"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "voc"])
+def test_a_list_of_ids_names_them_whatever_they_hold(tmp_path, kind):
+    names = ("my.jpg", "my 2.JPG", "IMG_1.HEIC.jpg", "le\u0301a 1.png", "b.jpg", "c.jpg")
+    ids = ["my 2", "IMG_1.HEIC", "l\u00e9a 1", "b", "c"]
+    text = "\n".join([*ids[:3], "b 14", "/JPEGImages/c.jpg /SegmentationClass/c.png"])
+    root = folder(tmp_path, *(f"JPEGImages/{name}" for name in names), some_txt=f"{text}\n")
+    data = open_dataset(kind, root=root, split="some", labelled=False)
+    assert ([sample.id for sample in data.samples], data.failures) == (ids, ())
+
+
 @pytest.mark.parametrize("masks", ["masks", "SegmentationClass", "SegmentationClassAug"])
 def test_masks_are_found_by_name(tmp_path, masks):
     root = folder(tmp_path, "a.jpg", "b.jpg", f"{masks}/a.png", labels_txt="a x\nb x\n")

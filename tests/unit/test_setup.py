@@ -10,6 +10,7 @@ import pytest
 
 from clipes.config import PRESETS, get_preset
 from clipes.errors import ArtifactError, DatasetError, UsageError
+from clipes.processes import local_rank
 from clipes.run.folder import Run
 from clipes.run.loop import Shard
 from clipes.run.record import CamSettings
@@ -84,10 +85,25 @@ def test_a_wrong_shard_is_a_usage_error(text: str) -> None:
 def test_torchrun_and_slurm_say_which_part_is_whose() -> None:
     assert Shard.from_environment({}) == Shard(0, 1)
     assert Shard.from_environment({"RANK": "1", "WORLD_SIZE": "4"}) == Shard(1, 4)
-    assert Shard.from_environment({"SLURM_PROCID": "2", "SLURM_NTASKS": "3"}) == Shard(2, 3)
+    srun = {"SLURM_PROCID": "2", "SLURM_NTASKS": "3", "SLURM_STEP_ID": "0"}
+    assert Shard.from_environment(srun) == Shard(2, 3)
     assert Shard.from_environment({"RANK": "1"}) == Shard(0, 1)
     with pytest.raises(UsageError):
         Shard.from_environment({"RANK": "4", "WORLD_SIZE": "4"})
+
+
+def test_a_batch_script_without_srun_is_the_only_process() -> None:
+    assert Shard.from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == Shard(0, 1)
+
+
+def test_the_number_of_a_gpu_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, number in (("", 0), ("0", 0), ("3", 3)):
+        monkeypatch.setenv("LOCAL_RANK", text)
+        assert local_rank() == number
+    for text in ("a", "-1", "1.0"):
+        monkeypatch.setenv("LOCAL_RANK", text)
+        with pytest.raises(UsageError, match=f"LOCAL_RANK is '{text}', no number of a GPU"):
+            local_rank()
 
 
 def test_errors_are_one_line_and_cross_processes() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from clipes.errors import WeightsError
 from clipes.weights import (
@@ -23,6 +25,7 @@ from clipes.weights import (
     registry,
     resolve,
 )
+from clipes.weights.cache import describe
 from tests.unit.weights_support import (
     Server,
     make_wheel,
@@ -350,8 +353,6 @@ class TestCache:
 
     @pytest.mark.parametrize("change", [{"recipe": 3}, {"name": None, "sha256": None}, {"x": 1}])
     def test_metadata_of_another_kind(self, tmp_path: Path, change: dict[str, object]):
-        from safetensors.torch import save_file
-
         good = {"name": "n", "model": "ViT-B-32", "sha256": "s", "has_text": True,
                 "recipe": {"quick_gelu": True, "head_width": 8, "mean": [0, 0, 0],
                            "std": [1, 1, 1]}}  # fmt: skip
@@ -359,6 +360,25 @@ class TestCache:
         save_file(small_clip(), tmp_path / "w.safetensors", metadata={"clipes": text})
         found = resolve(str(tmp_path / "w.safetensors"))
         assert found.model == ("ViT-B-32" if change == {"x": 1} else "ViT-B-16")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            *({"head_width": width} for width in (0, -8)),
+            *({"std": [1, bad, 1]} for bad in (0, -1, math.nan, math.inf)),
+            *({"mean": [0, bad, 0]} for bad in (math.nan, -math.inf)),
+        ],
+    )
+    def test_metadata_with_numbers_that_no_tower_runs_with(
+        self, tmp_path: Path, change: dict[str, object]
+    ):
+        recipe = {"quick_gelu": True, "head_width": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}
+        good = {"name": "n", "model": "ViT-B-32", "sha256": "s", "has_text": True}
+        path = tmp_path / "w.safetensors"
+        for wrong, known in ((change, False), ({}, True)):
+            text = json.dumps(good | {"recipe": recipe | wrong})
+            save_file(small_clip(), path, metadata={"clipes": text})
+            assert (describe(path) is not None) == known
 
     def test_it_cannot_be_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / "taken").write_bytes(b"")
