@@ -101,11 +101,22 @@ def _corners(kind: str, about: Mapping[str, str]) -> list[tuple[float, float]]:
         left, top, right, bottom = (
             _number(about.get(key, "")) for key in ("xtl", "ytl", "xbr", "ybr")
         )
-        return [(left, top), (right, top), (right, bottom), (left, bottom)]
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        return _turned(corners, math.radians(_number(about.get("rotation", "0"))))
     pairs = [point.split(",") for point in about.get("points", "").split(";")]
     if any(len(pair) != 2 for pair in pairs):
         raise DatasetError("a polygon is damaged", "export it again")
     return [(_number(x), _number(y)) for x, y in pairs]
+
+
+def _turned(corners: Sequence[tuple[float, float]], angle: float) -> list[tuple[float, float]]:
+    """Return a box's corners turned about its middle, clockwise by ``angle`` in radians."""
+    if not angle:
+        return [*corners]
+    middle_x, middle_y = (sum(several) / len(corners) for several in zip(*corners, strict=True))
+    cos, sin = math.cos(angle), math.sin(angle)
+    away = [(x - middle_x, y - middle_y) for x, y in corners]
+    return [(middle_x + cos * x - sin * y, middle_y + sin * x + cos * y) for x, y in away]
 
 
 def _number(text: str) -> float:

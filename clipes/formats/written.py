@@ -72,6 +72,7 @@ class Written:
         self._settings = json.loads(json.dumps(settings))  # tuples are lists, as in the file
         self._command, self._defaults = command, defaults
         self._made = self._read()
+        self._waiting: dict[str, _Entry] = {}  # begun, but not yet written: what they are still
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -100,8 +101,26 @@ class Written:
         """
         for image_id, files in todo.items():
             if files and not self.edited(image_id, files):
+                if image_id in self._made:
+                    self._waiting[image_id] = self._made[image_id]
                 names = {*map(self._name, files), *self._files(image_id)}
                 self._made[image_id] = _Entry("", dict.fromkeys(sorted(names), _UNFINISHED))
+        self.save()
+
+    def write(self, image_id: str) -> None:
+        """Note that the files of an image are written now."""
+        self._waiting.pop(image_id, None)
+
+    def stop(self) -> None:
+        """Write the record; images that were not reached have the files that they had before.
+
+        So what someone does to those until the export goes on is seen.
+
+        Raises:
+            WriteError: It cannot be written.
+        """
+        self._made |= self._waiting
+        self._waiting = {}
         self.save()
 
     def edited(self, image_id: str, files: Iterable[Path] = ()) -> Path | None:
@@ -156,7 +175,9 @@ class Written:
     def _read(self) -> dict[str, _Entry]:
         path = self._folder / RECORD
         if not path.exists():
-            if self._folder.is_dir() and any(self._folder.iterdir()):
+            if self._folder.is_dir() and any(
+                not one.name.startswith(".") for one in self._folder.iterdir()
+            ):
                 # A data set has the same folders as some formats: its masks are no one else's.
                 raise ArtifactError(
                     f"{self._folder} holds files that 'clipes export' did not write",

@@ -96,6 +96,7 @@ def export(request: ExportRequest, run: Run, listener: Listener) -> tuple[Path, 
         **_chosen(form, options),
     }
     unknown = {"first": None, **_chosen(form, Options())}  # to an older clipes
+    remove_leftovers(folder)  # of an export that was killed before it had a record
     written = Written(folder, settings, request.command, unknown)
     images = common_folder(data.samples)
     plan = Plan(folder, samples, data.classes, _split(run), images, _numbers(data), options)
@@ -148,6 +149,7 @@ class _Job:
         self.written.begin(files)
 
         def write(sample: Sample) -> None:
+            self.written.write(sample.id)
             self._write(sample, placed=sample.id in placed)
             if sample.id in files:
                 self.written.keep(sample.id, made_from[sample.id], files[sample.id])
@@ -157,7 +159,7 @@ class _Job:
             with listener.progress("export") as progress:
                 summary = for_each(write, todo, progress=progress, report=listener.report)
         finally:
-            self.written.save()
+            self.written.stop()
         return replace(summary, skipped=len(self.plan.samples) - len(todo))
 
     def remove_others(self, failed: Sequence[Failure], say: Callable[[str], None]) -> None:

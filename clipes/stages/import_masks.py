@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -114,11 +114,11 @@ def _matched(
     found: Iterable[Found], samples: Sequence[Sample]
 ) -> tuple[dict[str, Found], list[Failure]]:
     """Return what was found by the id of its image, and what belongs to none."""
-    names = _names(samples)
+    names, folders = _names(samples), {sample.image.parent.name for sample in samples}
     known: dict[str, Found] = {}
     failures = []
     for one in found:
-        sample = next((names[key] for key in _keys(one.name) if key in names), None)
+        sample = _called(one.name, names, folders)
         if sample is None:
             failures.append(Failure(one.name, "no image of the run is called that, or several are"))
         elif sample.id in known:
@@ -128,12 +128,29 @@ def _matched(
     return known, failures
 
 
-def _keys(name: str) -> Iterator[str]:
-    """Yield what an image may be called of which a tool says ``name``, the most exact first.
+def _called(name: str, names: Mapping[str, Sample | None], folders: set[str]) -> Sample | None:
+    """Return the image of which a tool says ``name``; None if there is none, or are several.
 
-    Tools put folders of their own before a path, and some drop the suffix, or have that of a mask.
+    Tools put folders of their own before a path. But one that has the name of a folder of the run's
+    images is none of a tool's: its image is another than the namesake elsewhere.
+
+    Args:
+        name: What the tool says.
+        names: As ``_names`` returns it.
+        folders: Names of the folders in which the run's images lie.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts[-_DEEPEST:]
+    sample = next((names[key] for key in _keys(parts) if key in names), None)
+    if sample is None or not folders.intersection(parts[-2:-1]):
+        return sample
+    return sample if parts[-2] == sample.image.parent.name else None
+
+
+def _keys(parts: Sequence[str]) -> Iterator[str]:
+    """Yield what an image may be called whose path has these parts, the most exact first.
+
+    Some tools drop the suffix, or have that of a mask.
+    """
     for start in range(len(parts)):
         tail = "/".join(parts[start:])
         yield tail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from clipes.types import Sample
 
 _COLUMNS = ("image", "labels", "scores", "picture")
 _DIGITS = 16  # of the picture's sha256
+_SHA256 = "sha256:"  # before them: a spreadsheet takes 1234567890123456 or 12e4 for a number
+_PICTURE = re.compile(
+    rf"(?:{_SHA256})?([0-9a-f]{{{_DIGITS}}})"
+)  # an older clipes wrote digits alone
 
 
 def open_tagged(data: Dataset, run: Run, split: str | None) -> Dataset:
@@ -65,23 +70,23 @@ def add_tags(path: Path, tagged: Sequence[Tagged], classes: Sequence[str]) -> No
         best = sorted(one.tags, key=lambda label: (-one.tags[label], label))
         columns = (words[label] for label in best), (f"{one.tags[label]:.2f}" for label in best)
         name = f"{one.sample.id}{one.sample.image.suffix}"
-        rows.append([name, *map(";".join, columns), one.picture[:_DIGITS]])
+        rows.append([name, *map(";".join, columns), _SHA256 + one.picture[:_DIGITS]])
     write_text(path, table_text([_COLUMNS, *rows]))
 
 
 def untagged(samples: Sequence[Sample], path: Path) -> list[Sample]:
     """Return the images that the label file ``path`` does not list as the pictures they are now.
 
-    Rows that do not say which picture they are about count as right.
+    Rows that do not say which picture they are about, or no longer legibly, count as right.
     """
     rows = {_id(row[0]): row for row in _read_rows(path)} if path.exists() else {}
     return [s for s in samples if s.id not in rows or not _is_about(rows[s.id], s)]
 
 
 def _is_about(row: Sequence[str], sample: Sample) -> bool:
-    stated = row[_COLUMNS.index("picture")].strip()
+    stated = _PICTURE.fullmatch(row[_COLUMNS.index("picture")].strip())
     try:
-        return not stated or sha256_of(sample.image).startswith(stated)
+        return stated is None or sha256_of(sample.image).startswith(stated[1])
     except OSError:
         return True  # whoever reads it says what is wrong with it
 
@@ -98,9 +103,10 @@ def _read_rows(path: Path) -> list[list[str]]:
     text = read_list(path)
     delimiter = delimiter_of(text)
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+        rows = list(reader)
     except csv.Error as error:
         raise DatasetError(f"{path} is no CSV: {error}", "save it again as CSV") from error
-    if not {"image", "labels"} <= set(text.partition("\n")[0].strip().split(delimiter)):
+    if not {"image", "labels"} <= set(reader.fieldnames or ()):
         raise DatasetError(f"{path} has no header 'image,labels'", "put it on the first line")
     return [[row.get(column) or "" for column in _COLUMNS] for row in rows]

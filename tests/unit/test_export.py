@@ -18,6 +18,7 @@ from pycocotools import mask as tools
 
 from clipes.datasets import open_dataset
 from clipes.datasets.outlines import decode_runs, draw, encode_runs, parse_outline
+from clipes.disk.claim import temporary_sibling
 from clipes.disk.images import read_image, read_mask, voc_palette
 from clipes.errors import ArtifactError, RunConflictError, UsageError
 from clipes.formats import FORMATS
@@ -661,6 +662,45 @@ def test_an_export_that_was_killed_is_written_again(
     do("labelme")
     assert do.summary.done == 1
     assert contents(folder) == contents(do("labelme", folder.with_name("anew")))
+
+
+def test_what_a_person_edits_between_a_stopped_export_and_the_next_stays(
+    do: Exporter, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = do("labelme")
+    first, second = run.ids("pseudo")[:2]
+    change(run, first)
+    change(run, second)
+
+    def stop(written: Written, image_id: str) -> None:
+        if image_id == second:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Written, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            do("labelme")
+    (edited,) = folder.rglob(f"{second}.json")
+    edited.write_text("mine")
+    with pytest.raises(AssertionError):
+        do("labelme")
+    assert f"{edited} was edited since it was written" in do.failures.pop().reason
+    assert edited.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["coco", "labelme"])
+def test_hidden_files_are_nothing_that_an_export_would_write_over(
+    do: Exporter, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / ".DS_Store").touch()
+    mine = temporary_sibling(folder / "instances.json")
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", "-999999999-"))
+    dead.touch()
+    do(name, folder)
+    assert (folder / ".DS_Store").exists()
+    assert not dead.exists()
 
 
 def test_no_record_makes_an_export_remove_what_lies_outside(

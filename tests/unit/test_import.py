@@ -205,6 +205,25 @@ def test_cvat_polygons_and_boxes_are_painted_by_z_order(run: Run, tmp_path: Path
     np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.parametrize(
+    ("angle", "rows", "columns"), [(0, (8, 12), (2, 20)), (90, (1, 19), (9, 13))]
+)
+def test_a_box_of_cvat_is_painted_as_it_is_turned(
+    run: Run, tmp_path: Path, angle: int, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    path = tmp_path / "annotations.xml"
+    path.write_text(
+        '<annotations><image name="holes.png" width="31" height="23">'
+        f'<box label="bus" xtl="2" ytl="8" xbr="20" ybr="12" rotation="{angle}.0"/>'
+        "</image></annotations>"
+    )
+    heard, done = bring(run, "cvat", path)
+    assert (heard.failures, done) == ([], 1)
+    expected = np.zeros(SIZES["holes"], np.uint8)
+    expected[slice(*rows), slice(*columns)] = 4
+    np.testing.assert_array_equal(run.corrected.load_pseudo("holes").mask, expected)
+
+
 def test_an_entity_in_xml_is_refused(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "annotations.xml"
     path.write_text('<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>')
@@ -231,6 +250,8 @@ def test_what_is_no_such_file_is_one_error(run: Run, tmp_path: Path, name: str) 
         ("dog_1", "dog_1"),
         ("2.png", "cat_2"),
         ("elsewhere/2.jpg", "cat_2"),
+        ("dog/2.png", None),  # an image that is not there, not its namesake
+        ("task 7/dog/2", None),
         ("1.png", None),
         ("../..", None),
         ("", None),

@@ -397,7 +397,7 @@ def tag_all(data: Dataset, path: Path) -> list[str]:
 
 
 def start_of_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
 def labels(data: Dataset) -> dict[str, list[str]]:
@@ -435,6 +435,17 @@ def test_rows_a_person_has_corrected_stay(images, tmp_path):
     before = path.read_bytes()
     assert tag_all(images, path) == []
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("stated", ["1.23457E+15", "sha256:{}", "{}", ""])
+def test_a_row_whose_picture_a_spreadsheet_spoilt_stays(images, tmp_path, stated):
+    path, digits = tmp_path / "labels.csv", start_of_sha256(images.root / "one.png")[7:]
+    path.write_text(f'"image","labels","picture"\n"one.png","dining table",{stated.format(digits)}\n')
+    assert "one" not in tag_all(images, path)
+    assert labels(reopened(images, path))["one"] == ["dining table"]
+    other = digits[::-1]
+    path.write_text(f"image,labels,picture\none.png,dining table,sha256:{other}\n")
+    assert "one" in tag_all(images, path)
 
 
 def test_rows_of_images_in_folders_are_known_by_path_and_by_id(tmp_path):
