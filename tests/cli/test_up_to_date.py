@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipes.config import PRESETS
 from clipes.disk.images import read_mask, write_mask
 from clipes.run.folder import Run
+from clipes.stages.cam import CamRequest, ClipRequest, DataRequest, asked_of_clip
+from clipes.words.vocabulary import load_vocabulary
 from tests.cli.conftest import Cli
 from tests.cli.forked import Starter
 from tests.cli.small_data import CLASSES, cam, train, write_photos
@@ -218,6 +221,45 @@ def test_the_same_words_mean_other_files_in_another_folder(
     done = there(*cam(finished.root, tmp_path / "photos"), *FAST)
     assert done.returncode == 1
     assert "was made by 'cam' with text.sha256 =" in done.stderr
+
+
+def test_files_that_are_asked_for_are_recorded_with_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(clip: ClipRequest) -> list[object]:
+        request = CamRequest(DataRequest("folder"), clip, PRESETS["fast"])
+        known = asked_of_clip(request, load_vocabulary("voc"), [])
+        assert known is not None
+        return [known[key] for key in ("weights", "text_features", "template", "dino")]
+
+    files = ("w.pt", "v.npz", "t.txt", "d.pt")
+    for file in files:
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
+    given = ClipRequest("w.pt", text_features=Path("v.npz"), template="t.txt", dino="d.pt")
+    assert asked(given) == [str(tmp_path / file) for file in files]
+    assert asked(ClipRequest(template="a {}.")) == ["auto", None, "a {}.", "auto"]
+
+
+def test_words_without_any_for_the_background_are_refused_and_not_recorded(
+    start: Starter, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 1)
+    arrays = dict(np.load(tmp_path / "text.npz"))
+    classes = {key: arrays[key][: len(CLASSES)] for key in ("names", "features", "background")}
+    np.savez(tmp_path / "alone.npz", **{**arrays, **classes})
+    refused = start(*cam("run"), *FAST, "--text-features", "alone.npz")
+    assert refused.returncode == 1
+    assert "there are no words for the background; give 'clipes cam' such" in refused.stderr
+    made = start(*cam("run"), *FAST)
+    assert made.returncode == 0, made.stderr
+
+
+def test_maps_that_show_nothing_are_said(start: Starter, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 1, (16, 16))  # one patch
+    made = start(*cam("run"), *FAST)
+    assert made.returncode == 0, made.stderr
+    assert "1 of 1 images have maps that show nothing" in made.stderr
 
 
 def test_what_is_refused_is_named_in_words(finished: Run, start: Starter) -> None:

@@ -19,7 +19,7 @@ from clipes.run.reopen import reopen
 from clipes.stages.evaluate import Scored, evaluate_folder, evaluate_run
 from clipes.stages.train_examples import training_pairs
 from clipes.stages.train_request import Sources
-from clipes.types import PseudoLabel
+from clipes.types import CamMaps, PseudoLabel
 from tests.cli.small_data import write_refined
 
 COUNT = 4
@@ -256,6 +256,20 @@ def test_a_segmenter_is_scored_where_only_validation_images_have_ground_truth(
         path.unlink()
     with pytest.raises(ArtifactError, match="val-masks belongs to an image of"):
         score_run(taught, gt)
+
+
+def test_maps_of_pictures_that_only_some_stages_take_are_scored(
+    run: Run, truth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for id_ in run.ids("pseudo"):
+        found = read_mask(truth / f"{id_}.png")
+        labels = np.unique(found[found > 0]).astype(np.int64) - 1
+        maps = np.stack([found == 1 + label for label in labels]).astype(np.float16)
+        run.save_cams(id_, CamMaps(labels, maps, found.shape))
+    monkeypatch.setitem(Run.load_cams.__kwdefaults__, "most", 48 * 64 - 1)
+    scored, _ = score_run(run)
+    assert scored.stages["CAM (alpha 1)"].images == COUNT
+    assert scored.stages["CAM (alpha 1)"].miou == 1
 
 
 def test_masks_of_which_no_pixel_is_confident_cost_one_row(run: Run) -> None:

@@ -440,7 +440,9 @@ def test_rows_a_person_has_corrected_stay(images, tmp_path):
 @pytest.mark.parametrize("stated", ["1.23457E+15", "sha256:{}", "{}", ""])
 def test_a_row_whose_picture_a_spreadsheet_spoilt_stays(images, tmp_path, stated):
     path, digits = tmp_path / "labels.csv", start_of_sha256(images.root / "one.png")[7:]
-    path.write_text(f'"image","labels","picture"\n"one.png","dining table",{stated.format(digits)}\n')
+    path.write_text(
+        f'"image","labels","picture"\n"one.png","dining table",{stated.format(digits)}\n'
+    )
     assert "one" not in tag_all(images, path)
     assert labels(reopened(images, path))["one"] == ["dining table"]
     other = digits[::-1]

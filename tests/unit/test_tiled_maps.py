@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,28 @@ def test_a_picture_has_so_many_patches_at_most() -> None:
         Layout.of((10_000, 20_000), 1024, 16, 1600)
     Layout.of((10_000, 20_000), 1792, 16, 1600)
     assert "has" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [
+        ((10, 20_000_000), 2048),  # one row of patches, and no less
+        ((1, 1_000_000_000), 2048),
+        ((77, 3_900_000), 1024),  # two rows of patches up to 2053 pixels, then one
+        ((10_000, 20_000), 256),  # fewer patches a tile, as many of the picture
+    ],
+)
+def test_the_side_that_is_advised_is_the_least_that_will_do(
+    size: tuple[int, int], side: int
+) -> None:
+    with pytest.raises(ImageError, match="or more") as error:
+        Layout.of(size, side, 16, 1600)
+    (advised,) = map(int, re.findall(r"--tile (\d+)", error.value.remedy))
+    assert advised > side
+    Layout.of(size, advised, 16, 1600)
+    with pytest.raises(ImageError, match="or more"):
+        Layout.of(size, advised - 64, 16, 1600)
+    Layout.of(size, usual_side(size, side, 1600), 16, 1600)
 
 
 def test_gradients_are_not_compared_across_tiles() -> None:
