@@ -67,7 +67,10 @@ class LabelmeWriter(FileWriter):
         ]
         height, width = mask.shape
         (source,) = self.upright(item.sample) or (item.sample.image,)
-        image = os.path.relpath(source.absolute(), path.parent.absolute())
+        # Of real folders: "..", above a link, leads elsewhere. Not of the picture, if it is a link:
+        # labels and masks are called after its own name.
+        at = Path(os.path.realpath(source.parent), source.name)
+        image = os.path.relpath(at, os.path.realpath(path.parent))
         content = {
             "version": _VERSION,
             "flags": {},

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from clipes.disk.files import sha256_of, write_json
-from clipes.disk.records import read_record
+from clipes.disk.records import parse_record, read_record
 from clipes.errors import ArtifactError, WriteError
 from clipes.run.folder import check_same
 
@@ -24,6 +24,7 @@ RECORD = "export.json"
 _LARGEST = 1 << 26  # bytes; an image takes 300
 _REMEDY = "delete the folder, or choose another --out"
 _UNFINISHED = ""  # what a file holds that was about to be written
+_JOURNAL = ".export.jsonl"  # what was begun and written since the record was; hidden from tools
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,6 @@ class Written:
         self._settings = json.loads(json.dumps(settings))  # tuples are lists, as in the file
         self._command, self._defaults = command, defaults
         self._made = self._read()
-        self._waiting: dict[str, _Entry] = {}  # begun, but not yet written: what they are still
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -91,37 +91,18 @@ class Written:
             and all(path.exists() for path in files)
         )
 
-    def begin(self, todo: Mapping[str, Sequence[Path]]) -> None:
-        """Record that the files of some images are about to be written.
+    def begin(self, image_id: str, files: Sequence[Path]) -> None:
+        """Note that the files of an image are written now.
 
-        If the process is killed, they are known as the export's own, and are written again.
-
-        Raises:
-            WriteError: The record cannot be written.
-        """
-        for image_id, files in todo.items():
-            if files and not self.edited(image_id, files):
-                if image_id in self._made:
-                    self._waiting[image_id] = self._made[image_id]
-                names = {*map(self._name, files), *self._files(image_id)}
-                self._made[image_id] = _Entry("", dict.fromkeys(sorted(names), _UNFINISHED))
-        self.save()
-
-    def write(self, image_id: str) -> None:
-        """Note that the files of an image are written now."""
-        self._waiting.pop(image_id, None)
-
-    def stop(self) -> None:
-        """Write the record; images that were not reached have the files that they had before.
-
-        So what someone does to those until the export goes on is seen.
+        If the process is killed meanwhile, they are known as the export's own, and are written
+        again. Those of other images are known as they are: what someone does to them is seen.
 
         Raises:
-            WriteError: It cannot be written.
+            WriteError: It cannot be noted.
         """
-        self._made |= self._waiting
-        self._waiting = {}
-        self.save()
+        if files:
+            names = {*map(self._name, files), *self._files(image_id)}
+            self._note(image_id, _Entry("", dict.fromkeys(sorted(names), _UNFINISHED)))
 
     def edited(self, image_id: str, files: Iterable[Path] = ()) -> Path | None:
         """Return a file of an image that is no longer as it was written; None if all are.
@@ -138,12 +119,16 @@ class Written:
         return None
 
     def keep(self, image_id: str, made_from: str, files: Sequence[Path]) -> None:
-        """Note that the files of an image are written; remove those it had under other names."""
+        """Note that the files of an image are written; remove those it had under other names.
+
+        Raises:
+            WriteError: One cannot be removed, or it cannot be noted.
+        """
         if files:
             now = {self._name(path): _content(path) for path in files}
             for name in self._files(image_id).keys() - now.keys():
                 _remove(self._folder / name)
-            self._made[image_id] = _Entry(made_from, now)
+            self._note(image_id, _Entry(made_from, now))
 
     def remove(self, image_id: str) -> bool:
         """Remove the files of an image, all or none; tell whether there were any.
@@ -171,6 +156,17 @@ class Written:
         made = {image_id: asdict(entry) for image_id, entry in self._made.items()}
         record = {"command": self._command, "settings": self._settings, "made": made}
         write_json(self._folder / RECORD, record)
+        _remove(self._folder / _JOURNAL)
+
+    def _note(self, image_id: str, entry: _Entry) -> None:
+        """Set what is known of an image, beside the record: that is long where there are many."""
+        self._made[image_id] = entry
+        path = self._folder / _JOURNAL
+        try:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps({image_id: asdict(entry)}) + "\n")
+        except OSError as error:
+            raise WriteError(f"cannot write {path}: {error}", "check its permissions") from error
 
     def _read(self) -> dict[str, _Entry]:
         path = self._folder / RECORD
@@ -189,7 +185,23 @@ class Written:
         check_same(self._folder, "export", before, self._settings)
         if record.made is None:
             raise ArtifactError(f"{path} does not say which files the export wrote", _REMEDY)
-        return record.made
+        return record.made | self._noted()
+
+    def _noted(self) -> dict[str, _Entry]:
+        """Return what an export that was killed noted after it wrote the record."""
+        path = self._folder / _JOURNAL
+        made: dict[str, _Entry] = {}
+        try:
+            lines = path.read_bytes().splitlines() if path.exists() else []
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error}", "check its permissions") from error
+        for line in lines:
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # cut off as the machine went down: what it was about had not begun
+            made |= parse_record(value, dict[str, _Entry], f"cannot read {path}", _REMEDY)
+        return made
 
     def _files(self, image_id: str) -> dict[str, str]:
         """Return the recorded files of an image; none outside the folder, whatever is recorded."""

@@ -146,10 +146,9 @@ class _Job:
         files = {sample.id: self.writer.files(sample) for sample in todo if sample.id not in placed}
         for folder in {path.parent for paths in files.values() for path in paths}:
             remove_leftovers(folder)
-        self.written.begin(files)
+        self.written.save()  # so that the folder is known as an export's, however this ends
 
         def write(sample: Sample) -> None:
-            self.written.write(sample.id)
             self._write(sample, placed=sample.id in placed)
             if sample.id in files:
                 self.written.keep(sample.id, made_from[sample.id], files[sample.id])
@@ -159,7 +158,7 @@ class _Job:
             with listener.progress("export") as progress:
                 summary = for_each(write, todo, progress=progress, report=listener.report)
         finally:
-            self.written.stop()
+            self.written.save()
         return replace(summary, skipped=len(self.plan.samples) - len(todo))
 
     def remove_others(self, failed: Sequence[Failure], say: Callable[[str], None]) -> None:
@@ -195,12 +194,15 @@ class _Job:
     def _write(self, sample: Sample, *, placed: bool) -> None:
         if reason := self._stale(sample):
             raise ArtifactError(reason)
-        edited = self.written.edited(sample.id, self.writer.files(sample))
-        if edited and not placed:
-            raise ArtifactError(
-                f"{edited} was edited since it was written, and what it was made from has changed",
-                "it may be a person's work: delete it to have it written again",
-            )
+        if not placed:
+            files = self.writer.files(sample)
+            if edited := self.written.edited(sample.id, files):
+                raise ArtifactError(
+                    f"{edited} was edited since it was written, and what it was made from has "
+                    "changed",
+                    "it may be a person's work: delete it to have it written again",
+                )
+            self.written.begin(sample.id, files)
         self.writer.add(Item(sample, self._files(sample), self.plan, placed))
 
     def _files(self, sample: Sample) -> Run:

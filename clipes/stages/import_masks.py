@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from clipes.datasets.base import without_suffix
+from clipes.datasets.base import printable, without_suffix
 from clipes.disk.images import read_header, read_mask
 from clipes.errors import ArtifactError, ImageError
 from clipes.formats import READERS
@@ -26,7 +27,7 @@ from clipes.types import Failure, PseudoLabel, Sample, UInt8Array
 AS_IT_WAS = "are as they were: seen, and left so"
 """Said of images whose mask is the one that counted before."""
 
-_DEEPEST = 20  # folders of a name that are looked at
+_DEEPEST = 65  # folders of a name that are looked at: no image lies deeper
 
 
 @dataclass(frozen=True)
@@ -114,59 +115,85 @@ def _matched(
     found: Iterable[Found], samples: Sequence[Sample]
 ) -> tuple[dict[str, Found], list[Failure]]:
     """Return what was found by the id of its image, and what belongs to none."""
-    names, folders = _names(samples), {sample.image.parent.name for sample in samples}
+    names = _Names(samples)
+    called = [(*names.find(one.name), one) for one in found]
     known: dict[str, Found] = {}
     failures = []
-    for one in found:
-        sample = _called(one.name, names, folders)
+    for _, sample, one in sorted(called, key=lambda it: it[0]):
         if sample is None:
             failures.append(Failure(one.name, "no image of the run is called that, or several are"))
         elif sample.id in known:
-            failures.append(Failure(one.name, "it is there twice: the first counts"))
+            first = f"it is there twice: '{printable(known[sample.id].name)}' counts"
+            failures.append(Failure(one.name, first))
         else:
             known[sample.id] = one
     return known, failures
 
 
-def _called(name: str, names: Mapping[str, Sample | None], folders: set[str]) -> Sample | None:
-    """Return the image of which a tool says ``name``; None if there is none, or are several.
+class _Names:
+    """What tools call the images of a run.
 
-    Tools put folders of their own before a path. But one that has the name of a folder of the run's
-    images is none of a tool's: its image is another than the namesake elsewhere.
+    They put folders of their own before the whole path of an image, or leave out folders at its
+    front, but put none in their place: ``dog/1.jpg`` is another image than ``cat/1.jpg``. Some drop
+    the suffix, or have that of a mask.
 
     Args:
-        name: What the tool says.
-        names: As ``_names`` returns it.
-        folders: Names of the folders in which the run's images lie.
+        samples: The images.
     """
-    parts = PurePosixPath(name.replace("\\", "/")).parts[-_DEEPEST:]
-    sample = next((names[key] for key in _keys(parts) if key in names), None)
-    if sample is None or not folders.intersection(parts[-2:-1]):
-        return sample
-    return sample if parts[-2] == sample.image.parent.name else None
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        folder = common_folder(samples) if samples else Path()
+        self._exported: dict[str, Sample] = {}  # as an export calls them
+        self._whole: dict[str, Sample] = {}
+        self._short: dict[str, Sample | None] = {}  # None where that is not one image
+        self._folders: set[str] = set()
+        for sample in samples:
+            own = _own_path(sample)
+            self._whole |= dict.fromkeys((sample.id, without_suffix(own), own), sample)
+            self._folders.add(own.rpartition("/")[0])
+            while "/" in own:
+                own = own.partition("/")[2]
+                for name in {own, without_suffix(own)}:
+                    self._short[name] = None if name in self._short else sample
+            below = _composed(name_below(folder, sample))
+            self._exported |= dict.fromkeys((without_suffix(below), below), sample)
+        self._folders.discard("")
+
+    def find(self, name: str) -> tuple[int, Sample | None]:
+        """Return the image that a tool calls ``name``; None if there is none, or are several.
+
+        Returns:
+            How far the name is from its whole path, which is for comparison, and the image.
+        """
+        parts = [part for part in _composed(name).split("/") if part not in ("", ".", "..")]
+        parts = parts[-_DEEPEST:]
+        said = "/".join(parts)
+        sample = self._exported.get(said) or self._exported.get(without_suffix(said))
+        if sample is not None:
+            return 0, sample
+        for start in range(len(parts)):
+            tail = "/".join(parts[start:])
+            sample = self._whole.get(tail) or self._whole.get(without_suffix(tail))
+            if sample is not None:
+                return start, sample
+            # What precedes may be a tool's folder, but not one of the images' own.
+            if "/".join(parts[start:-1]) in self._folders:
+                return _DEEPEST, None
+        return _DEEPEST, self._short.get(said) or self._short.get(without_suffix(said))
 
 
-def _keys(parts: Sequence[str]) -> Iterator[str]:
-    """Yield what an image may be called whose path has these parts, the most exact first.
-
-    Some tools drop the suffix, or have that of a mask.
-    """
-    for start in range(len(parts)):
-        tail = "/".join(parts[start:])
-        yield tail
-        yield without_suffix(tail)
+def _own_path(sample: Sample) -> str:
+    """Return the end of an image's path that its id is made of, with slashes."""
+    parts = _composed(str(sample.image)).split("/")
+    tails = ("/".join(parts[start:]) for start in reversed(range(len(parts))))
+    made_of = (tail for tail in tails if _joined(tail) == sample.id)
+    return next(made_of, parts[-1])
 
 
-def _names(samples: Sequence[Sample]) -> dict[str, Sample | None]:
-    """Return the images by all that they may be called; None where that is not one image."""
-    if not samples:
-        return {}
-    folder = common_folder(samples)
-    exact: dict[str, Sample | None] = {}
-    loose: dict[str, Sample | None] = {}
-    for sample in samples:
-        below = name_below(folder, sample)
-        exact[below] = exact[without_suffix(below)] = exact[sample.id] = sample
-        for name in {sample.image.name, without_suffix(sample.image.name)}:
-            loose[name] = None if name in loose else sample
-    return {**loose, **exact}
+def _joined(path: str) -> str:
+    return without_suffix(path.strip()).replace("/", "_")
+
+
+def _composed(path: str) -> str:
+    """Return a path with slashes, and accents as ids have them: macOS stores them decomposed."""
+    return unicodedata.normalize("NFC", path.replace("\\", "/"))

@@ -22,7 +22,8 @@ from clipes.disk.claim import temporary_sibling
 from clipes.disk.images import read_image, read_mask, voc_palette
 from clipes.errors import ArtifactError, RunConflictError, UsageError
 from clipes.formats import FORMATS
-from clipes.formats.base import IGNORE_LABEL
+from clipes.formats.base import IGNORE_LABEL, Item
+from clipes.formats.labelme import LabelmeWriter
 from clipes.formats.regions import paint_order, regions, simplify
 from clipes.formats.written import Written
 from clipes.masks.pseudo import upsample
@@ -616,6 +617,18 @@ def test_what_a_person_edited_is_neither_written_over_nor_removed(run: Run, name
     assert any("kept: the files of 1 image" in line and str(edited) in line for line in do.said)
 
 
+def test_labelme_finds_pictures_from_behind_a_link(run: Run, tmp_path: Path) -> None:
+    root, deep = Path(run.stage("cam")["facts"]["root"]), tmp_path / "a" / "disk" / "far" / "away"
+    deep.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(deep)
+    picture = (root / "odd.png").rename(tmp_path / "original.png")
+    (root / "odd.png").symlink_to(picture)
+    folder = Exporter(run)("labelme", tmp_path / "link" / "out")
+    named = json.loads((folder / "odd.json").read_text())["imagePath"]
+    assert named.endswith("photos/odd.png")
+    assert (folder / named).samefile(picture)
+
+
 def test_links_follow_a_data_set_that_moved(do: Exporter, run: Run, tmp_path: Path) -> None:
     folders = {name: do(name) for name in ("voc", "mmseg", "labelme")}
     moved = tmp_path / "elsewhere"
@@ -664,28 +677,53 @@ def test_an_export_that_was_killed_is_written_again(
     assert contents(folder) == contents(do("labelme", folder.with_name("anew")))
 
 
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("place", [0, 2])  # what was written again, and what was not
 def test_what_a_person_edits_between_a_stopped_export_and_the_next_stays(
-    do: Exporter, run: Run, monkeypatch: pytest.MonkeyPatch
+    do: Exporter, run: Run, monkeypatch: pytest.MonkeyPatch, final: bool, place: int
 ) -> None:
     folder = do("labelme")
-    first, second = run.ids("pseudo")[:2]
-    change(run, first)
-    change(run, second)
+    ids = list(SIZES)
+    for id_ in ids:
+        change(run, id_)
+    add, save, begun, added = LabelmeWriter.add, Written.save, [], []
 
-    def stop(written: Written, image_id: str) -> None:
-        if image_id == second:
+    def stop(writer: LabelmeWriter, item: Item) -> None:
+        if len(added) == 1:
             raise KeyboardInterrupt
+        added.append(item.sample.id)
+        add(writer, item)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Written, "write", stop)
+        patched.setattr(LabelmeWriter, "add", stop)
+        if final:  # as SIGKILL: nothing is recorded any more
+            patched.setattr(Written, "save", lambda self: begun or begun.append(save(self)))
         with pytest.raises(KeyboardInterrupt):
             do("labelme")
-    (edited,) = folder.rglob(f"{second}.json")
+    id_ = [*added, *(one for one in ids if one not in added)][place]
+    edited = folder / f"{id_}.json"
     edited.write_text("mine")
+    size = SIZES[id_]
+    run.save_pseudo(id_, PseudoLabel(np.ones(size, np.uint8), np.ones(size, np.float32)))
     with pytest.raises(AssertionError):
         do("labelme")
     assert f"{edited} was edited since it was written" in do.failures.pop().reason
     assert edited.read_text() == "mine"
+
+
+def test_an_export_that_broke_off_as_it_took_notes_goes_on(
+    do: Exporter, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = do("labelme")
+    notes = folder / ".export.jsonl"
+    assert not notes.exists()
+    notes.write_text('{"odd": {"made_from": "", "files": {"odd.json": ""}}}\n{"row": {"ma')
+    (folder / "odd.json").write_text("half")
+    do("labelme")
+    assert (do.summary.done, notes.exists()) == (1, False)
+    notes.write_text("[]")
+    with pytest.raises(ArtifactError, match=r"export\.jsonl"):
+        do("labelme")
 
 
 @pytest.mark.parametrize("name", ["coco", "labelme"])

@@ -240,6 +240,17 @@ def test_what_is_no_such_file_is_one_error(run: Run, tmp_path: Path, name: str) 
     assert not run.corrected.root.exists()
 
 
+def test_a_box_of_cvat_is_turned_clockwise(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "annotations.xml"
+    path.write_text(
+        '<annotations><image name="holes.png" width="31" height="23">'
+        '<box label="bus" xtl="2" ytl="9" xbr="20" ybr="11" rotation="45.0"/></image></annotations>'
+    )
+    bring(run, "cvat", path)
+    mask = run.corrected.load_pseudo("holes").mask
+    assert (mask[14, 15], mask[5, 15]) == (4, 0)
+
+
 @pytest.mark.parametrize(
     ("name", "id_"),
     [
@@ -249,7 +260,10 @@ def test_what_is_no_such_file_is_one_error(run: Run, tmp_path: Path, name: str) 
         ("dog/1", "dog_1"),
         ("dog_1", "dog_1"),
         ("2.png", "cat_2"),
-        ("elsewhere/2.jpg", "cat_2"),
+        ("2.jpg", "cat_2"),
+        ("photos/cat/2.jpg", "cat_2"),
+        ("JPEGImages/cat_2.jpg", "cat_2"),
+        ("elsewhere/2.jpg", None),  # maybe a folder of images that are not in the run
         ("dog/2.png", None),  # an image that is not there, not its namesake
         ("task 7/dog/2", None),
         ("1.png", None),
@@ -260,19 +274,60 @@ def test_what_is_no_such_file_is_one_error(run: Run, tmp_path: Path, name: str) 
 def test_an_image_is_known_by_what_tools_call_it(
     tmp_path: Path, name: str, id_: str | None
 ) -> None:
+    run = photo_run(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png")
+    heard, _ = bring(run, "cvat", boxed(tmp_path, {name: "dog"}))
+    assert run.corrected.ids("pseudo") == ([id_] if id_ else [])
+    assert bool(heard.failures) == (id_ is None)
+
+
+def photo_run(tmp_path: Path, *paths: str) -> Run:
+    """A run on photos of 3 x 2 in folders called after their class."""
     root = tmp_path / "photos"
-    for path in ("cat/1.png", "cat/2.png", "dog/1.png"):
+    for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (3, 2)).save(root / path)
+    (root / "labels.json").write_text(json.dumps({path: ["cat"] for path in paths}))
     run = Run(tmp_path / "run")
     known = {"dataset": "folder", "split": None, "labels": None, "classes": ["cat", "dog"]}
     run.begin("cam", known, "clipes cam", {"root": str(root)})
+    return run
+
+
+def boxed(tmp_path: Path, names: dict[str, str]) -> Path:
+    """An annotations.xml that says of each picture what the whole of it shows."""
     path = tmp_path / "annotations.xml"
-    box = '<box label="dog" xtl="0" ytl="0" xbr="2" ybr="1"/>'
-    path.write_text(f'<annotations><image name="{name}">{box}</image></annotations>')
-    heard, _ = bring(run, "cvat", path)
-    assert run.corrected.ids("pseudo") == ([id_] if id_ else [])
-    assert bool(heard.failures) == (id_ is None)
+    box = '<box label="{}" xtl="0" ytl="0" xbr="3" ybr="2"/>'
+    images = (f'<image name="{name}">{box.format(label)}</image>' for name, label in names.items())
+    path.write_text(f"<annotations>{''.join(images)}</annotations>")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("photos", "stranger", "whole", "id_"),
+    [
+        (("cat/my 2.png",), "dog/my 2.jpg", "cat/my 2.png", "cat_my 2"),
+        (("cat/my 2.png",), "dog/my 2.jpg", "my 2.png", "cat_my 2"),
+        (("cat/1.png", "bird/2.png"), "1.png", "task 7/cat/1.png", "cat_1"),
+        (("1.png", "2.png"), "dog/1.png", "1.png", "1"),
+        (("day1/cam/1.png", "day1/side/2.png"), "day2/cam/1.png", "cam/1.png", "day1_cam_1"),
+        (("1.png", "cat/2.png"), "cat/1.png", "1.png", "1"),
+    ],
+)
+def test_a_namesake_in_another_folder_is_another_image(
+    tmp_path: Path, photos: tuple[str, ...], stranger: str, whole: str, id_: str
+) -> None:
+    run = photo_run(tmp_path, *photos)
+    heard, done = bring(run, "cvat", boxed(tmp_path, {stranger: "dog", whole: "cat"}))
+    assert ([failure.id for failure in heard.failures], done) == ([stranger], 1)
+    assert (run.corrected.load_pseudo(id_).mask == 1).all()
+
+
+def test_an_export_is_read_back_where_folders_have_namesakes(tmp_path: Path) -> None:
+    run = photo_run(tmp_path, "a/1.png", "a/b/1.png", "a/a/1.png")
+    for sample in reopen(run, None).samples:
+        run.save_pseudo(sample.id, PseudoLabel(np.ones((2, 3), np.uint8), np.ones((2, 3), "f4")))
+    _, done = bring(run, "cvat", Exporter(run)("cvat"))
+    assert (run.corrected.ids("pseudo"), done) == (["a_1", "a_a_1", "a_b_1"], 3)
 
 
 # What uses them

@@ -450,6 +450,27 @@ def test_a_row_whose_picture_a_spreadsheet_spoilt_stays(images, tmp_path, stated
     assert "one" in tag_all(images, path)
 
 
+def test_digits_alone_that_a_spreadsheet_may_have_rounded_say_nothing(images, tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text(
+        "image,labels,picture\none.png,cat,1234567890123460\ntwo.png,,123456789012346a\n"
+    )
+    assert tag_all(images, path) == ["three", "two"]
+
+
+def test_columns_of_a_persons_own_stay(images, tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text('"Image","checked by","","labels",""\none.png,ann,1,cat,2\ntwo,bea\n')
+    assert tag_all(images, path) == ["three"]
+    assert path.read_text().splitlines() == [
+        "Image,checked by,,labels,,scores,picture",
+        "one.png,ann,1,cat,2",
+        "two,bea",
+        f"three.png,,,2,,0.80,{start_of_sha256(images.root / 'three.png')}",
+    ]
+    assert tag_all(images, path) == []
+
+
 def test_rows_of_images_in_folders_are_known_by_path_and_by_id(tmp_path):
     for name in ("one.png", "a/one.png", "b/one.png"):
         write_image(tmp_path / "images" / name)
