@@ -141,9 +141,12 @@ def test_a_second_process_in_one_folder_is_refused(start: Starter, tmp_path: Pat
         with folder.claim(stage):
             line = one_line(start(*command))
         place = {"cam": "cams", "refine": "pseudo", "train-seg": "checkpoints"}[stage]
+        otherwise = "let every process do a part with --shard"
+        if stage == "train-seg":  # which has no parts
+            otherwise = "train into another folder (--out)"
         assert line == (
-            f"clipes: another 'clipes {stage}' is working in run/{place}; wait for it, or let "
-            "every process do a part with --shard"
+            f"clipes: another 'clipes {stage}' is working in run/{place}; wait for it, or "
+            f"{otherwise}"
         )
         with folder.claim(stage, shared=True):
             assert start(*command).returncode == 1
