@@ -114,8 +114,14 @@ def with_background(maps: Float32Array, exponent: float) -> Float32Array:
     Returns:
         (1 + K, H, W) float32 scores, background first, not normalised.
     """
-    background = (1 - maps.max(0, keepdims=True)) ** np.float32(exponent)
+    background = _background(maps.max(0, keepdims=True), exponent)
     return np.concatenate([background, maps], dtype=np.float32)
+
+
+def _background(highest: Float32Array, exponent: float) -> Float32Array:
+    """Return the background score where the highest of all maps is known, of the same shape."""
+    score: Float32Array = (1 - highest) ** np.float32(exponent)
+    return score
 
 
 def in_mask_order(cams: CamMaps) -> CamMaps:
@@ -184,8 +190,7 @@ def cam_masks(cams: CamMaps, exponents: Sequence[float]) -> list[UInt8Array]:
         )
         classes, highest = _highest(resized, _values(cams.labels))
         for mask, exponent in zip(masks, exponents, strict=True):
-            background = (1 - highest) ** np.float32(exponent)
-            mask[rows] = np.where(background >= highest, 0, classes)
+            mask[rows] = np.where(_background(highest, exponent) >= highest, 0, classes)
     return masks
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -143,7 +144,7 @@ class TowerTokens:
             return self._towers.others[tower].width
         return int(visual.proj.shape[1]) if name in (JOINT, GLOBAL) else len(visual.class_embedding)
 
-    @property
+    @cached_property  # asked of every image
     def fingerprints(self) -> Mapping[str, str]:
         """Digests of all that changes tokens, by their name, whatever others are asked for."""
         return {name: self._fingerprint(name) for name in self._names}

@@ -30,9 +30,7 @@ _ALIKE = 0.76
 
 _LARGEST_FILE = 1 << 28  # bytes; 254 classes of any CLIP are under a megabyte
 
-_LEAST_ENTRY = (
-    1e-100  # of a vector's largest: less, or more than its inverse, has no float64 square
-)
+_LEAST_ENTRY = 1e-100  # the largest of a vector: less has no square in float64
 
 
 @dataclass(frozen=True)
