@@ -1,13 +1,15 @@
 """Masks and a segmenter from image-level labels alone, on all real VOC images beside the checkout.
 
     python benchmarks/frozen.py OUT [--preset default] [--segmenter frozen] [--seeds 0 1 2]
-        [--truth] [--relabel] [-- OPTIONS]
+        [--third 0] [--truth] [--relabel] [-- OPTIONS]
 
 One run over voc_sample and voc_more/train, 484 images: maps, masks, their scores on both parts.
 Then ``train-seg`` on these masks (with ``--truth``, also on the ground truth, which is the most
 that can be hoped for), and the scores of its predictions of voc_more/val, 75 images without any
 label, before and after the dense CRF; with ``--relabel`` also those of the masks that it gives the
-images it learnt from; halves A and B are every second image of voc_sample. OPTIONS go to train-seg.
+images it learnt from; halves A and B are every second image of voc_sample. ``--third 0`` (1, 2)
+leaves voc_more/val alone, where settings are chosen: every third image of the 484, from the first
+(second, third) on, is predicted by what was learnt from the others. OPTIONS go to train-seg.
 Everything continues where it was stopped.
 """
 
@@ -51,7 +53,11 @@ def join(folder: Path) -> dict[str, list[str]] | None:
                     link.symlink_to(data.resolve() / kind / link.name)
     learnt = [*ids["voc_sample"], *ids["voc_more/train"]]
     ids["half A"], ids["half B"] = ids["voc_sample"][::2], ids["voc_sample"][1::2]
-    for name, some in (("train", learnt), ("val", ids["voc_more/val"])):
+    lists = {"train": learnt, "val": ids["voc_more/val"]}
+    for third in range(3):
+        ids[f"third-{third}"] = lists[f"third-{third}"] = learnt[third::3]
+        lists[f"not-third-{third}"] = [one for i, one in enumerate(learnt) if i % 3 != third]
+    for name, some in lists.items():
         (folder / LISTS / f"{name}.txt").write_text("\n".join(some) + "\n")
     return ids
 
@@ -70,10 +76,8 @@ def train(run: Path, data: Path, out: Path, val: Sequence[str], options: Sequenc
     clipes("train-seg", run, "--root", data, "--out", out, "--no-crf", *options)
     minutes = (time.monotonic() - start) / 60
     images = [data / "JPEGImages" / f"{one}.jpg" for one in val]
-    checkpoint = out / "checkpoints" / "final.pt"
-    for name in ("no-crf", "crf"):
-        clipes("predict", checkpoint, *images, "--out", out / name, f"--{name}")
-    scores = [miou(out / name, data, val) for name in ("no-crf", "crf")]
+    clipes("predict", out / "checkpoints" / "final.pt", *images, "--out", out / "crf", "--crf")
+    scores = [miou(out / name, data, val) for name in ("predictions", "crf")]
     return f"{minutes:.1f} | {scores[0]:.2f} | {scores[1]:.2f}"
 
 
@@ -91,6 +95,7 @@ def options_of() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--preset", default="default", help="of the masks")
     parser.add_argument("--seeds", nargs="*", default=["0"], help="of the trainings; none: none")
     parser.add_argument("--segmenter", default="frozen", help="preset of train-seg")
+    parser.add_argument("--third", type=int, choices=range(3), help="predict that, not the val")
     parser.add_argument("--truth", action="store_true", help="also learn the ground truth")
     parser.add_argument("--relabel", action="store_true", help="also label the images again")
     behind = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
@@ -111,18 +116,23 @@ def main() -> None:
     for part in LEARNT:
         print(f"| {part} | {miou(run.root / 'pseudo', data, ids[part]):.2f} |", flush=True)
     rows: dict[str, str] = {}
+    held_out, kept = "voc_more/val", []
+    if asked.third is not None:
+        held_out = f"third-{asked.third}"
+        kept = ["--split", f"not-{held_out}", "--val", held_out]
     for seed in asked.seeds:
         for name in ("masks", "truth")[: 1 + asked.truth]:
-            out = asked.out / f"{asked.preset}-{asked.segmenter}-{name}-{seed}"
+            which = f"{asked.preset}-{asked.segmenter}-{name}-{seed}"
+            out = asked.out / (f"{held_out}-{which}" if kept else which)
             truth = ["--no-cgl", "--masks", str(data / TRUTH)] if name == "truth" else []
-            options = ["--preset", asked.segmenter, *truth, "--seed", seed, *of_training]
-            row = train(run.root, data, out, ids["voc_more/val"], options)
+            options = ["--preset", asked.segmenter, *truth, "--seed", seed, *kept, *of_training]
+            row = train(run.root, data, out, ids[held_out], options)
             if asked.relabel:
                 row += f" | {relabel(run, data, out, ids)}"
             rows[f"{name}, seed {seed}"] = row
             (asked.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
     again = [f"{part} again" for part in LEARNT if asked.relabel]
-    columns = ["learnt from", "minutes", "voc_more/val", "+ CRF", *again]
+    columns = ["learnt from", "minutes", held_out, "+ CRF", *again]
     print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name, row in rows.items():
         print(f"| {name} | {row} |")

@@ -643,7 +643,7 @@ class WeakClipPreset:
 
 DECODER_CRF = CrfParams(bilateral_sxy=30.0)
 """The CRF after a decoder on frozen towers, which knows the coarse shape already: an appearance
-kernel of half the reach (docs/results.md, "A segmenter")."""
+kernel of half the reach (docs/segmenter.md, "The CRF of predictions")."""
 
 WECLIP_CRF = CrfParams(gaussian_sxy=3.0, bilateral_sxy=64.0, bilateral_srgb=5.0)
 """The CRF after WeCLIP, as published."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from clipes.choices import Descriptions, Fusion
 from clipes.errors import UnknownClassError, UsageError
 from clipes.listener import Listener
+from clipes.maps.vectors import BACKGROUND_REMEDY
 from clipes.stages.setup import open_weights
 from clipes.towers.clip_text import CONTEXT_LENGTH, tokenize
 from clipes.weights import DEFAULT_MODEL, cache_dir
@@ -90,6 +91,10 @@ def check_words(request: WordsRequest, listener: Listener) -> WordsChecked:
         words = tuple(dict.fromkeys(features.background_words))
         vocabulary = replace(vocabulary, background=words)
         remarks += near(features)
+    if not vocabulary.background:
+        # Vectors may bring words of their own: without any it is not known yet.
+        text = f"there are no words for the background: {BACKGROUND_REMEDY}"
+        remarks.append(Remark(text, fatal=features is not None))
     remarks += collisions(vocabulary)
     table = entries(vocabulary, templates, fusion, tokenize, features)
     return WordsChecked(table, remarks, features is not None)

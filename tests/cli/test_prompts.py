@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -314,6 +315,14 @@ def test_check_warns_and_stops_only_for_what_stops_cam(
     assert stopped.returncode == 1
     assert "error: the prompt of 'person' has " in stopped.stderr
     assert inline("prompts", "check", vocabulary, "--fusion", "cam").returncode == 0
+
+    vocabulary.write_text(re.sub(r"background = .*", "background = []", before))
+    bare = inline("prompts", "check", vocabulary)  # vectors may come with words of their own
+    assert bare.returncode == 0
+    assert "warning: there are no words for the background" in bare.stderr
+    without = inline("prompts", "check", vocabulary, "--weights", tiny_weights)
+    assert without.returncode == 1
+    assert "error: there are no words for the background" in without.stderr
 
     np.savez(
         tmp_path / "f.npz",
