@@ -26,28 +26,23 @@ _WIDEST, _DEEPEST = 1 << 14, 64
 
 
 @dataclass(frozen=True)
-class WeClipSpec(Spec):
-    """What has to be known to build a decoder for its weights; sizes as published.
+class FusedSpec(Spec):
+    """What WeCLIP and WeCLIP+ have to know to be built for their weights; sizes as published.
 
     Attributes:
         classes: Class names in mask order, without the background.
-        layers: Blocks of CLIP that are read: 1 to ``layers``.
-        channels: Of CLIP's tokens.
         width: Channels inside.
         blocks: Transformer blocks.
         heads: Attention heads of a block.
         dropout: Share of the fused channels that is dropped in training.
         side: Longer side, in pixels, at which an image is looked at.
-        normalise: Of ``clipes.choices.Normalise``: the colours that count as mean and deviation.
+        normalise: Of ``clipes.choices.Normalise``: the colours that CLIP sees.
         digests: sha256 of the towers' weights, by the name of the tower.
     """
 
-    kind: ClassVar[str] = "weclip"
     crf: ClassVar[CrfParams] = WECLIP_CRF
 
     classes: tuple[str, ...]
-    layers: int = 11
-    channels: int = 768
     width: int = 256
     blocks: int = 3
     heads: int = 8
@@ -55,6 +50,42 @@ class WeClipSpec(Spec):
     side: int = 512
     normalise: str = Normalise.imagenet.value
     digests: Mapping[str, str] = field(default_factory=dict)
+
+    def towers(self) -> Mapping[str, str]:
+        """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
+        return self.digests
+
+    def size_problem(self, widths: Sequence[int], depths: Sequence[int]) -> str:
+        """Return why no decoder of such a size can be built; empty if one can.
+
+        Args:
+            widths: Channels of the tokens that it reads.
+            depths: Numbers of layers beside the blocks, each 1 at least.
+        """
+        sizes = (self.width, self.heads, self.side, *widths)
+        layers = (1 + self.blocks, *depths)
+        if min(*sizes, *layers) < 1 or max(sizes) > _WIDEST or max(layers) > _DEEPEST:
+            return "its decoder is of no size that there is"
+        if self.width % self.heads or not 0 <= self.dropout < 1:
+            return f"there is no decoder of {self.width} channels and {self.heads} heads"
+        if self.normalise not in Normalise.names():
+            return "it was trained on colours of another clipes"
+        return ""
+
+
+@dataclass(frozen=True)
+class WeClipSpec(FusedSpec):
+    """Of WeCLIP's decoder.
+
+    Attributes:
+        layers: Blocks of CLIP that are read: 1 to ``layers``.
+        channels: Of CLIP's tokens.
+    """
+
+    kind: ClassVar[str] = "weclip"
+
+    layers: int = 11
+    channels: int = 768
 
     @property
     def name(self) -> str:
@@ -72,35 +103,7 @@ class WeClipSpec(Spec):
 
     def problem(self) -> str:
         """Return why no such model can be built; empty if one can."""
-        inside = (self.width, self.heads, self.dropout)
-        depths = (self.layers, 1 + self.blocks)
-        return size_problem(inside, (self.channels, self.side), depths, self.normalise)
-
-    def towers(self) -> Mapping[str, str]:
-        """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
-        return self.digests
-
-
-def size_problem(
-    inside: tuple[int, int, float], widths: Sequence[int], depths: Sequence[int], normalise: str
-) -> str:
-    """Return why no decoder of such a size can be built; empty if one can.
-
-    Args:
-        inside: Channels, heads and dropout of its blocks.
-        widths: All its other numbers of channels and pixels.
-        depths: All its numbers of layers, each 1 at least.
-        normalise: The colours that it was trained on.
-    """
-    width, heads, dropout = inside
-    sizes = (width, heads, *widths)
-    if min(*sizes, *depths) < 1 or max(sizes) > _WIDEST or max(depths) > _DEEPEST:
-        return "its decoder is of no size that there is"
-    if width % heads or not 0 <= dropout < 1:
-        return f"there is no decoder of {width} channels and {heads} heads"
-    if normalise not in Normalise.names():
-        return "it was trained on colours of another clipes"
-    return ""
+        return self.size_problem([self.channels], [self.layers])
 
 
 class WeClip(Model):

@@ -7,50 +7,31 @@ right more often, and each is taught by the other. See ``clipes.seg.weclip_plus_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from clipes.choices import Normalise
-from clipes.config import WECLIP_CRF, CrfParams
 from clipes.masks.values import value_count
 from clipes.seg.frozen import TokenInput
-from clipes.seg.recipes import Model, Spec
+from clipes.seg.recipes import Model
 from clipes.seg.resize import resize
-from clipes.seg.weclip import Block, size_problem
+from clipes.seg.weclip import Block, FusedSpec
 from clipes.towers.side_by_side import CLIP, DINO
 
 
 @dataclass(frozen=True)
-class WeClipPlusSpec(Spec):
-    """What has to be known to build a decoder for its weights; sizes as published.
+class WeClipPlusSpec(FusedSpec):
+    """Of WeCLIP+'s decoder, whose blocks both towers share.
 
     Attributes:
         read: The tokens that are read: CLIP's after its last block but one, and DINOv2's.
-        classes: Class names in mask order, without the background.
-        width: Channels inside.
-        blocks: Transformer blocks, which both towers share.
-        heads: Attention heads of a block.
-        dropout: Share of the fused channels that is dropped in training.
-        side: Longer side, in pixels, at which an image is looked at.
-        normalise: Of ``clipes.choices.Normalise``: the colours that CLIP sees.
-        digests: sha256 of the towers' weights, by the name of the tower.
     """
 
     kind: ClassVar[str] = "weclip-plus"
-    crf: ClassVar[CrfParams] = WECLIP_CRF
 
-    read: tuple[TokenInput, ...]
-    classes: tuple[str, ...]
-    width: int = 256
-    blocks: int = 3
-    heads: int = 8
-    dropout: float = 0.1
-    side: int = 512
-    normalise: str = Normalise.imagenet.value
-    digests: Mapping[str, str] = field(default_factory=dict)
+    read: tuple[TokenInput, ...] = ()
 
     @property
     def name(self) -> str:
@@ -71,13 +52,7 @@ class WeClipPlusSpec(Spec):
         towers = [one.name.split(".")[0] for one in self.read]
         if towers != [CLIP, DINO]:
             return f"its decoder reads {', '.join(towers) or 'no tower'}"
-        inside = (self.width, self.heads, self.dropout)
-        widths = (self.side, *(one.width for one in self.read))
-        return size_problem(inside, widths, (1 + self.blocks,), self.normalise)
-
-    def towers(self) -> Mapping[str, str]:
-        """Return the sha256 of the frozen towers' weights that the model goes with, by name."""
-        return self.digests
+        return self.size_problem([one.width for one in self.read], [])
 
 
 class WeClipPlus(Model):

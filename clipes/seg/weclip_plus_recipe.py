@@ -44,8 +44,8 @@ class WeClipPlusRecipe(ViewsRecipe[WeClipPlus]):
             TokenInput(teacher.dino.name, teacher.dino.width),
         )
         return WeClipPlusSpec(
-            read,
             self.classes,
+            read=read,
             side=self.preset.side,
             normalise=self.preset.normalise,
             digests=dict(teacher.digests),

@@ -180,8 +180,8 @@ class WeClipRecipe(ViewsRecipe[WeClip]):
         teacher = self.teacher
         return WeClipSpec(
             self.classes,
-            teacher.layers,
-            teacher.channels,
+            layers=teacher.layers,
+            channels=teacher.channels,
             side=self.preset.side,
             normalise=self.preset.normalise,
             digests=dict(teacher.digests),

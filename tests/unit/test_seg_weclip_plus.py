@@ -53,7 +53,11 @@ PRESET = WeClipPlusPreset(
 )
 DIGESTS = {CLIP: "a digest", DINO: "another"}
 SPEC = WeClipPlusSpec(
-    (TokenInput("clip.3", 12), TokenInput("dino.2", 8)), ("a", "b"), width=16, blocks=2, heads=2
+    ("a", "b"),
+    read=(TokenInput("clip.3", 12), TokenInput("dino.2", 8)),
+    width=16,
+    blocks=2,
+    heads=2,
 )
 
 
@@ -80,7 +84,7 @@ def test_the_published_decoders_have_the_published_sizes(
 ) -> None:
     read = (TokenInput("clip.11", 768), TokenInput("dino.12", width))
     names = tuple(f"class {number}" for number in range(20))
-    model = WeClipPlusSpec(read, names, blocks=blocks).build()
+    model = WeClipPlusSpec(names, read=read, blocks=blocks).build()
     assert sum(one.numel() for one in model.parameters()) == count
 
 
