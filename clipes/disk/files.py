@@ -211,6 +211,18 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def remove_file(path: Path, remedy: str) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        WriteError: It cannot be removed; it says ``remedy``.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot remove {path}: {error.strerror}", remedy) from error
+
+
 def list_files(folder: Path, *suffixes: str) -> list[Path]:
     """Return the files right in ``folder``, sorted by name, hidden and unfinished ones left out.
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from clipes.disk.files import sha256_of, write_json
+from clipes.disk.files import remove_file, sha256_of, write_json
 from clipes.disk.records import parse_record, read_record
 from clipes.errors import ArtifactError, WriteError
 from clipes.run.folder import check_same
@@ -23,6 +23,7 @@ RECORD = "export.json"
 
 _LARGEST = 1 << 26  # bytes; an image takes 300
 _REMEDY = "delete the folder, or choose another --out"
+_PERMISSIONS = "check its permissions"
 _UNFINISHED = ""  # what a file holds that was about to be written
 _JOURNAL = ".export.jsonl"  # what was begun and written since the record was; hidden from tools
 
@@ -127,7 +128,7 @@ class Written:
         if files:
             now = {self._name(path): _content(path) for path in files}
             for name in self._files(image_id).keys() - now.keys():
-                _remove(self._folder / name)
+                remove_file(self._folder / name, _PERMISSIONS)
             self._note(image_id, _Entry(made_from, now))
 
     def remove(self, image_id: str) -> bool:
@@ -143,7 +144,7 @@ class Written:
         names = self._files(image_id)
         there = [self._folder / name for name in names if _content(self._folder / name)]
         for path in there:
-            _remove(path)
+            remove_file(path, _PERMISSIONS)
         self._made.pop(image_id, None)
         return bool(there)
 
@@ -156,7 +157,7 @@ class Written:
         made = {image_id: asdict(entry) for image_id, entry in self._made.items()}
         record = {"command": self._command, "settings": self._settings, "made": made}
         write_json(self._folder / RECORD, record)
-        _remove(self._folder / _JOURNAL)
+        remove_file(self._folder / _JOURNAL, _PERMISSIONS)
 
     def _note(self, image_id: str, entry: _Entry) -> None:
         """Set what is known of an image, beside the record: that is long where there are many."""
@@ -166,7 +167,7 @@ class Written:
             with path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps({image_id: asdict(entry)}) + "\n")
         except OSError as error:
-            raise WriteError(f"cannot write {path}: {error}", "check its permissions") from error
+            raise WriteError(f"cannot write {path}: {error}", _PERMISSIONS) from error
 
     def _read(self) -> dict[str, _Entry]:
         path = self._folder / RECORD
@@ -194,7 +195,7 @@ class Written:
         try:
             lines = path.read_bytes().splitlines() if path.exists() else []
         except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {error}", "check its permissions") from error
+            raise ArtifactError(f"cannot read {path}: {error}", _PERMISSIONS) from error
         for line in lines:
             try:
                 value = json.loads(line)
@@ -221,14 +222,7 @@ def _content(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error}", "check its permissions") from error
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise WriteError(f"cannot remove {path}: {error}", "check its permissions") from error
+        raise ArtifactError(f"cannot read {path}: {error}", _PERMISSIONS) from error
 
 
 def _is_below(name: str) -> bool:

@@ -22,8 +22,9 @@ now.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -440,6 +441,11 @@ class Run:
 
         self._change(record)
 
+    def touch(self) -> None:
+        """Make this the run that was worked on last, for ``latest_run``, if it may be written."""
+        with suppress(OSError):
+            os.utime(self.manifest_path)
+
     def forget(self, stage: str, *, like: Run) -> None:
         """Drop what is recorded of a stage; a folder without a record takes over all but that.
 
@@ -470,7 +476,7 @@ class Run:
 
 
 def latest_run(parent: Path) -> Run:
-    """Return the run below ``parent`` that a stage was started in last.
+    """Return the run below ``parent`` that a stage was started in last, even to find it done.
 
     Raises:
         ArtifactError: There is none.

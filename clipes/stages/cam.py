@@ -331,6 +331,7 @@ def _nothing_to_do(
                 return None
             progress(index + 1, len(mine))
     _note_place(run, data, listener)
+    run.touch()
     return Summary(0, len(mine), ())
 
 

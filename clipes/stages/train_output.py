@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from clipes.datasets import Dataset
-from clipes.disk.files import list_files
-from clipes.errors import ArtifactError, WriteError
+from clipes.disk.files import list_files, remove_file
+from clipes.errors import ArtifactError
 from clipes.run.curve import CURVE
 from clipes.run.origin import PredictionOrigin
 from clipes.seg.checkpoint import FINAL, saved_iterations
@@ -50,15 +48,5 @@ def forget_training(sources: Sources, val: Dataset) -> None:
     events = sorted((out.root / "tensorboard").glob("events.out.tfevents.*"))
     final = checkpoints / FINAL  # last: while it is there, the earlier training is
     for old in [*made, *events, out.root / CURVE, *saved_iterations(checkpoints), final]:
-        _remove(old)
+        remove_file(old, "check the permissions, or train into another folder (--out)")
     out.forget(STAGE, like=sources.run)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise WriteError(
-            f"cannot remove {path}: {error.strerror}",
-            "check the permissions, or train into another folder (--out)",
-        ) from error

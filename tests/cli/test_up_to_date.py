@@ -159,7 +159,9 @@ def test_what_classes_look_like_is_learnt_from_corrected_masks(
     assert "maps: 4 made, 0 there before" in learnt.stderr
     assert run.cam_record().facts.corrected == 2
     assert run.looks_path.read_bytes() != own
+    os.utime(run.manifest_path, (1000, 1000))
     assert "maps: 0 made, 4 there before" in start(*cam("run")).stderr
+    assert run.manifest_path.stat().st_mtime > 1000  # later commands without a run mean this one
 
     without = start(*cam("run"), "--no-use-corrected")
     assert "maps: 4 made, 0 there before" in without.stderr
