@@ -16,6 +16,7 @@ from PIL import Image
 
 from clipes.disk.images import write_mask
 from tests.cli.forked import Starter, forking
+from tests.cli.inline import exit_code
 from tests.cli.small_data import write_clip
 from tests.dino_support import cache_dino
 
@@ -46,6 +47,27 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def cli(tmp_path: Path, environment: dict[str, str]) -> Cli:
     return partial(_run, tmp_path, environment, ())
+
+
+@pytest.fixture
+def inline(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    one_thread: None,
+) -> Cli:
+    """As ``cli``, but in this process: importing torch once is enough."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
+    cache_dino()
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = exit_code(*arguments)
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess("clipes", code, told.out, told.err)
+
+    return run
 
 
 @pytest.fixture

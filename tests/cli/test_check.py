@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipes.cli import main
 from clipes.run.folder import Run
 from tests.cli import small_data
 from tests.cli.conftest import Cli
 from tests.cli.test_stages import cam, one_line
-from tests.dino_support import cache_dino
-from tests.torch_threads import torch_threads
 from tests.unit.coco_support import annotation, picture, write_image, write_instances
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Cli]:
-    """As ``cli``, but in this process: importing torch once is enough."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
-    cache_dino()
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = list(map(str, arguments))
-        with pytest.raises(SystemExit) as stop:
-            main(command)
-        told = capsys.readouterr()
-        return subprocess.CompletedProcess(command, int(stop.value.code or 0), told.out, told.err)
-
-    with torch_threads(1):
-        yield run
 
 
 def test_check_passes_a_data_set_that_cam_and_eval_pass(cli: Cli, photos: Path) -> None:
@@ -71,11 +46,11 @@ def test_check_counts_what_would_fail_and_exits_with_1(cli: Cli, photos: Path) -
     assert [item["id"] for item in found["missing image"]["images"]] == ["p3"]
 
 
-def test_check_shows_the_classes_it_read_and_how(here: Cli, photos: Path) -> None:
+def test_check_shows_the_classes_it_read_and_how(inline: Cli, photos: Path) -> None:
     rows = ["p0.jpg,traffic light", "p1.jpg,Cat", "p2.jpg,cat", "p3.jpg,cat", "p3.jpg,[b]big[/b]"]
     rows += ["p4.jpg,cat", "p5.jpg,cat"]
     (photos / "labels.csv").write_text("\n".join(["image,labels", *rows]))
-    done = here("check", "--dataset", "folder", "--root", photos)
+    done = inline("check", "--dataset", "folder", "--root", photos)
     assert done.returncode == 0, done.stderr
     cells = [re.findall(r"[^│┃\s][^│┃]*", line) for line in done.stdout.splitlines()]
     table = [[cell.strip() for cell in row] for row in cells]
@@ -88,7 +63,7 @@ def test_check_shows_the_classes_it_read_and_how(here: Cli, photos: Path) -> Non
         f"{photos}/labels.csv: 'Cat' (1) taken for 'cat' (4)",
     ]
     assert done.stderr.splitlines()[:3] == remarks
-    told = here("check", "--dataset", "folder", "--root", photos, "--json")
+    told = inline("check", "--dataset", "folder", "--root", photos, "--json")
     found = json.loads(told.stdout)
     assert found["remarks"] == remarks
     assert [(item["name"], item["images"]) for item in found["classes"]] == [
@@ -96,14 +71,14 @@ def test_check_shows_the_classes_it_read_and_how(here: Cli, photos: Path) -> Non
         ("cat", 5),
         ("traffic light", 1),
     ]
-    voc = here("check", "--dataset", "folder", "--root", photos, "--prompts", "coco")
+    voc = inline("check", "--dataset", "folder", "--root", photos, "--prompts", "coco")
     (line,) = [line for line in voc.stdout.splitlines() if line.startswith("no image shows: ")]
     assert "person, bicycle, " in line
     assert line.endswith(" and 58 more")
 
 
 def test_cam_says_how_labels_were_read_and_what_a_class_may_be_called(
-    here: Cli, photos: Path, tmp_path: Path
+    inline: Cli, photos: Path, tmp_path: Path
 ) -> None:
     small_data.write_clip(tmp_path / "clip.safetensors", tmp_path / "text.npz")
     rows = ["p0.jpg,Cat", "p1.jpg,cat", 'p2.jpg,"cat,dog"', "p3.jpg,dog"]
@@ -111,17 +86,17 @@ def test_cam_says_how_labels_were_read_and_what_a_class_may_be_called(
     (photos / "images/p4.jpg").unlink()
     (photos / "images/p5.jpg").unlink()
     command = small_data.cam("run", photos)
-    done = here(*command)
+    done = inline(*command)
     assert done.returncode == 0, done.stderr
     path = photos / "labels.csv"
     assert done.stderr.count(f"{path}: ',' separates labels, as in 'cat,dog'\n") == 1
     assert done.stderr.count(f"{path}: 'Cat' (1) taken for 'cat' (2)\n") == 1
     assert Run(tmp_path / "run").stage("cam")["settings"]["classes"] == ["cat", "dog"]
     (photos / "labels.csv").write_text("image,labels\np0.jpg,cats\np1.jpg,dog\n")
-    wrong = here(*small_data.cam("other", photos))
+    wrong = inline(*small_data.cam("other", photos))
     assert wrong.returncode == 1
     assert "did you mean 'cat' for 'cats'? Else use weights" in one_line(wrong.stderr)
-    checked = here("check", "--dataset", "folder", "--root", photos)
+    checked = inline("check", "--dataset", "folder", "--root", photos)
     assert "classes: 'cats' is a class that nobody knows; did you mean 'cat'?" in checked.stderr
 
 
@@ -147,23 +122,23 @@ def coco(tmp_path: Path) -> Path:
 
 
 def test_coco_from_annotations_to_scores(
-    here: Cli, coco: Path, tiny_weights: Path, tmp_path: Path
+    inline: Cli, coco: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
-    drawn = here("masks", "--root", coco)
+    drawn = inline("masks", "--root", coco)
     assert drawn.returncode == 0, drawn.stderr
     assert drawn.stdout == f"{coco / 'SegmentationClass'}\n"
-    made = here("cam", "--dataset", "coco", "--root", coco, "--weights", tiny_weights)
+    made = inline("cam", "--dataset", "coco", "--root", coco, "--weights", tiny_weights)
     assert made.returncode == 0, made.stderr
     run = Run(tmp_path / "runs/coco")
     settings = run.stage("cam")["settings"]
     assert settings["preset"]["cam"]["box_threshold"] == 0.7
     assert len(settings["classes"]) == 80
     assert run.load_cams("COCO_train2014_000000000002").labels.tolist() == [16, 0]
-    scored = here("eval", "--json", "scores.json")
+    scored = inline("eval", "--json", "scores.json")
     assert scored.returncode == 0, scored.stderr
     stages = json.loads((tmp_path / "scores.json").read_text())["stages"]
     assert [scores["images"] for scores in stages.values()] == [2]
-    other = here(
+    other = inline(
         *("cam", "--dataset", "coco", "--root", coco, "--weights", tiny_weights),
         *("--box-threshold", 0.4, "--out", "other"),
     )
@@ -173,18 +148,18 @@ def test_coco_from_annotations_to_scores(
 
 
 def test_labels_auto_writes_tags_that_can_be_corrected(
-    here: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
+    inline: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
     (photos / "labels.csv").unlink()
-    nothing = cam(here, photos, tiny_weights, "--labels", "auto")
+    nothing = cam(inline, photos, tiny_weights, "--labels", "auto")
     assert nothing.returncode == 2
     assert "--prompts" in one_line(nothing.stderr)
 
     options = ("--labels", "auto", "--prompts", "voc", "--tag-threshold", 0)
-    shards = cam(here, photos, tiny_weights, *options, "--shard", "0/2")
+    shards = cam(inline, photos, tiny_weights, *options, "--shard", "0/2")
     assert shards.returncode == 2
     assert "clipes tag" in one_line(shards.stderr)
-    first = cam(here, photos, tiny_weights, *options)
+    first = cam(inline, photos, tiny_weights, *options)
     assert first.returncode == 0, first.stderr
     table = tmp_path / "runs/folder/labels.csv"
     assert "runs/folder/labels.csv" in first.stderr
@@ -193,44 +168,44 @@ def test_labels_auto_writes_tags_that_can_be_corrected(
     tagged = [Path(name).stem for name, labels in rows.items() if labels]
     run = Run(tmp_path / "runs/folder")
     assert run.ids("cams") == tagged
-    assert here("refine", "--workers", 1).returncode == 0
+    assert inline("refine", "--workers", 1).returncode == 0
 
     # A correction: where what the classes look like is kept, only this image is made again.
     before = {id_: run.cams_path(id_).read_bytes() for id_ in tagged}
     lines = table.read_text().splitlines()
     table.write_text("\n".join(["p2.jpg,cat;dog," if x.startswith("p2") else x for x in lines]))
-    second = cam(here, photos, tiny_weights, *options, "--keep-looks")
+    second = cam(inline, photos, tiny_weights, *options, "--keep-looks")
     assert second.returncode == 0, second.stderr
     assert "made again: p2: its maps were made for" in second.stderr
     assert run.load_cams("p2").labels.tolist() == [7, 11]
     assert all(run.cams_path(k).read_bytes() == v for k, v in before.items() if k != "p2")
-    refined = here("refine", "--workers", 1)
+    refined = inline("refine", "--workers", 1)
     assert refined.returncode == 0, refined.stderr
     assert "1 made" in refined.stderr
     assert set(np.unique(run.load_pseudo("p2").mask)) <= {0, 8, 12}
-    assert here("eval").returncode == 0
-    third = cam(here, photos, tiny_weights, *options)
+    assert inline("eval").returncode == 0
+    third = cam(inline, photos, tiny_weights, *options)
     assert "1 of the 6 images that say what the classes look like have other labels" in third.stderr
     assert "maps: 6 made, 0 there before, 0 failed" in third.stderr
-    half = cam(here, photos, tiny_weights, *options, "--shard", "0/2")
+    half = cam(inline, photos, tiny_weights, *options, "--shard", "0/2")
     assert half.returncode == 0, half.stderr
 
 
-def test_tag_first_then_cam(here: Cli, photos: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_tag_first_then_cam(inline: Cli, photos: Path, tiny_weights: Path, tmp_path: Path) -> None:
     (photos / "labels.csv").unlink()
     (photos / "classes.txt").write_text("cat\ncow\ndog\n")
     where = ("--dataset", "folder", "--root", photos, "--weights", tiny_weights)
     (photos / "images/q.heic").touch()
-    done = here("tag", *where, "--out", "mine")
+    done = inline("tag", *where, "--out", "mine")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "mine\n"
     assert done.stderr.count("1 picture is of a kind that is not read (.heic)") == 1
     path = tmp_path / "mine/labels.csv"
     path.write_text("image,labels\n" + "".join(f"p{k}.jpg,cow\n" for k in range(6)))
-    made = here("cam", *where, "--labels", "auto", "--out", "mine")
+    made = inline("cam", *where, "--labels", "auto", "--out", "mine")
     assert made.returncode == 0, made.stderr
     run = Run(tmp_path / "mine")
     assert [run.load_cams(f"p{k}").labels.tolist() for k in range(6)] == [[1]] * 6
-    other = here("tag", *where, "--out", "mine", "--tag-threshold", 0.5)
+    other = inline("tag", *where, "--out", "mine", "--tag-threshold", 0.5)
     assert other.returncode == 1
     assert "tags.threshold = 0.4, not 0.5" in one_line(other.stderr)

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from clipes import __version__
-from clipes.cli import main
 from clipes.weights.cache import Recipe, Weights, path_of, save
+from tests.cli.inline import exit_code
 
 Doctor = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -32,11 +32,10 @@ def doctor(
     monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
 
     def run(*arguments: object) -> tuple[int, dict[str, Any]]:
-        with pytest.raises(SystemExit) as stop:
-            main(["doctor", "--json", *map(str, arguments)])
+        code = exit_code("doctor", "--json", *arguments)
         said = json.loads(capsys.readouterr().out)
         said["checks"] = {check["name"]: check for check in said["checks"]}
-        return stop.value.code, said
+        return code, said
 
     return run
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from clipes.cli import main
 from clipes.disk.claim import claim
 from clipes.run import origin
 from clipes.seg.checkpoint import TrainingState, save_checkpoint
 from clipes.seg.deeplab import DeepLab, DeepLabSpec
 from clipes.seg.recipes import TestSettings
 from clipes.stages import predict
+from tests.cli.inline import exit_code
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,10 +44,9 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told(capfd: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
     """Run predict; return what it says."""
     capfd.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main(["predict", *map(str, arguments), "--device", "cpu"])
+    ended = exit_code("predict", *arguments, "--device", "cpu")
     said = capfd.readouterr().err
-    assert stop.value.code == code, said
+    assert ended == code, said
     assert "Traceback" not in said
     return said
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipes.cli import main
 from clipes.config import WeClipPreset
 from clipes.listener import Listener
 from clipes.run.folder import Run
@@ -24,29 +23,9 @@ from clipes.words.encode import fingerprint
 from clipes.words.vocabulary import load_vocabulary
 from tests.cli.conftest import Cli
 from tests.cli.small_data import write_clip
-from tests.dino_support import cache_dino
 
 # Most of what follows goes through ``main`` in this process: a new one has to import torch again.
 TEMPLATES = "# mine\na photo of a {}.\nthe plastic {}.\nitap of my {}.\n"
-
-
-@pytest.fixture
-def inline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Cli:
-    """Run a command in this process; the answer looks like that of a real one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
-    cache_dino()
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        return subprocess.CompletedProcess("clipes", int(stop.value.code or 0), told.out, told.err)
-
-    return run
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int = 1) -> str:

@@ -21,8 +21,9 @@ from clipes.run.reopen import reopen
 from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.frozen import flat_tokens
 from clipes.types import CamMaps
+from tests.cli.inline import ends
 from tests.cli.small_data import CLASSES, write_clip, write_refined
-from tests.cli.test_train_frozen import FROZEN, ends
+from tests.cli.test_train_frozen import FROZEN
 from tests.dino_support import write_dino
 
 pytestmark = pytest.mark.usefixtures("one_thread")

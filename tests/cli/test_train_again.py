@@ -11,8 +11,8 @@ import pytest
 
 from clipes.disk.images import read_origin, write_confidence
 from clipes.run.folder import Run
+from tests.cli.inline import ends
 from tests.cli.small_data import write_refined
-from tests.cli.test_train_frozen import ends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

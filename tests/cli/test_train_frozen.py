@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from clipes.cli import main
 from clipes.config import DECODER_CRF, CrfParams
 from clipes.disk.files import atomic_write
 from clipes.disk.images import read_mask
@@ -25,6 +24,7 @@ from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.frozen import FrozenSpec
 from clipes.stages.predict import changed_crf
 from tests.cli.conftest import Cli
+from tests.cli.inline import ends
 from tests.cli.small_data import CLASSES, write_clip, write_refined
 from tests.dino_support import write_dino
 
@@ -42,12 +42,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     write_clip(tmp_path / "clip.safetensors", tmp_path / "text.npz", layers=12)
     write_dino(tmp_path / "dino.safetensors")
     return write_refined(tmp_path / "run", tmp_path / "photos", 5)
-
-
-def ends(code: int, *arguments: object) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == code
 
 
 def test_train_keep_tokens_and_predict(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ import typer
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
-from clipes.cli import app, main
+from clipes.cli import app
 from clipes.disk.images import read_mask, write_confidence, write_mask
 from clipes.run.folder import Run
 from clipes.seg.checkpoint import TrainingState, load_checkpoint, save_checkpoint
@@ -29,6 +29,7 @@ from clipes.seg.recipes import Batch, TestSettings
 from clipes.seg.train import Step, Trainer, TrainingError
 from clipes.types import PseudoLabel
 from tests.cli.conftest import Cli
+from tests.cli.inline import ends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,9 +62,7 @@ def one_line(text: str) -> str:
 def fails(capfd: pytest.CaptureFixture[str], *arguments: object, code: int = 1) -> str:
     """Run a command in this process; return its one line of error."""
     capfd.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == code
+    ends(code, *arguments)
     return one_line(capfd.readouterr().err)
 
 
@@ -97,17 +96,17 @@ def test_train_predict_and_score(
 
     monkeypatch.chdir(tmp_path)
     before = weights(run)
-    main_ok(*train)
+    ends(0, *train)
     told = capfd.readouterr().err
     assert "trained before" in told
     assert "0 made, 6 there before" in told
     assert "threshold = 0.95, not null" in fails(capfd, *train, "--no-cgl")
-    main_ok(*train, "--no-resume", "--iterations", "1", "--no-cgl")
+    ends(0, *train, "--no-resume", "--iterations", "1", "--no-cgl")
     assert "6 made" in capfd.readouterr().err
     after = weights(run)
     assert any(not torch.equal(value, after[key]) for key, value in before.items())
 
-    main_ok("eval", "--json", "base.json")
+    ends(0, "eval", "--json", "base.json")
     assert set(json.loads((tmp_path / "base.json").read_text())["stages"]) == {
         "CRF",
         "CRF >= 0.95",
@@ -122,12 +121,12 @@ def test_half_of_the_images_teach_and_the_others_are_asked(
     Path("half.txt").write_text("p0\np1\np2\n")
     Path("other.txt").write_text("p3\np4\n")
     train = ["train-seg", *SMALL, "--iterations", "1", "--split", "half.txt"]
-    main_ok(*train, "--val", "other.txt", "--test-scales", "1", "--out", "elsewhere")
+    ends(0, *train, "--val", "other.txt", "--test-scales", "1", "--out", "elsewhere")
     out = Run(tmp_path / "elsewhere")
     assert out.ids("predictions") == ["p3", "p4"]
     assert out.stage("train-seg")["settings"]["examples"] == 3
     assert "train-seg" not in run.manifest()["stages"]
-    main_ok("eval", "elsewhere", "--json", "scores.json")
+    ends(0, "eval", "elsewhere", "--json", "scores.json")
     stages = json.loads(Path("scores.json").read_text())["stages"]
     assert {name: scores["images"] for name, scores in stages.items()} == {"segmenter, other": 2}
 
@@ -140,16 +139,16 @@ def test_predict_takes_files_and_folders_and_goes_on_after_a_bad_one(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main_ok("train-seg", *SMALL, "--iterations", "1")
+    ends(0, "train-seg", *SMALL, "--iterations", "1")
     final = run.root / "checkpoints" / "final.pt"
     Path("more").mkdir()
     picture = (photos / "images" / "p0.jpg").read_bytes()
     (Path("more") / "good.jpg").write_bytes(picture)
-    main_ok("predict", final, "more", photos / "images" / "p1.jpg", "--out", "out", "--crf")
+    ends(0, "predict", final, "more", photos / "images" / "p1.jpg", "--out", "out", "--crf")
     assert sorted(p.name for p in Path("out").iterdir()) == ["good.png", "p1.png"]
     assert read_mask(Path("out") / "good.png").shape == (80, 120)
     small = ["--window", "64", "--scales", "1,1.5", "--no-flip", "--no-crf"]
-    main_ok("predict", final, "more", "--out", "windows", *small)
+    ends(0, "predict", final, "more", "--out", "windows", *small)
     assert read_mask(Path("windows") / "good.png").shape == (80, 120)
 
     for name in ("deep/images/1.jpg", "deep/images/a/1.jpg", "deep/images/b.heic", "deep/2.jpg"):
@@ -157,23 +156,21 @@ def test_predict_takes_files_and_folders_and_goes_on_after_a_bad_one(
         (Path(name)).write_bytes(picture)
     capfd.readouterr()
     for _ in range(2):  # what the first run wrote is no photo to the second
-        main_ok("predict", final, "deep", "--out", "deep/images/out", *small)
+        ends(0, "predict", final, "deep", "--out", "deep/images/out", *small)
         assert sorted(p.name for p in Path("deep/images/out").iterdir()) == ["1.png", "a_1.png"]
     told = capfd.readouterr().err
     assert "(.heic): convert to JPEG, the first is deep/images/b.heic" in told
     assert "1 picture is beside deep/images and not used" in told
 
     before = Path("windows/good.png").read_bytes()
-    main_ok("predict", final, "more", "--out", "windows", *small)
+    ends(0, "predict", final, "more", "--out", "windows", *small)
     assert "masks: 0 made, 1 there before" in capfd.readouterr().err
-    main_ok("predict", final, "more", "--out", "windows", *small[:-1], "--crf")
+    ends(0, "predict", final, "more", "--out", "windows", *small[:-1], "--crf")
     assert "masks: 1 made, 0 there before" in capfd.readouterr().err
     assert Path("windows/good.png").read_bytes() != before
 
     (Path("more") / "bad.jpg").write_bytes(picture[:200])
-    with pytest.raises(SystemExit) as stop:
-        main(["predict", str(final), "more", "--out", "other"])
-    assert stop.value.code == 1
+    ends(1, "predict", final, "more", "--out", "other")
     told = capfd.readouterr().err
     assert "skipping bad: " in told
     assert "Traceback" not in told
@@ -194,7 +191,7 @@ def test_predict_writes_over_nothing_but_its_own_masks(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main_ok("train-seg", *SMALL, "--iterations", "1")
+    ends(0, "train-seg", *SMALL, "--iterations", "1")
     final = run.root / "checkpoints" / "final.pt"
     Path("mine").mkdir()
     Image.open(photos / "images" / "p0.jpg").save("mine/cat.png")
@@ -334,12 +331,12 @@ def test_what_cannot_be_learnt_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train = ["train-seg", *SMALL, "--iterations", 1, "--test-scales", 1, "--no-resume", "--no-cgl"]
-    main_ok(*train)
+    ends(0, *train)
     said = "no pixel to learn 3 of 5 classes from: dog, person, sofa\n"
     assert said in capfd.readouterr().err
     for id_ in run.ids("pseudo"):
         write_mask(run.pseudo_path(id_), np.zeros_like(read_mask(run.pseudo_path(id_))))
-    main_ok(*train)
+    ends(0, *train)
     assert "only background is left to learn from" in capfd.readouterr().err
 
 
@@ -350,9 +347,7 @@ def test_the_run_can_be_given_in_several_ways(
     # Each way is known by the error about a folder that is no run.
     for way in (["gone"], ["--run", "gone"], ["--run-folder", "gone"], ["gone", "--run", "gone"]):
         assert "gone is not a run folder" in fails(capfd, "train-seg", *way)
-    with pytest.raises(SystemExit) as stop:
-        main(["train-seg", "gone", "--run", "other"])
-    assert stop.value.code == 2
+    ends(2, "train-seg", "gone", "--run", "other")
     assert "two run folders, gone and --run other; give one" in capfd.readouterr().err
 
 
@@ -397,7 +392,7 @@ def test_bad_checkpoints_are_one_line(
     assert not (tmp_path / "out").exists()
 
     train = ["train-seg", *SMALL, "--iterations", "1", "--test-scales", "1"]
-    main_ok(*train)
+    ends(0, *train)
     final = run.root / "checkpoints" / "final.pt"
     own = load_checkpoint(final)
     other = DeepLab(DeepLabSpec("deeplabv3", "mobilenet_v3_large", 16, tuple(CLASSES)))
@@ -428,9 +423,7 @@ def test_usage_errors_exit_with_2(
     arguments: tuple[str, ...],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["train-seg", *SMALL, "--iterations", "1", *arguments])
-    assert stop.value.code == 2
+    ends(2, "train-seg", *SMALL, "--iterations", "1", *arguments)
     told = capfd.readouterr().err
     assert told.strip()
     assert "Traceback" not in told
@@ -440,21 +433,21 @@ def test_a_drop_below_the_baseline_fails(
     run: Run, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main_ok("eval", "--json", "now.json")
+    ends(0, "eval", "--json", "now.json")
     scores = json.loads(Path("now.json").read_text())
     Path("baselines").mkdir()
     baseline = Path("baselines") / "folder.json"
-    main_ok("eval", "--baseline", "baselines")
+    ends(0, "eval", "--baseline", "baselines")
     assert "no baseline folder.json in baselines" in capfd.readouterr().err
 
     baseline.write_text(json.dumps(scores))
-    main_ok("eval", "--baseline", "baselines")
+    ends(0, "eval", "--baseline", "baselines")
     assert "+0.00" in capfd.readouterr().out
     scores["stages"]["CRF"]["miou"] += 0.01
     baseline.write_text(json.dumps(scores))
     fell = fails(capfd, "eval", "--baseline", baseline)
     assert "by more than 0.5 points: CRF fell from 101.00 to 100.00" in fell
-    main_ok("eval", "--baseline", baseline, "--tolerance", "1.5")
+    ends(0, "eval", "--baseline", baseline, "--tolerance", "1.5")
 
     scores["stages"]["segmenter, val"] = {"miou": 0.5, "images": 6}
     baseline.write_text(json.dumps(scores))
@@ -466,9 +459,3 @@ def test_a_drop_below_the_baseline_fails(
     baseline.write_text("{}")
     assert "cannot read the baseline" in fails(capfd, "eval", "--baseline", baseline)
     assert "there is no baseline absent" in fails(capfd, "eval", "--baseline", "absent")
-
-
-def main_ok(*arguments: object) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == 0

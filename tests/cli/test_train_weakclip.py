@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from clipes.cli import main
 from clipes.config import SEGMENTER_PRESETS
 from clipes.disk.images import read_mask
 from clipes.errors import ArtifactError
@@ -22,6 +21,7 @@ from clipes.seg.weakclip import WeakClipSpec
 from clipes.stages import teacher
 from clipes.stages.token_source import TowerRequest
 from clipes.words.features import load_text_features
+from tests.cli.inline import ends
 from tests.cli.small_data import CLASSES, cam, write_clip, write_photos
 from tests.dino_support import write_dino
 
@@ -31,12 +31,6 @@ CLIP = ["--weights", "clip.safetensors"]
 FINAL = "run/checkpoints/final.pt"
 SMALL = ["train-seg", "run", "--preset", "weakclip-small", *CLIP, "--no-cgl"]
 SMALL += ["--iterations", "2", "--batch", "2"]
-
-
-def ends(code: int, *arguments: object) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == code
 
 
 def facts(run: Run) -> dict[str, object]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipes.cli import main
 from clipes.disk.claim import claim
 from clipes.disk.images import read_mask
 from clipes.run.folder import Run
@@ -16,6 +15,7 @@ from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.weclip import WeClipSpec
 from clipes.seg.weclip_plus import WeClipPlusSpec
 from tests.cli.conftest import Cli
+from tests.cli.inline import ends
 from tests.cli.small_data import CLASSES, cam, write_clip, write_photos
 from tests.dino_support import write_dino
 
@@ -24,12 +24,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CLIP = ["--weights", "clip.safetensors"]
 WECLIP = ["train-seg", "run", "--preset", "weclip-voc", *CLIP, "--iterations", "2"]
 WECLIP += ["--batch", "2", "--crop", "48", "--no-flip", "--test-scales", "0.25"]
-
-
-def ends(code: int, *arguments: object) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == code
 
 
 @pytest.fixture

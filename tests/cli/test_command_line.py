@@ -10,6 +10,7 @@ import pytest
 
 import clipes.stages.doctor
 from clipes.cli import main
+from tests.cli.inline import exit_code
 
 Told = Callable[..., tuple[int, str]]
 
@@ -26,9 +27,7 @@ def told(
     (tmp_path / "run" / "run.json").write_text(json.dumps({}))
 
     def run(*arguments: str) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        return int(stop.value.code or 0), capfd.readouterr().err.strip()
+        return exit_code(*arguments), capfd.readouterr().err.strip()
 
     return run
 
