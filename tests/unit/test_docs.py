@@ -44,6 +44,23 @@ def test_commands_of_the_documentation_exist(arguments: list[str]) -> None:
     check(arguments)
 
 
+def test_benchmarks_of_the_documentation_exist_and_have_its_options() -> None:
+    pages = "".join(paper.read_text("utf-8") for paper in PAPERS).replace("\\\n", " ")
+    found = re.findall(r"python benchmarks/(\w+\.py)([^`\n#]*)", pages)
+    assert len(found) > 50
+    shared = (ROOT / "benchmarks" / "common.py").read_text("utf-8")
+    for file, line in found:
+        source = (ROOT / "benchmarks" / file).read_text("utf-8")
+        for option in re.findall(r"--[a-z-]+", line.split(" -- ")[0]):
+            own = shared if "stage_options" in source else ""
+            assert option in source + own, f"{file} has no {option}"
+
+
+def test_no_page_has_a_gap_to_be_filled() -> None:
+    for paper in PAPERS:
+        assert not re.search(r"^(TODO|[A-Z]{4,})$", paper.read_text("utf-8"), re.MULTILINE), paper
+
+
 def test_an_unknown_option_would_be_found() -> None:
     with pytest.raises(AssertionError, match="--nonsense"):
         check(["cam", "--nonsense"])
