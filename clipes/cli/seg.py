@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from clipes.choices import Amp, Loss, SegmenterPresetName
 from clipes.cli import seg_options as opts
 from clipes.cli.options import (
@@ -114,7 +116,7 @@ def train_seg(
         Guidance(threshold if cgl else None, loss is Loss.soft),
         TrainOptions(seed, amp.value, save_every, workers=workers),
         TowerRequest(weights, dino),
-        int(token_space * 1e9),
+        _bytes(token_space),
         device,
         resume,
         command_line(),
@@ -198,6 +200,12 @@ def relabel(
     )
     outcome = relabel_stage(request, folder, this_part(shard), listener())
     finish("masks", folder.relabelled, outcome.summary, outcome.unusable)
+
+
+def _bytes(gigabytes: float) -> int:
+    if not math.isfinite(gigabytes):
+        raise UsageError(f"--token-space {gigabytes} is no number of GB", "give one, such as 1000")
+    return int(gigabytes * 1e9)
 
 
 def _scales(text: str | None) -> tuple[float, ...] | None:

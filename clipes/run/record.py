@@ -206,8 +206,9 @@ class TrainFacts(_Plain):
         device: Where.
         learnt_from: Digest of the files of the examples; empty in runs of an older clipes.
         note: What is worth knowing beside the settings, such as where words come from.
-        taught_by: Digest of the examples' labels, where there are no masks; empty if there are, and
+        taught_by: Digest of the examples' labels, where these count; empty where they do not, and
             in runs of an older clipes.
+        words: sha256 of the vectors that labels were made with; empty likewise.
     """
 
     processes: int = 1
@@ -215,6 +216,7 @@ class TrainFacts(_Plain):
     learnt_from: str = ""
     note: str = ""
     taught_by: str = ""
+    words: str = ""
 
 
 @dataclass(frozen=True)

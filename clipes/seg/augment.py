@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import cv2
@@ -16,6 +17,8 @@ _GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 
 Colours: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of the channels, RGB in [0, 1]."""
+
+_MEAN = np.rint(np.multiply(IMAGENET_MEAN, 255)).astype(np.uint8)
 
 Example = tuple[UInt8Array, UInt8Array, Float32Array]
 """Image (H, W, 3) RGB uint8, mask (H, W) uint8, confidence (H, W) float32."""
@@ -61,17 +64,44 @@ def scale(example: Example, factor: float) -> Example:
 
 def crop(example: Example, side: int, rng: np.random.Generator) -> Example:
     """Cut a random square of ``side`` pixels; smaller examples are padded at a random place."""
-    image, mask, confidence = example
-    height, width = mask.shape
-    view = np.full((side, side, 3), np.rint(np.multiply(IMAGENET_MEAN, 255)), np.uint8)
-    labels = np.full((side, side), IGNORE, np.uint8)
-    sure = np.zeros((side, side), np.float32)
-    rows, to_rows = overlap(height, side, rng)
-    columns, to_columns = overlap(width, side, rng)
-    view[to_rows, to_columns] = image[rows, columns]
-    labels[to_rows, to_columns] = mask[rows, columns]
-    sure[to_rows, to_columns] = confidence[rows, columns]
-    return view, labels, sure
+    return Square.of(example[1], side, rng).cut(example)
+
+
+@dataclass(frozen=True)
+class Square:
+    """Where a square lies in an image, and where the image in the square, if it is smaller.
+
+    Attributes:
+        side: In pixels.
+        taken: Rows and columns of the image.
+        put: Rows and columns of the square that have them.
+    """
+
+    side: int
+    taken: tuple[slice, slice]
+    put: tuple[slice, slice]
+
+    @classmethod
+    def of(cls, image: UInt8Array, side: int, rng: np.random.Generator) -> Square:
+        """Choose a square of an image (H, W, ...) at random."""
+        rows, to_rows = overlap(image.shape[0], side, rng)
+        columns, to_columns = overlap(image.shape[1], side, rng)
+        return cls(side, (rows, columns), (to_rows, to_columns))
+
+    def cut(self, example: Example) -> Example:
+        """Cut an example, padded with the mean colour, ``IGNORE`` and confidence 0."""
+        image, mask, confidence = example
+        labels = np.full((self.side, self.side), IGNORE, np.uint8)
+        sure = np.zeros((self.side, self.side), np.float32)
+        labels[self.put] = mask[self.taken]
+        sure[self.put] = confidence[self.taken]
+        return self.padded(image[self.taken]), labels, sure
+
+    def padded(self, pixels: UInt8Array) -> UInt8Array:
+        """Return the square (S, S, 3) with the pixels that are taken, else of the mean colour."""
+        view = np.full((self.side, self.side, 3), _MEAN, np.uint8)
+        view[self.put] = pixels
+        return view
 
 
 def recolour(image: UInt8Array, strength: float, rng: np.random.Generator) -> UInt8Array:

@@ -15,7 +15,7 @@ from clipes.disk.files import atomic_write, list_files
 from clipes.disk.records import parse_record
 from clipes.errors import ArtifactError, WeightsError
 from clipes.seg.kinds import OLDEST, SPECS
-from clipes.seg.recipes import Model, Spec, TestSettings
+from clipes.seg.recipes import Model, Spec, TestSettings, other_tower
 from clipes.weights.read import load_plain
 
 FORMAT = "clipes-segmenter-1"
@@ -24,6 +24,10 @@ FINAL = "final.pt"
 """File of a finished training: the model without the optimizer."""
 
 _REMEDY = "take another checkpoint"
+_DAMAGED_REMEDY = (
+    "take another checkpoint that 'clipes train-seg' wrote; a stopped training goes on from the "
+    "one before once this is deleted"
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,9 @@ def fill_model(model: Model, checkpoint: Checkpoint) -> None:
         ArtifactError: The model is of another architecture or has other classes.
     """
     theirs, ours = _described(checkpoint.spec), _described(model.spec)
+    for tower, sha256 in model.spec.towers().items():
+        if (learnt := checkpoint.spec.towers().get(tower, "")) != sha256:
+            raise other_tower(checkpoint.path.name, tower, learnt, sha256)
     for name in ours:
         if theirs.get(name) != ours[name]:
             raise ArtifactError(
@@ -130,8 +137,6 @@ def save_checkpoint(
     model: Model,
     training: TrainingState,
     test: TestSettings,
-    *,
-    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint: complete, or not at all.
 
@@ -140,7 +145,6 @@ def save_checkpoint(
         model: The model.
         training: State of the training.
         test: How to predict unless asked otherwise.
-        weights: The model's tensors, if they are not to be those that it has now.
 
     Raises:
         ArtifactError: It cannot be written: permissions, no space left.
@@ -150,7 +154,7 @@ def save_checkpoint(
         "kind": model.spec.kind,
         "model": model.spec.to_dict(),
         "towers": dict(model.spec.towers()),
-        "weights": model.state_dict() if weights is None else dict(weights),
+        "weights": model.state_dict(),
         # Not ``asdict``, which copies every tensor.
         "training": {name: part for name, part in vars(training).items() if part is not None},
         "test": {**asdict(test), "scales": list(test.scales)},
@@ -174,7 +178,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         content = load_plain(path)
     except WeightsError as error:
-        raise ArtifactError(error.what, "delete it, or take another checkpoint") from error
+        raise ArtifactError(error.what, _DAMAGED_REMEDY) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArtifactError(
             f"{path} is no checkpoint of clipes", "give one that 'clipes train-seg' wrote"
@@ -191,6 +195,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     problem = spec.problem() or ("" if stored.test.scales else "it has no scales to predict at")
     if problem or stored.towers != spec.towers():
         raise ArtifactError(f"{damaged}: {problem or 'it names two sets of towers'}", _REMEDY)
+    for name, value in stored.weights.items():
+        if not isinstance(value, Tensor) or not bool(torch.isfinite(value).all()):
+            raise ArtifactError(f"{damaged}: {name} is no tensor of finite numbers", _REMEDY)
     return Checkpoint(path, spec, stored.weights, stored.training, stored.test)
 
 

@@ -55,6 +55,11 @@ class DeepLabRecipe(Recipe[DeepLab, Views]):
     guidance: Guidance = field(default_factory=Guidance)
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether the labels of an image change what is learnt: they say what is drawn evenly."""
+        return self.preset.even_classes
+
+    @property
     def spec(self) -> DeepLabSpec:
         """What the model is built from."""
         preset = self.preset

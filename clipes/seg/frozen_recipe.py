@@ -29,7 +29,15 @@ from clipes.seg.frozen import (
 from clipes.seg.frozen_start import fit_discriminant
 from clipes.seg.loss import Guidance, weighted_loss
 from clipes.seg.panels import SHOWN, below_each_other, row
-from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights
+from clipes.seg.recipes import (
+    Batch,
+    Examples,
+    Part,
+    Recipe,
+    Schedule,
+    refuse_weights,
+    say_short,
+)
 from clipes.seg.resize import resize
 from clipes.types import IGNORE, Float32Array, Progress, UInt8Array
 
@@ -69,6 +77,11 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
     importance: tuple[float, ...] = ()
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether the labels of an image change what is learnt: they say what is drawn evenly."""
+        return self.preset.even_classes
+
+    @property
     def spec(self) -> FrozenSpec:
         """What the model is built from."""
         preset, source = self.preset, self.tokens.source
@@ -102,6 +115,7 @@ class FrozenRecipe(Recipe[FrozenDecoder, Grids]):
         refuse_weights(source, self.preset.name, "the towers stay as they are")
         count = sum(parameter.numel() for parameter in model.parameters())
         say(f"decoder: {count / 1e6:.1f} million weights on {', '.join(self.preset.tokens)}")
+        say_short(self.preset.warmup, self.preset.iterations, say)
         return self
 
     def start(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clipes.config import CrfParams
+from clipes.device import memory_error_as
 from clipes.disk.large import LargePicture
 from clipes.maps.gradcam import min_max
 from clipes.masks.crf import dense_crf
@@ -67,7 +68,7 @@ def label_image(
         size, predictor.labels, crf=crf is not None, bytes_per_label=BYTES_PER_LABEL
     )
     view = shrunk(image, work)
-    probs = predictor(view, present)
+    probs = _asked(predictor, view, present)
     labels = np.arange(predictor.labels - 1)
     if present is not None:
         labels = np.array(sorted(present), np.int64)
@@ -75,6 +76,22 @@ def label_image(
     if crf is not None:
         probs = dense_crf(probs, view, crf)
     return most_probable(probs, labels, size), work != size
+
+
+def _asked(
+    predictor: LabelPredictor, view: UInt8Array, present: Sequence[int] | None = None
+) -> Float32Array:
+    """Return what a segmenter says.
+
+    Raises:
+        BackendError: The GPU has too little memory.
+    """
+    height, width = view.shape[:2]
+    with memory_error_as(
+        f"the GPU has too little memory for an image of {width} x {height} pixels",
+        "use a smaller --window, smaller --scales, or --device cpu",
+    ):
+        return predictor(view, present)
 
 
 def as_maps(probs: Float32Array, first: FirstOpinion | None = None) -> Float32Array:
@@ -136,7 +153,7 @@ def label_tiles(
         for done, window in enumerate(tiles):
             progress(done, len(tiles))
             view = picture.window(*window)
-            probs = predictor(view)
+            probs = _asked(predictor, view)
             yield probs if crf is None else dense_crf(probs, view, crf)
         progress(len(tiles), len(tiles))
 

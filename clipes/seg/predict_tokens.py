@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from clipes.config import BOTH_TOWERS, CamParams
-from clipes.errors import ArtifactError
 from clipes.maps.affinity import Walk, joint_walk
 from clipes.maps.finer import finer
 from clipes.seg.frozen import FrozenDecoder, flat_tokens
-from clipes.seg.recipes import ModelPredictor, Spec, TestSettings
+from clipes.seg.recipes import ModelPredictor, Spec, TestSettings, other_tower
 from clipes.seg.resize import resize
 from clipes.seg.weakclip import WeakClip
 from clipes.towers.tokens import ATTENTION, TokenSource, closer_names
@@ -139,8 +138,4 @@ def check_towers(spec: Spec, source: TokenSource) -> None:
     for name, sha256 in spec.towers().items():
         found = source.digests.get(name, "")
         if found != sha256:
-            raise ArtifactError(
-                f"the segmenter was trained on a tower {name} of sha256 {sha256[:12]}, not "
-                f"{found[:12] or 'none'}",
-                "give the weights that it was trained on",
-            )
+            raise other_tower("the segmenter", name, sha256, found)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from clipes.config import AnySegmenterPreset, CrfParams
-from clipes.errors import UsageError
+from clipes.errors import ArtifactError, UsageError
 from clipes.masks.values import value_count, value_of
 from clipes.types import Float32Array, Progress, UInt8Array
 
@@ -206,6 +206,22 @@ class ModelPredictor(Generic[M]):
         return logits.masked_fill(absent.unflatten(0, (-1, *[1] * (logits.ndim - 2))), _NEVER)
 
 
+def other_tower(what: str, tower: str, learnt: str, found: str) -> ArtifactError:
+    """Return the error of a model that was trained on other weights of a tower.
+
+    Args:
+        what: The model.
+        tower: Its name.
+        learnt: sha256 of the tower's weights in training; empty for none.
+        found: sha256 of those that are here; likewise.
+    """
+    return ArtifactError(
+        f"{what} was trained on a tower {tower} of sha256 {learnt[:12] or 'none'}, not "
+        f"{found[:12] or 'none'}",
+        "give the weights that it was trained on",
+    )
+
+
 def refuse_weights(source: str, preset: str, stays: str) -> None:
     """Refuse weights to start from where a decoder on frozen towers has none but random ones.
 
@@ -222,6 +238,12 @@ def refuse_weights(source: str, preset: str, stays: str) -> None:
             f"--backbone-weights {source} means nothing to preset {preset}",
             f"leave it out: {stays}",
         )
+
+
+def say_short(warmup: int, iterations: int, say: Callable[[str], None]) -> None:
+    """Say so if a training ends before its learning rate has risen."""
+    if warmup >= iterations:
+        say(f"the rate rises for {warmup} updates: this training ends before")
 
 
 def warm_up(iteration: int, warmup: int) -> float:
@@ -251,6 +273,11 @@ class Recipe(ABC, Generic[M, P]):
     @abstractmethod
     def spec(self) -> Spec:
         """What the model is built from."""
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the labels of an image change what is learnt; here only where masks do not."""
+        return not self.reads_masks
 
     @property
     def note(self) -> str:

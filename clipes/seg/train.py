@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clipes.choices import Amp
+from clipes.device import memory_error_as
 from clipes.errors import ArtifactError, ClipesError, UsageError
 from clipes.kernels.choose import multiplies_bf16, processor_features
 from clipes.seg.checkpoint import (
@@ -199,7 +200,11 @@ class Trainer:
         rate = self._set_rates()
         torch.manual_seed(_mix(self._options.seed, self.iteration, self._processes.rank))
         parts = [self._recipe.part(self._moved(batch)) for batch in batches]
-        loss, outputs = self._backward(parts)
+        with memory_error_as(
+            f"the GPU has too little memory for {self._part} images at a time",
+            "raise --accumulate, lower --batch, or use --device cpu",
+        ):
+            loss, outputs = self._backward(parts)
         value = float(self._processes.total(loss))
         if not math.isfinite(value):
             raise TrainingError(
@@ -280,10 +285,10 @@ class Trainer:
 
     def _save(self, path: Path) -> None:
         if self._processes.first:
+            if path.name == FINAL and (mean := self._average.state_dict()):
+                self._model.load_state_dict(mean)  # its words are asked for anew when it is saved
             self._check_weights(path)
-            weights = self._average.state_dict() if path.name == FINAL else None
-            test = self._recipe.test
-            save_checkpoint(path, self._model, self._state(path), test, weights=weights)
+            save_checkpoint(path, self._model, self._state(path), self._recipe.test)
             folder = path.parent
             kept = 0 if path.name == FINAL else self._options.keep
             for old in saved_iterations(folder)[: -kept or None]:
@@ -330,11 +335,12 @@ class Average:
         """Take in the weights after update ``iteration``, counted from 0."""
         # At first the mean is young: what training started from would long remain in it.
         kept = min(self._share, (1 + iteration) / (10 + iteration))
-        for key, value in self._model.state_dict().items() if self._share else ():
-            if value.is_floating_point():
-                self._mean[key].lerp_(value, 1 - kept)
+        now = _tensors(self._model) if self._share else {}
+        for key, mean in self._mean.items():
+            if mean.is_floating_point():
+                mean.lerp_(now[key], 1 - kept)
             else:
-                self._mean[key].copy_(value)
+                mean.copy_(now[key])
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """Return the mean; None if none is kept."""
@@ -348,6 +354,12 @@ class Average:
         """
         for key, mean in self._mean.items():
             mean.copy_(state[key])
+
+
+def _tensors(model: Model) -> dict[str, Tensor]:
+    """Return all tensors of a model as they are: its ``state_dict`` may ask a tower for words."""
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    return {name: tensor.detach() for name, tensor in named}
 
 
 def part_size(recipe: Recipe[Any, Any], processes: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from clipes.config import WeakClipPreset
 from clipes.disk.images import read_image
 from clipes.masks.values import classes_in, value_count
-from clipes.seg.augment import Colours, Example, crop, in_colours, scale
+from clipes.seg.augment import Colours, Example, Square, in_colours, scale
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import choose_draws
 from clipes.seg.frozen import labels_at
@@ -139,16 +139,22 @@ def random_view(example: Example, preset: WeakClipPreset, rng: np.random.Generat
     short, long = sorted(example[1].shape)
     factor = rng.uniform(*preset.scale) * preset.crop
     scaled = scale(example, min(factor / short, LONGEST * factor / long))
-    view = crop(scaled, preset.crop, rng)
+    square = Square.of(scaled[1], preset.crop, rng)
     for _ in range(_TRIES):
-        if not _one_rules(view[1]):
+        if not _one_rules(scaled[1][square.taken]):
             break
-        view = crop(scaled, preset.crop, rng)
-    image, mask, confidence = view
-    if rng.random() < 0.5:
+        square = Square.of(scaled[1], preset.crop, rng)
+    mirrored = rng.random() < 0.5
+    _, mask, confidence = square.cut(scaled)
+    # What is padded stays the mean, whatever becomes of the colours.
+    image = square.padded(distort(scaled[0][square.taken], rng))
+    if mirrored:
         image, mask, confidence = image[:, ::-1], mask[:, ::-1], confidence[:, ::-1]
-    image = distort(image, rng)
-    return (image, np.ascontiguousarray(mask), np.ascontiguousarray(confidence))
+    return (
+        np.ascontiguousarray(image),
+        np.ascontiguousarray(mask),
+        np.ascontiguousarray(confidence),
+    )
 
 
 def _one_rules(mask: UInt8Array) -> bool:

@@ -21,7 +21,16 @@ from clipes.seg.frozen import TokenInput, label_size
 from clipes.seg.frozen_recipe import cut_up
 from clipes.seg.loss import Guidance
 from clipes.seg.panels import SHOWN, below_each_other, row
-from clipes.seg.recipes import Batch, Examples, Part, Recipe, Schedule, refuse_weights, warm_up
+from clipes.seg.recipes import (
+    Batch,
+    Examples,
+    Part,
+    Recipe,
+    Schedule,
+    refuse_weights,
+    say_short,
+    warm_up,
+)
 from clipes.seg.resize import resize, shrink
 from clipes.seg.views import PATCH, require_patches, require_whole_patches
 from clipes.seg.weakclip import LearntContexts, MappedVectors, WeakClip, WeakClipSpec, Words
@@ -116,6 +125,11 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         return self.open_towers()
 
     @property
+    def reads_labels(self) -> bool:
+        """Labels say which classes an image may show."""
+        return True
+
+    @property
     def spec(self) -> WeakClipSpec:
         """What the model is built from."""
         preset, source, words = self.preset, self.towers.source, self.towers.words
@@ -165,8 +179,7 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
         refuse_weights(source, preset.name, "CLIP stays as it is")
         if preset.crop:
             require_patches(self.towers.source.patch, preset.name)
-        if preset.warmup >= preset.iterations:
-            say(f"the rate rises for {preset.warmup} updates: this training ends before")
+        say_short(preset.warmup, preset.iterations, say)
         words = self.towers.words
         if isinstance(words, Tensor) and isinstance(model.words, MappedVectors):
             model.words.keep(words)

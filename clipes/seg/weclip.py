@@ -19,6 +19,9 @@ from clipes.config import WECLIP_CRF, CrfParams
 from clipes.masks.values import value_count
 from clipes.seg.recipes import Model, Spec
 
+LARGEST_SCALE = 2.0
+"""Of prediction: what the towers are asked about at most, times ``FusedSpec.side``."""
+
 _MLP = 4  # times the width, inside the MLP of a block
 
 _WIDEST, _DEEPEST = 1 << 14, 64

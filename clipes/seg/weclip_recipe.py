@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
 
-import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -23,7 +23,15 @@ from clipes.seg.augment import Colours, in_colours, overlap
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Passes
 from clipes.seg.panels import SHOWN, below_each_other, row
-from clipes.seg.recipes import Batch, Examples, Part, Recipe, refuse_weights, warm_up
+from clipes.seg.recipes import (
+    Batch,
+    Examples,
+    Part,
+    Recipe,
+    refuse_weights,
+    say_short,
+    warm_up,
+)
 from clipes.seg.resize import resize
 from clipes.seg.views import require_patches, require_whole_patches
 from clipes.seg.weclip import WeClip, WeClipSpec
@@ -85,6 +93,7 @@ class ViewsRecipe(Recipe[M, SeenViews], Generic[M]):
         require_patches(self.teacher.clip.patch, self.preset.name)
         count = sum(parameter.numel() for parameter in model.parameters())
         say(f"{model.spec.name}: {count / 1e6:.1f} million weights; labels are made as it learns")
+        say_short(self.preset.warmup, self.preset.iterations, say)
         for first, what in self._later():
             if first >= self.preset.iterations:
                 say(f"{what} from update {first} on: this training ends before, and goes without")
@@ -254,7 +263,9 @@ def random_view(image: UInt8Array, preset: WeClipPreset, rng: np.random.Generato
     """
     factor, side = rng.uniform(*preset.scale), preset.crop
     height, width = (max(1, round(length * factor)) for length in image.shape[:2])
-    scaled = np.asarray(cv2.resize(image, (width, height)), np.uint8)
+    # As published, by Pillow, which averages over all pixels where it makes an image smaller.
+    picture = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    scaled = np.asarray(picture, np.uint8)
     if rng.random() < 0.5:
         scaled = scaled[:, ::-1]
     rows, to_rows = overlap(height, side, rng)

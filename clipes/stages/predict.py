@@ -114,7 +114,7 @@ def find_images(paths: Sequence[Path], out: Path) -> Found:
         else:
             raise DatasetError(f"there is no file or folder {path}", "check the path")
         for id_, image in pairs:
-            if images.setdefault(id_, image) != image:
+            if images.setdefault(id_, image).resolve() != image.resolve():
                 raise DatasetError(
                     f"{images[id_]} and {image} would both become {id_}.png",
                     "rename one, or predict them into different folders",

@@ -11,7 +11,7 @@ from clipes.listener import Listener
 from clipes.seg.frozen import FrozenSpec
 from clipes.seg.recipes import Spec
 from clipes.seg.weakclip import WeakClipSpec
-from clipes.seg.weclip import WeClipSpec
+from clipes.seg.weclip import LARGEST_SCALE, WeClipSpec
 from clipes.seg.weclip_plus import WeClipPlusSpec
 from clipes.stages.setup import OpenedWeights, load_dino, open_weights
 from clipes.towers.side_by_side import CLIP, DINO, Towers
@@ -145,5 +145,5 @@ def tokens_of(
 
 
 def _largest_grid(side: int, towers: Towers) -> int:
-    """Return the patches of a square image of ``side`` pixels at scale 2, the largest of WeCLIP."""
-    return (2 * side // towers.clip.patch) ** 2
+    """Return the patches of a square image of ``side`` pixels at the largest scale of WeCLIP."""
+    return int(LARGEST_SCALE * side / towers.clip.patch) ** 2

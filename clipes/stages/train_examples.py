@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clipes.datasets import Dataset
 from clipes.disk.files import sha256_of
@@ -13,12 +15,14 @@ from clipes.listener import Listener
 from clipes.masks.folder import find_masks, require_some
 from clipes.masks.values import RULE, value_count
 from clipes.run.corrected import Chosen
+from clipes.run.folder import Run
 from clipes.run.freshness import Freshness
 from clipes.run.origin import digest
 from clipes.run.relabelled import Relabelled
 from clipes.run.reopen import left_out, orphans
 from clipes.seg.data import Tally, TrainingPair, check_pairs
 from clipes.seg.loss import Guidance
+from clipes.seg.recipes import Recipe
 from clipes.seg.train import TrainingError
 from clipes.stages.train_request import Sources
 from clipes.types import Progress
@@ -65,7 +69,7 @@ def training_pairs(
         if confidence is not None and not confidence.is_file():
             raise ArtifactError(
                 f"{sample.id} has a mask but no confidence map {confidence}",
-                f"make both with '{_maker(sources)}', or train with --no-cgl",
+                f"{_makes_both(sources)}, or train with --no-cgl",
             )
         pairs.append(TrainingPair(sample.id, sample.image, mask, confidence, sample.labels))
     if stale:
@@ -149,11 +153,18 @@ def _maker(sources: Sources) -> str:
     return "clipes relabel" if sources.relabelled else "clipes refine"
 
 
+def _makes_both(sources: Sources) -> str:
+    """Return how a mask and its confidence map come to be."""
+    return f"make both with '{_maker(sources)}'" if sources.confidence is None else "add it"
+
+
 def _folders(sources: Sources, *, guided: bool) -> tuple[Path, Path | None]:
     """Return where masks and, if they are asked for, confidence maps are; errors as above."""
     run, own, confidence = sources.own, sources.masks is None, sources.confidence
     masks = sources.masks or run.root / "pseudo"
     if not guided:
+        if confidence is not None:
+            raise UsageError("--confidence means nothing to --no-cgl", "leave one of them out")
         return masks, None
     if confidence is not None:
         find_masks(confidence, "--confidence")
@@ -194,9 +205,35 @@ def pairs_digest(pairs: Sequence[TrainingPair], progress: Progress) -> str:
     return digest(found)
 
 
-def labels_digest(pairs: Sequence[TrainingPair]) -> str:
-    """Return the digest of the labels of images."""
-    return digest([[pair.id, sorted(pair.labels)] for pair in pairs])
+@dataclass(frozen=True)
+class Taught:
+    """What examples are, in digests; see ``TrainFacts``. Where one has changed, so have they."""
+
+    learnt_from: str
+    taught_by: str
+    words: str
+
+
+def taught_by(
+    recipe: Recipe[Any, Any], pairs: Sequence[TrainingPair], run: Run, progress: Progress
+) -> Taught:
+    """Return what a recipe learns from.
+
+    Args:
+        recipe: Tells whether labels count, and words.
+        pairs: The examples.
+        run: Where the words are from.
+        progress: Called after each example.
+
+    Raises:
+        ArtifactError: A file cannot be read.
+    """
+    files = pairs_digest(pairs, progress)
+    labels = [[pair.id, sorted(pair.labels)] for pair in pairs]
+    text = None if recipe.reads_masks else run.cam_record().settings.text
+    return Taught(
+        files, digest(labels) if recipe.reads_labels else "", "" if text is None else text.sha256
+    )
 
 
 def check_examples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from clipes.run.origin import digest
 from clipes.run.record import TrainFacts, TrainSettings
 from clipes.run.reopen import left_out, reopen, reopen_all
 from clipes.run.tokens import CachedTokens
-from clipes.seg.checkpoint import FINAL, Checkpoint, fill_model, load_checkpoint, saved_iterations
+from clipes.seg.checkpoint import FINAL, Checkpoint, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair
 from clipes.seg.kinds import predictor_for, recipe_for
 from clipes.seg.log import Curve, TensorBoard
@@ -36,10 +36,10 @@ from clipes.seg.train import Step, Trainer, part_size
 from clipes.stages.predict import changed_crf, is_done, predict_samples
 from clipes.stages.token_source import tokens_of
 from clipes.stages.train_examples import (
+    Taught,
     check_examples,
     labelled_pairs,
-    labels_digest,
-    pairs_digest,
+    taught_by,
     training_pairs,
 )
 from clipes.stages.train_output import STAGE, check_target, forget_training
@@ -77,8 +77,7 @@ class _Job:
         pairs: What is learnt from.
         val: The images to predict at the end.
         settings: For run.json: what changes the output.
-        learnt_from: Digest of the files of ``pairs``.
-        taught_by: Digest of their labels, where these are what is learnt from; else empty.
+        taught: What ``pairs`` are, for run.json.
         listener: Who is told how it goes.
     """
 
@@ -90,8 +89,7 @@ class _Job:
     pairs: Sequence[TrainingPair]
     val: Dataset
     settings: TrainSettings
-    learnt_from: str
-    taught_by: str
+    taught: Taught
     listener: TrainingListener
 
     @property
@@ -159,8 +157,7 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
         request = replace(request, guidance=Guidance())
     settings = _settings(request, preset, data, len(pairs), val_name)
     with listener.progress("look") as progress:
-        learnt_from = pairs_digest(pairs, progress)
-    taught_by = "" if recipe.reads_masks else labels_digest(pairs)
+        taught = taught_by(recipe, pairs, sources.run, progress)
     return _Job(
         request,
         tokens,
@@ -170,8 +167,7 @@ def _prepare(request: TrainRequest, processes: Processes, listener: TrainingList
         pairs,
         val,
         settings,
-        learnt_from,
-        taught_by,
+        taught,
         listener,
     )
 
@@ -208,9 +204,13 @@ def _train_and_predict(job: _Job) -> Summary:
         _check_same_training(job)
     if recipe.reads_masks and (fresh or not finished):
         check_examples(job.pairs, job.classes, request.guidance, listener)
-    if not fresh and finished and not _unpredicted(job):
+    if not fresh and finished:
         listener.say(f"trained before: {job.final}")
-        return Summary(0, len(job.val.samples), ())  # a finished run may be read-only
+        if not _unpredicted(job):
+            return Summary(0, len(job.val.samples), ())  # a finished run may be read-only
+        with _claimed(job):
+            _begin(job, fresh=False)
+            return _predict(job, trained=True)
     spec = recipe.spec  # may load towers, which draws random numbers where words are not kept
     torch.manual_seed(request.options.seed)
     model = spec.build().to(job.processes.device)
@@ -218,12 +218,8 @@ def _train_and_predict(job: _Job) -> Summary:
         recipe = recipe.initialise(model, request.sources.backbone_weights, listener.say)
     with _claimed(job):
         _begin(job, fresh=fresh)
-        if not fresh and finished:
-            listener.say(f"trained before: {job.final}")
-        else:
-            _fit(job, model, recipe, None if fresh else load_checkpoint(saved[-1]))
-        fill_model(model, load_checkpoint(job.final))
-        return _predict(job, model)
+        _fit(job, model, recipe, None if fresh else load_checkpoint(saved[-1]))
+        return _predict(job, trained=False)
 
 
 @contextmanager
@@ -255,7 +251,7 @@ def _begin(job: _Job, *, fresh: bool) -> None:
         if fresh:
             forget_training(job.request.sources, job.val)
         device, note = str(processes.device), job.recipe.note
-        facts = TrainFacts(processes.count, device, job.learnt_from, note, job.taught_by)
+        facts = TrainFacts(processes.count, device, note=note, **asdict(job.taught))
         job.out.begin(STAGE, job.settings.to_dict(), job.request.command, facts.to_dict())
     processes.wait()
 
@@ -321,10 +317,30 @@ def _unpredicted(job: _Job) -> bool:
     )
 
 
-def _predict(job: _Job, model: Model) -> Summary:
-    """Predict this process' share of the validation images; return how all shares went."""
-    recipe, processes, request = job.recipe, job.processes, job.request
-    if job.tokens is None:
+def _finished(job: _Job) -> Model:
+    """Return the trained model.
+
+    Raises:
+        ArtifactError: The file is damaged, or of another training.
+    """
+    checkpoint = load_checkpoint(job.final)
+    if (checkpoint.spec.kind, checkpoint.spec.classes) != (job.recipe.made.kind, job.classes):
+        raise ArtifactError(
+            f"{job.final} is of another training: {checkpoint.spec.name}",
+            "put back that of this one, or train anew with --no-resume",
+        )
+    return checkpoint.build().to(job.processes.device)
+
+
+def _predict(job: _Job, *, trained: bool) -> Summary:
+    """Predict this process' share of the validation images; return how all shares went.
+
+    Args:
+        job: The training.
+        trained: Whether it was finished before: then what it learnt from need not be here.
+    """
+    recipe, processes, request, model = job.recipe, job.processes, job.request, _finished(job)
+    if trained or job.tokens is None:
         source = tokens_of(model.spec, request.towers, str(processes.device), job.listener)
     else:
         source = job.tokens.source
@@ -353,11 +369,11 @@ def _check_same_training(job: _Job) -> None:
         return  # of an older clipes: ``begin`` compares the settings and the number of examples
     same_number = replace(job.settings, examples=record.settings.examples)
     out.check_settings(STAGE, same_number.to_dict())
-    other_labels = record.facts.taught_by not in ("", job.taught_by)
-    if record.facts.learnt_from != job.learnt_from or other_labels:
+    before = asdict(record.facts)  # what an older clipes did not know is empty
+    if any(before[name] not in ("", now) for name, now in asdict(job.taught).items()):
         raise RunConflictError(
-            f"pictures, labels, masks or confidence maps that {out.root / 'checkpoints'} learnt "
-            "from have changed since",
+            "pictures, labels, masks, confidence maps or words that "
+            f"{out.root / 'checkpoints'} learnt from have changed since",
             "train anew with --no-resume, or into another folder (--out)",
         )
 

@@ -152,4 +152,4 @@ def test_a_training_that_goes_on_compares_confidence(
     capfd.readouterr()
     ends(1, *guided)
     said = told(capfd)
-    assert "pictures, labels, masks or confidence maps that run/checkpoints learnt from" in said
+    assert "masks, confidence maps or words that run/checkpoints learnt from" in said

@@ -207,6 +207,8 @@ def test_kept_tokens_of_another_tower_are_not_taken(run: Run) -> None:
         (("--arch", "deeplabv2"), "--arch means nothing to preset frozen; leave it out"),
         (("--multi-scale",), "--multi-scale means nothing to preset frozen"),
         (("--backbone-weights", "r.pth"), "--backbone-weights r.pth means nothing to preset"),
+        (("--token-space", "inf"), "--token-space inf is no number of GB; give one, such as"),
+        (("--no-cgl", "--confidence", "photos"), "--confidence means nothing to --no-cgl"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

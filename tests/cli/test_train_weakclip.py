@@ -105,6 +105,18 @@ def test_a_second_tower_beside_clip(run: Run, capfd: pytest.CaptureFixture[str])
     assert "preset weakclip-plus learns from whole images: views are seen by CLIP alone" in told
 
 
+def test_labels_that_changed_are_not_gone_on_with(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends(0, *SMALL, "--masks", "run/pseudo")
+    labels = Path("photos/labels.csv")
+    labels.write_text(labels.read_text().replace("p000.jpg,cat", "p000.jpg,sofa"))
+    capfd.readouterr()
+    ends(1, *SMALL, "--masks", "run/pseudo")
+    told = " ".join(capfd.readouterr().err.split())
+    assert "labels, masks, confidence maps or words that run/checkpoints learnt from" in told
+
+
 def test_words_without_a_background_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # As of a run that an older clipes made: today's cam refuses such words.
     whole = load_text_features(Path("text.npz"))

@@ -53,6 +53,25 @@ def test_train_go_on_and_predict(run: Run, capfd: pytest.CaptureFixture[str]) ->
     assert "0 made, 3 there before" in capfd.readouterr().err
     ends(0, "predict", "run/checkpoints/final.pt", "photos/images", *CLIP, "--out", "out")
     assert read_mask(Path("out") / "p000.png").shape == (48, 64)
+    Path("text.npz").rename("moved.npz")  # a finished training needs no words
+    (run.root / "predictions" / "p001.png").unlink()
+    capfd.readouterr()
+    ends(0, *WECLIP)
+    assert "1 made, 2 there before" in capfd.readouterr().err
+
+
+def test_words_that_changed_are_not_gone_on_with(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ends(0, *WECLIP)
+    manifest = json.loads(run.manifest_path.read_text())
+    manifest["stages"]["train-seg"]["facts"]["words"] = "0" * 64
+    run.manifest_path.write_text(json.dumps(manifest))
+    capfd.readouterr()
+    ends(1, *WECLIP)
+    assert "confidence maps or words that run/checkpoints learnt from have changed" in " ".join(
+        capfd.readouterr().err.split()
+    )
 
 
 def test_two_towers(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +117,8 @@ def test_labels_that_changed_are_not_gone_on_with(
     capfd.readouterr()
     ends(1, *WECLIP)
     told = " ".join(capfd.readouterr().err.split())
-    assert "pictures, labels, masks or confidence maps that run/checkpoints learnt from" in told
+    changed = "pictures, labels, masks, confidence maps or words that run/checkpoints learnt from"
+    assert changed in told
 
 
 def test_two_trainings_of_two_processes_are_refused(run: Run, two_ranks: Cli) -> None:

@@ -107,6 +107,22 @@ def test_what_is_no_checkpoint_is_refused(saved: Path, damage: dict[str, object]
         load_checkpoint(saved)
 
 
+@pytest.mark.parametrize("value", [1.5, torch.tensor([torch.nan])], ids=["number", "nan"])
+def test_weights_are_finite_tensors(saved: Path, value: object) -> None:
+    content = torch.load(saved, weights_only=True)
+    torch.save({**content, "weights": {**content["weights"], "more": value}}, saved)
+    with pytest.raises(ArtifactError, match="more is no tensor of finite numbers"):
+        load_checkpoint(saved)
+
+
+def test_nobody_is_told_to_delete_what_is_no_checkpoint(tmp_path: Path) -> None:
+    picture = tmp_path / "cat.jpg"
+    picture.write_bytes(b"a picture")
+    with pytest.raises(ArtifactError) as error:
+        load_checkpoint(picture)
+    assert str(error.value.remedy).startswith("take another checkpoint that 'clipes train-seg'")
+
+
 def test_damaged_files_are_one_line(saved: Path, tmp_path: Path) -> None:
     data = saved.read_bytes()
     for content in (b"", b"junk", data[: len(data) // 2]):

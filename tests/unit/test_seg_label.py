@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
+from clipes.errors import BackendError
 from clipes.seg.label import FirstOpinion, as_maps, label_image
 from clipes.seg.recipes import LabelPredictor
 from clipes.types import CamMaps, Float32Array, UInt8Array
@@ -35,6 +37,17 @@ def probs() -> Float32Array:
     rng = np.random.default_rng(0)
     scores = rng.random((3, *SIZE)) * np.array([1.0, 0.01, 0.5])[:, None, None]
     return (scores / scores.sum(0)).astype(np.float32)
+
+
+def test_a_gpu_that_is_too_small_is_one_line() -> None:
+    class Full:
+        labels = 3
+
+        def __call__(self, image: UInt8Array, present: Sequence[int] | None = None) -> Float32Array:
+            raise torch.cuda.OutOfMemoryError
+
+    with pytest.raises(BackendError, match="too little memory for an image of 8 x 6 pixels; use a"):
+        label_image(np.zeros((6, 8, 3), np.uint8), Full())
 
 
 def test_a_class_that_an_image_holds_is_sure_somewhere(probs: Float32Array) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from clipes.config import SegmenterPreset, get_segmenter_preset
 from clipes.device import choose_device
-from clipes.errors import ArtifactError, UsageError
+from clipes.errors import ArtifactError, BackendError, UsageError
 from clipes.masks.scores import ConfusionMatrix
 from clipes.run.curve import CURVE, read_curve
 from clipes.seg import train
@@ -232,6 +232,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
     (kept,) = saved_iterations(tmp_path)
     assert load_checkpoint(kept).iteration == 2
+
+
+def test_a_gpu_that_is_too_small_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, trainer = build()
+
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(BackendError, match="too little memory for 4 images at a time; raise --acc"):
+        trainer.step(parts(Views(), PRESET, 0))
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

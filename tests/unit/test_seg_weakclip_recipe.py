@@ -170,6 +170,15 @@ def test_views_are_scaled_by_their_shorter_side_and_padded_with_what_is_ignored(
         assert np.array_equal(sure > 0, mask != IGNORE)
 
 
+def test_what_is_padded_stays_the_mean_whatever_becomes_of_the_colours() -> None:
+    preset, coloured = replace(VIEWS, scale=(0.5, 0.5)), 0
+    for seed in range(8):
+        image, mask, _ = random_view(halves(200, 300), preset, np.random.default_rng(seed))
+        assert (image[mask == IGNORE] == [124, 116, 104]).all()
+        coloured += not {*image[mask != IGNORE].ravel().tolist()} <= {*halves(200, 300)[0].ravel()}
+    assert coloured
+
+
 def test_very_long_images_are_shrunk_to_four_times_the_side() -> None:
     mask = random_view(
         halves(10, 1000), replace(VIEWS, scale=(1.0, 1.0)), np.random.default_rng(0)

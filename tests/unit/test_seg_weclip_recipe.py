@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clipes.config import BOX_THRESHOLDS, CamParams, WeClipPreset, get_segmenter_preset
 from clipes.errors import ArtifactError, UsageError
@@ -95,6 +96,14 @@ def test_small_images_are_padded_with_black_and_large_ones_cut() -> None:
         assert int((shrunk == 200).all(2).sum()) == 20 * 15
         assert int((shrunk == 0).all(2).sum()) == 64 * 64 - 20 * 15
         assert (random_view(image, replace(PRESET, scale=(3.0, 3.0)), rng) == 200).all()
+
+
+def test_views_are_made_smaller_as_pillow_does() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    view = random_view(image, replace(PRESET, scale=(0.5, 0.5)), np.random.default_rng(1))
+    small = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.array_equal(view, small) or np.array_equal(view, small[:, ::-1])
+    assert view.std() < 30  # 37 without an average over all pixels
 
 
 def test_examples_name_their_classes_and_update(
@@ -226,6 +235,8 @@ def test_asking_averages_scales_and_mirror_images(teacher: Teacher) -> None:
     np.testing.assert_allclose(told.sum(0), 1, rtol=1e-4)
     mirrored = ask(np.ascontiguousarray(image[:, ::-1]))
     np.testing.assert_allclose(mirrored[:, :, ::-1], probs, atol=0.02)
+    with pytest.raises(UsageError, match="a scale of 3 is more than WeCLIP's decoder"):
+        predictor_for(model, TestSettings((1.0, 3.0)), source)
     other = TowerTokens(Towers(teacher.clip), model.spec.inputs, {CLIP: "another"}, 64, raw=True)
     with pytest.raises(ArtifactError, match="trained on a tower clip"):
         predictor_for(model, TestSettings(), other)
