@@ -1,4 +1,4 @@
-"""What tests share: the reference data beside the checkout, and synthetic weights made from it."""
+"""What tests share: a small CLIP, and the reference data beside the checkout."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiny_clip import tiny_clip
 from tests.torch_threads import torch_threads
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,12 +65,20 @@ def _make_weights(shared: Path, size: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic CLIP of real architecture, width 128."""
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a ``tiny_clip``."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
+    torch.save(tiny_clip(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_tiny_weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small CLIP that golden data were made with."""
     return _make_weights(shared, "tiny", tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")
-def full_weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic CLIP of ViT-B/16's size."""
+def golden_full_weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of ViT-B/16's size."""
     return _make_weights(shared, "vit-b-16", tmp_path_factory.mktemp("weights"))

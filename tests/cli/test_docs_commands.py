@@ -127,7 +127,7 @@ def run_here(page: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", filter(run_here, PAGES), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", list(filter(run_here, PAGES)), ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(page, place):
     listed = run_here(page)
     if page.name in ("formats.md", "report.md"):

@@ -50,13 +50,13 @@ def load(weights: Path, golden: Path) -> Model:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_weights: Path, shared: Path) -> Model:
-    return load(tiny_weights, shared / "golden" / "tiny")
+def tiny(golden_tiny_weights: Path, shared: Path) -> Model:
+    return load(golden_tiny_weights, shared / "golden" / "tiny")
 
 
 @pytest.fixture(scope="session")
-def full(full_weights: Path, shared: Path) -> Model:
-    return load(full_weights, shared / "golden" / "vit-b-16")
+def full(golden_full_weights: Path, shared: Path) -> Model:
+    return load(golden_full_weights, shared / "golden" / "vit-b-16")
 
 
 @pytest.fixture(params=["tiny", pytest.param("full", marks=pytest.mark.slow)])

@@ -211,9 +211,13 @@ def test_the_context_ends_at_77_tokens(tower: TextTransformer) -> None:
         encode_prompts(tower, [f"{fits} cat"])
 
 
-def test_golden_features_through_the_whole_text_side(features_of, shared: Path) -> None:
+def test_golden_features_through_the_whole_text_side(
+    golden_tiny_weights: Path, shared: Path, tmp_path: Path
+) -> None:
     expected = np.load(shared / "golden" / "tiny" / "text.npz", allow_pickle=False)
-    features = features_of(load_vocabulary("voc"))
+    state, weights = read_state_dict(golden_tiny_weights), resolve(str(golden_tiny_weights))
+    words = load_vocabulary("voc")
+    features = text_features(words, state, weights, file=None, cache=tmp_path, say=quiet)
     np.testing.assert_allclose(features.class_vectors, expected["fg"], atol=2e-6)
     np.testing.assert_allclose(features.background_vectors, expected["bg"], atol=2e-6)
     assert features.templates == ("a clean origami {}.",)

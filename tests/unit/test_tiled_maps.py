@@ -79,7 +79,8 @@ def test_tiles_that_show_the_same_get_the_same(maker: CamMaker, rounds: int) -> 
     image = np.concatenate([IMAGE, grey, IMAGE], 1)
     found = in_tiles(maker, image, 96)
     assert found.maps.shape == (2, 6, 36)
-    np.testing.assert_allclose(found.maps[..., :5], found.maps[..., 30:35], atol=0.35)
+    # But for the first column, which is at the border in one of them and beside grey in the other.
+    np.testing.assert_allclose(found.maps[..., 1:5], found.maps[..., 31:35], atol=0.2)
     assert found.maps.min() == 0
     np.testing.assert_allclose(found.maps.max((1, 2)), 1, atol=1e-3)
 

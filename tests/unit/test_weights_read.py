@@ -107,7 +107,7 @@ class TestFormats:
         expected = state | {"logit_scale": torch.tensor(math.log(100))}
         assert_same(read_state_dict(tmp_path / "w.pt"), expected)
 
-    def test_synthetic_weights_of_the_golden_data(self, tiny_weights: Path):
+    def test_a_whole_clip(self, tiny_weights: Path):
         expected = torch.load(tiny_weights, weights_only=True)
         found = read_state_dict(tiny_weights)
         assert_same(found, expected)
