@@ -25,7 +25,7 @@ from clipes.seg.loss import Guidance
 from clipes.seg.recipes import Recipe
 from clipes.seg.train import TrainingError
 from clipes.stages.train_request import Sources
-from clipes.types import Progress
+from clipes.types import Progress, Sample
 
 _LEAST_USED, _LEAST_OF_ALL = 0.05, 0.001
 """Shares of the labelled pixels, and of all; with less, the result is an untrained network's."""
@@ -48,7 +48,6 @@ def training_pairs(
         ArtifactError: No image has a mask, one with a mask has no confidence map, or a folder that
             was named is absent.
     """
-    run = sources.run
     masks, maps = _folders(sources, guided=guided)
     given = None if sources.masks is None else find_masks(sources.masks, "--masks")
     _say_left_out(sources, data, say)
@@ -63,29 +62,46 @@ def training_pairs(
         if chosen and (reason := chosen.unusable(sample)):
             stale.append(f"{sample.id}: {reason}")
             continue
-        confidence = maps / f"{sample.id}.png" if maps else None
-        if confidence is not None and chosen and chosen.is_corrected(sample):
-            confidence = run.corrected.confidence_path(sample.id)
-        if confidence is not None and not confidence.is_file():
-            raise ArtifactError(
-                f"{sample.id} has a mask but no confidence map {confidence}",
-                f"{_makes_both(sources)}, or train with --no-cgl",
-            )
+        confidence = None if maps is None else _confidence(sources, maps, sample, chosen)
         pairs.append(TrainingPair(sample.id, sample.image, mask, confidence, sample.labels))
     if stale:
         say(f"left out: {len(stale)} images, the first is {stale[0]}")
     if not pairs:
-        if given is not None and data.samples:
-            ids = {sample.id for sample in data.samples}
-            require_some(masks, ids, f"an image of {run.root}", data.samples[0].id)
-        raise ArtifactError(
-            f"no image of {run.root} has a mask in {masks} that is up to date",
-            f"run '{_maker(sources)}' first, or name another folder with --masks",
-        )
+        raise _no_masks(sources, masks, data)
     if missing:
         count = f"{len(missing)} of {len(data.samples)} images"
         say(f"{count} have no mask, the first is {missing[0]}")
     return pairs
+
+
+def _confidence(sources: Sources, maps: Path, sample: Sample, chosen: Chosen | None) -> Path:
+    """Return the confidence map that goes with an image's mask.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    corrected = chosen is not None and chosen.is_corrected(sample)
+    path = maps / f"{sample.id}.png"
+    if corrected:
+        path = sources.run.corrected.confidence_path(sample.id)
+    if not path.is_file():
+        raise ArtifactError(
+            f"{sample.id} has a mask but no confidence map {path}",
+            f"{_makes_both(sources)}, or train with --no-cgl",
+        )
+    return path
+
+
+def _no_masks(sources: Sources, masks: Path, data: Dataset) -> ArtifactError:
+    """Return the error of a folder without a mask of these images; it may say more of why."""
+    root = sources.run.root
+    if sources.masks is not None and data.samples:
+        ids = {sample.id for sample in data.samples}
+        require_some(masks, ids, f"an image of {root}", data.samples[0].id)
+    return ArtifactError(
+        f"no image of {root} has a mask in {masks} that is up to date",
+        f"run '{_maker(sources)}' first, or name another folder with --masks",
+    )
 
 
 def labelled_pairs(sources: Sources, data: Dataset, listener: Listener) -> list[TrainingPair]:

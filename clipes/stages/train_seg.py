@@ -25,7 +25,13 @@ from clipes.run.origin import digest
 from clipes.run.record import TrainFacts, TrainSettings
 from clipes.run.reopen import left_out, reopen, reopen_all
 from clipes.run.tokens import CachedTokens
-from clipes.seg.checkpoint import FINAL, Checkpoint, load_checkpoint, saved_iterations
+from clipes.seg.checkpoint import (
+    FINAL,
+    Checkpoint,
+    fill_model,
+    load_checkpoint,
+    saved_iterations,
+)
 from clipes.seg.data import TrainingPair
 from clipes.seg.kinds import predictor_for, recipe_for
 from clipes.seg.log import Curve, TensorBoard
@@ -324,12 +330,16 @@ def _finished(job: _Job) -> Model:
         ArtifactError: The file is damaged, or of another training.
     """
     checkpoint = load_checkpoint(job.final)
-    if (checkpoint.spec.kind, checkpoint.spec.classes) != (job.recipe.made.kind, job.classes):
+    spec = checkpoint.spec
+    if (spec.kind, spec.classes) != (job.recipe.made.kind, job.classes):
         raise ArtifactError(
-            f"{job.final} is of another training: {checkpoint.spec.name}",
+            f"{job.final} is of another training: {spec.name} with {len(spec.classes)} classes",
             "put back that of this one, or train anew with --no-resume",
         )
-    return checkpoint.build().to(job.processes.device)
+    # Of frozen towers, which a recipe would load to tell, predictors see that they are the same.
+    model = spec.build() if spec.towers() else job.recipe.spec.build()
+    fill_model(model, checkpoint)
+    return model.to(job.processes.device)
 
 
 def _predict(job: _Job, *, trained: bool) -> Summary:

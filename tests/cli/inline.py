@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from clipes.cli import main
@@ -17,3 +19,18 @@ def exit_code(*arguments: object) -> int:
 def ends(code: int, *arguments: object) -> None:
     """Run a command that exits with ``code``."""
     assert exit_code(*arguments) == code
+
+
+def one_line(said: str) -> str:
+    """Return the one line that a command says of its end."""
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    lines = [line for line in said.splitlines() if line.startswith("clipes: ")]
+    assert len(lines) == 1, said
+    return lines[0]
+
+
+def failed(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """Return that line of a process that ended with ``code``."""
+    assert done.returncode == code, done.stderr
+    return one_line(done.stderr)

@@ -12,7 +12,8 @@ import pytest
 from clipes.run.folder import Run
 from tests.cli import small_data
 from tests.cli.conftest import Cli
-from tests.cli.test_stages import cam, one_line
+from tests.cli.inline import one_line
+from tests.cli.test_stages import cam
 from tests.unit.coco_support import annotation, picture, write_image, write_instances
 
 

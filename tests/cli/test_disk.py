@@ -13,6 +13,7 @@ import pytest
 
 from clipes.run.folder import Run
 from tests.cli.forked import Starter
+from tests.cli.inline import failed
 from tests.cli.small_data import cam, train, write_photos, write_refined
 
 pytestmark = pytest.mark.slow
@@ -38,15 +39,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         subprocess.run(["umount", folder], check=True)
 
 
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return what a command said of its end, and that alone."""
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("clipes: ")]
-    return line
-
-
 def hidden(folder: Path) -> list[Path]:
     return [path for path in folder.rglob(".*") if path.is_file()]
 
@@ -64,7 +56,7 @@ def test_cam_and_refine_stop_at_a_full_disk(start: Starter, tmp_path: Path, disk
     disk("size=80k")
     full = Run(tmp_path / "disk" / "run")
     done = start(*cam("disk/run"), *clip)
-    assert re.fullmatch(FULL.format(r"disk/run/cams/p\d+\.npz"), one_line(done))
+    assert re.fullmatch(FULL.format(r"disk/run/cams/p\d+\.npz"), failed(done))
     assert "skipping" not in done.stderr  # a full disk is no image's fault
     made = full.ids("cams")
     assert 3 < len(made) < 30
@@ -79,7 +71,7 @@ def test_cam_and_refine_stop_at_a_full_disk(start: Starter, tmp_path: Path, disk
     for workers in (1, 2):
         done = start("refine", "disk/run", "--workers", workers)
         place = r"\S*disk/run/(pseudo/p\d+\.png|confidence/p\d+\.png|run\.json)"
-        assert re.fullmatch(FULL.format(place), one_line(done))
+        assert re.fullmatch(FULL.format(place), failed(done))
         assert "skipping" not in done.stderr
         for id_ in full.ids("pseudo"):
             full.load_pseudo(id_)
@@ -96,7 +88,7 @@ def test_a_training_stops_at_a_full_disk(start: Starter, tmp_path: Path, disk: D
     write_refined(tmp_path / "maps", tmp_path / "photos", 6)
     disk("size=60m")
     done = start(*train("maps", "disk/run"))
-    line = one_line(done)
+    line = failed(done)
     assert re.fullmatch(FULL.format(r"disk/run/checkpoints/(iteration-\d+|final)\.pt"), line)
     assert hidden(tmp_path / "disk") == []
     disk("remount,size=400m")
@@ -124,7 +116,7 @@ def test_read_only_folders(start: Starter, tmp_path: Path, disk: Disk) -> None:
         train("disk/run", "disk/run"),
         train("maps", "disk/new"),
     ):
-        line = one_line(start(*command))
+        line = failed(start(*command))
         assert re.match(r"clipes: cannot write (to )?disk/", line)
         assert "Read-only file system; check" in line
     assert sorted(path.name for path in (tmp_path / "disk").rglob("*")) == before
@@ -139,7 +131,7 @@ def test_a_second_process_in_one_folder_is_refused(start: Starter, tmp_path: Pat
     }.items():
         folder = Run(tmp_path / "run")
         with folder.claim(stage):
-            line = one_line(start(*command))
+            line = failed(start(*command))
         place = {"cam": "cams", "refine": "pseudo", "train-seg": "checkpoints"}[stage]
         otherwise = "let every process do a part with --shard"
         if stage == "train-seg":  # which has no parts

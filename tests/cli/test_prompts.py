@@ -22,17 +22,11 @@ from clipes.stages.token_source import TowerRequest
 from clipes.words.encode import fingerprint
 from clipes.words.vocabulary import load_vocabulary
 from tests.cli.conftest import Cli
+from tests.cli.inline import failed
 from tests.cli.small_data import write_clip
 
 # Most of what follows goes through ``main`` in this process: a new one has to import torch again.
 TEMPLATES = "# mine\na photo of a {}.\nthe plastic {}.\nitap of my {}.\n"
-
-
-def one_line(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("clipes: ")]
-    return line
 
 
 def folder(photos: Path, weights: Path) -> tuple[object, ...]:
@@ -61,8 +55,8 @@ def test_show_prints_what_each_class_becomes(inline: Cli, vocabulary: Path) -> N
     assert "one map per prompt" in each.stderr
     assert "aeroplane" in inline("prompts", "show").stdout
     assert "hairdrier,blowdrier" in inline("prompts", "show", "coco").stdout
-    assert "best" in one_line(inline("prompts", "show", "--template", "best"), 2)
-    assert "clases" in one_line(_with(inline, vocabulary, "clases = []\n"))
+    assert "best" in failed(inline("prompts", "show", "--template", "best"), 2)
+    assert "clases" in failed(_with(inline, vocabulary, "clases = []\n"))
 
 
 def _with(inline: Cli, vocabulary: Path, line: str) -> subprocess.CompletedProcess[str]:
@@ -74,7 +68,7 @@ def test_the_best_template_of_a_ranking_makes_maps(
     cli: Cli, inline: Cli, photos: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
     options = folder(photos, tiny_weights)
-    assert "clipes prompts rank" in one_line(inline("cam", *options, "--template", "best"))
+    assert "clipes prompts rank" in failed(inline("cam", *options, "--template", "best"))
     (tmp_path / "mine.txt").write_text(TEMPLATES)
     ranked = cli("prompts", "rank", *options, "--templates", "mine.txt")
     assert ranked.returncode == 0, ranked.stderr
@@ -94,14 +88,14 @@ def test_the_best_template_of_a_ranking_makes_maps(
     assert text["fusion"] == "sentence"
     same = inline("cam", *options, "--template", table[0][2])
     assert "0 made, 6 there before" in same.stderr
-    assert "text.fusion" in one_line(
+    assert "text.fusion" in failed(
         inline("cam", *options, "--template", "best", "--fusion", "feature")
     )
     other = inline("cam", *options, "--template", table[1][2])
-    assert "text.templates" in one_line(other)
+    assert "text.templates" in failed(other)
 
     (photos / "classes.txt").write_text("cat\ncow\ndog\nperson\nsofa\nsheep\n")
-    assert "other classes" in one_line(
+    assert "other classes" in failed(
         inline("cam", *options, "--template", "best", "--out", "elsewhere")
     )
 
@@ -129,7 +123,7 @@ def test_descriptions_change_the_maps_of_classes_that_have_some(
 ) -> None:
     options = (*folder(photos, tiny_weights), "--prompts", vocabulary, "--preset", "fast")
     asked = inline("cam", *options, "--out", "none", "--descriptions", "max")
-    assert "[descriptions]" in one_line(asked)
+    assert "[descriptions]" in failed(asked)
     assert inline("cam", *options, "--out", "none").returncode == 0
     plain = vocabulary.read_text()
     vocabulary.write_text(f'{plain}[descriptions]\nperson = ["a face", "two hands"]\n')
@@ -159,11 +153,11 @@ def test_descriptions_change_the_maps_of_classes_that_have_some(
         assert all(np.abs(people[index] - people[k]).max() > 1e-3 for k in range(index))
 
     conflict = inline("cam", *options, "--out", "max", "--descriptions", "average")
-    assert 'text.descriptions = "max", not "average"' in one_line(conflict)
+    assert 'text.descriptions = "max", not "average"' in failed(conflict)
     vocabulary.write_text(f'{plain}[descriptions]\nperson = ["a face", "two feet"]\n')
-    assert "text.sha256" in one_line(inline("cam", *mine))
+    assert "text.sha256" in failed(inline("cam", *mine))
     beside = inline("cam", *options, "--out", "x", "--descriptions", "max", "--fusion", "cam")
-    assert "--fusion cam" in one_line(beside, 2)
+    assert "--fusion cam" in failed(beside, 2)
 
 
 def test_shipped_descriptions_of_a_run_are_known_to_its_segmenters(
@@ -181,7 +175,7 @@ def test_shipped_descriptions_of_a_run_are_known_to_its_segmenters(
     written = json.loads((run.root / "run.json").read_text())
     written["stages"]["cam"]["settings"]["text"]["descriptions"] = "most"
     (run.root / "run.json").write_text(json.dumps(written))
-    assert "most" in one_line(inline("refine", run.root))
+    assert "most" in failed(inline("refine", run.root))
 
 
 def test_further_background_words_of_a_run_are_known_to_its_segmenters(
@@ -227,7 +221,7 @@ def test_without_a_text_tower_files_of_features_are_ranked(
     image_only = {key: value for key, value in state.items() if key.startswith(("vis", "logit"))}
     torch.save(image_only, tmp_path / "image.pt")
     options = folder(photos, tmp_path / "image.pt")
-    told = one_line(inline("prompts", "rank", *options))
+    told = failed(inline("prompts", "rank", *options))
     assert "needs a text tower" in told
     assert "--weights openai" in told
 
@@ -245,10 +239,10 @@ def test_without_a_text_tower_files_of_features_are_ranked(
     assert ranked.returncode == 0, ranked.stderr
     assert sorted(line.split("\t")[2] for line in ranked.stdout.splitlines()) == ["a.npz", "b.npz"]
     assert "5 images" in ranked.stderr
-    told = one_line(inline("cam", *options, "--text-features", "a.npz", "--template", "a {}"))
+    told = failed(inline("cam", *options, "--text-features", "a.npz", "--template", "a {}"))
     assert "come from a file" in told
     both = inline("prompts", "rank", *options, *files, "--templates", "x.txt")
-    assert "exclude each other" in one_line(both, 2)
+    assert "exclude each other" in failed(both, 2)
 
 
 def test_check_does_not_stop_for_classes_that_cam_would_fit(
@@ -312,5 +306,5 @@ def test_check_warns_and_stops_only_for_what_stops_cam(
     )
     vocabulary.write_text(before)
     missing = inline("prompts", "check", vocabulary, "--text-features", "f.npz")
-    assert "no text feature for the classes 'cow', " in one_line(missing)
-    assert "nonsense" in one_line(inline("prompts", "check", "nonsense"))
+    assert "no text feature for the classes 'cow', " in failed(missing)
+    assert "nonsense" in failed(inline("prompts", "check", "nonsense"))

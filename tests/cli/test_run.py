@@ -13,6 +13,7 @@ import pytest
 
 from clipes.run.folder import Run
 from tests.cli.forked import Starter
+from tests.cli.inline import one_line
 from tests.cli.small_data import write_clip, write_photos
 from tests.dino_support import write_dino
 
@@ -43,12 +44,6 @@ def made(run: Run) -> dict[str, bytes]:
 def places(done: subprocess.CompletedProcess[str]) -> list[str]:
     """What was said of the stages, in order."""
     return [line for line in done.stderr.splitlines() if line[:1].isdecimal() and "/" in line[:3]]
-
-
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("clipes: ")]
-    assert "Traceback" not in done.stderr
-    return line
 
 
 def test_one_line_makes_everything_and_does_so_once(start: Starter, run: Run, photos: Path) -> None:
@@ -125,7 +120,9 @@ def test_it_ends_where_nothing_can_follow(start: Starter, run: Run, photos: Path
         path.write_bytes(b"no picture")
     nothing = start(*FAST)
     assert nothing.returncode == 1
-    assert "no image of photos has maps: all 4 failed, the first is p000: " in one_line(nothing)
+    assert "no image of photos has maps: all 4 failed, the first is p000: " in one_line(
+        nothing.stderr
+    )
     assert nothing.stdout == ""
 
     shutil.rmtree(photos)
@@ -136,11 +133,11 @@ def test_it_ends_where_nothing_can_follow(start: Starter, run: Run, photos: Path
     (run.root / "report" / "index.html").unlink()
     conflict = start(*FAST)
     assert conflict.returncode == 1
-    assert 'backend = "torch", not "numba"' in one_line(conflict)
+    assert 'backend = "torch", not "numba"' in one_line(conflict.stderr)
     assert not (run.root / "report" / "index.html").exists()
     other = start(*LINE)
     assert other.returncode == 1
-    assert "preset.name" in one_line(other)
+    assert "preset.name" in one_line(other.stderr)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +163,7 @@ def test_photos_to_predict_that_are_not_there_are_said_before_all_else(
 ) -> None:
     done = start(*LINE, "--train", "--predict-on", "gone")
     assert done.returncode == 1
-    assert "no file or folder gone; check the path given by --predict-on" in one_line(done)
+    assert "no file or folder gone; check the path given by --predict-on" in one_line(done.stderr)
     assert not run.root.exists()
 
 
@@ -185,7 +182,7 @@ def test_stopped_at_some_moment_it_goes_on_to_the_same_files(
         if stopped.returncode:
             break
     assert stopped.returncode == 130
-    assert one_line(stopped) == "clipes: stopped; the same command continues where it was"
+    assert one_line(stopped.stderr) == "clipes: stopped; the same command continues where it was"
     assert start(*FAST).returncode == 0
     assert made(run) == made(Run(tmp_path / "unbroken"))
 
@@ -220,7 +217,7 @@ def test_a_segmenter_is_trained_and_asked_and_a_training_that_fails_keeps_no_pag
     (run.root / "report" / "index.html").unlink()
     changed = start(*train)
     assert changed.returncode == 1
-    assert "train anew with --no-resume" in one_line(changed)
+    assert "train anew with --no-resume" in one_line(changed.stderr)
     assert "6/6 report: run/report/index.html" in changed.stderr
     assert (run.root / "report" / "index.html").is_file()
     anew = start(*train, "--no-resume")

@@ -12,6 +12,7 @@ import pytest
 
 from clipes.run.folder import Run
 from tests.cli.conftest import Cli
+from tests.cli.inline import one_line
 
 
 def cam(cli: Cli, photos: Path, weights: Path, *more: object) -> subprocess.CompletedProcess[str]:
@@ -20,13 +21,6 @@ def cam(cli: Cli, photos: Path, weights: Path, *more: object) -> subprocess.Comp
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def one_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.startswith("clipes: ")]
-    assert len(lines) == 1, text
-    assert "Traceback" not in text
-    return lines[0]
 
 
 def test_the_stages_in_a_row(cli: Cli, photos: Path, tiny_weights: Path, tmp_path: Path) -> None:
