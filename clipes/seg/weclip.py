@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clipes.choices import Normalise
 from clipes.config import WECLIP_CRF, CrfParams
+from clipes.errors import UsageError
 from clipes.masks.values import value_count
 from clipes.seg.recipes import Model, Spec
 
@@ -107,6 +108,19 @@ class WeClipSpec(FusedSpec):
     def problem(self) -> str:
         """Return why no such model can be built; empty if one can."""
         return self.size_problem([self.channels], [self.layers])
+
+
+def require_scales(scales: Sequence[float]) -> None:
+    """Refuse scales of prediction beyond ``LARGEST_SCALE``.
+
+    Raises:
+        UsageError: One is.
+    """
+    if max(scales) > LARGEST_SCALE:
+        raise UsageError(
+            f"WeCLIP is not asked at a scale of {max(scales):g}",
+            f"choose scales up to {LARGEST_SCALE:g}",
+        )
 
 
 class WeClip(Model):

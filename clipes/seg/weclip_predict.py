@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipes.errors import UsageError
 from clipes.seg.predict_tokens import check_towers
 from clipes.seg.recipes import ModelPredictor, TestSettings
 from clipes.seg.resize import resize
-from clipes.seg.weclip import LARGEST_SCALE, WeClip
+from clipes.seg.weclip import WeClip, require_scales
 from clipes.seg.weclip_plus import WeClipPlus
 from clipes.towers.tokens import TokenSource
 from clipes.types import Float32Array, UInt8Array
@@ -39,11 +38,7 @@ class WeClipPredictor(ModelPredictor[WeClip | WeClipPlus]):
         self, model: WeClip | WeClipPlus, settings: TestSettings, source: TokenSource
     ) -> None:
         check_towers(model.spec, source)
-        if max(settings.scales) > LARGEST_SCALE:
-            raise UsageError(
-                f"a scale of {max(settings.scales):g} is more than {model.spec.name} looks at",
-                f"choose scales up to {LARGEST_SCALE:g}",
-            )
+        require_scales(settings.scales)
         super().__init__(model, settings)
         self._source = source
 

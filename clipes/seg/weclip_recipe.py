@@ -34,7 +34,7 @@ from clipes.seg.recipes import (
 )
 from clipes.seg.resize import resize
 from clipes.seg.views import require_patches, require_whole_patches
-from clipes.seg.weclip import WeClip, WeClipSpec
+from clipes.seg.weclip import WeClip, WeClipSpec, require_scales
 from clipes.seg.weclip_labels import Seen, Teacher, make_labels
 from clipes.seg.weclip_loss import weclip_loss
 from clipes.seg.weclip_plus import WeClipPlus
@@ -80,8 +80,9 @@ class ViewsRecipe(Recipe[M, SeenViews], Generic[M]):
         return self.open_teacher()
 
     def check_part(self, images: int) -> None:
-        """Refuse views that are not of whole patches."""
+        """Refuse views that are not of whole patches, and scales that are too large to predict."""
         require_whole_patches(self.preset.crop)
+        require_scales(self.preset.test_scales)
 
     def initialise(self, model: M, source: str, say: Callable[[str], None]) -> ViewsRecipe[M]:
         """Start from random weights; a decoder has no others.

@@ -158,15 +158,23 @@ def test_pictures_that_cannot_be_read_are_left_out_before_it_begins(
     assert "no image of run that can be read shows a class" in capfd.readouterr().err
 
 
-def test_views_of_no_whole_patches_are_refused_before_anything_is_removed(
-    run: Run, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--crop", 50), "views of 50 pixels are not of whole patches"),
+        (("--test-scales", "1,3"), "WeCLIP is not asked at a scale of 3; choose scales up to 2"),
+    ],
+    ids=["crop", "scale"],
+)
+def test_what_it_cannot_do_is_refused_before_anything_is_removed(
+    run: Run, capfd: pytest.CaptureFixture[str], wrong: tuple[object, ...], said: str
 ) -> None:
     kept = run.root / "checkpoints" / "final.pt"
     kept.parent.mkdir()
     kept.touch()
     capfd.readouterr()
-    ends(2, *WECLIP, "--crop", 50, "--no-resume")
-    assert "views of 50 pixels are not of whole patches" in " ".join(capfd.readouterr().err.split())
+    ends(2, *WECLIP, *wrong, "--no-resume")
+    assert said in " ".join(capfd.readouterr().err.split())
     assert kept.exists()
 
 

@@ -235,7 +235,7 @@ def test_asking_averages_scales_and_mirror_images(teacher: Teacher) -> None:
     np.testing.assert_allclose(told.sum(0), 1, rtol=1e-4)
     mirrored = ask(np.ascontiguousarray(image[:, ::-1]))
     np.testing.assert_allclose(mirrored[:, :, ::-1], probs, atol=0.02)
-    with pytest.raises(UsageError, match="a scale of 3 is more than WeCLIP's decoder"):
+    with pytest.raises(UsageError, match="WeCLIP is not asked at a scale of 3"):
         predictor_for(model, TestSettings((1.0, 3.0)), source)
     other = TowerTokens(Towers(teacher.clip), model.spec.inputs, {CLIP: "another"}, 64, raw=True)
     with pytest.raises(ArtifactError, match="trained on a tower clip"):
