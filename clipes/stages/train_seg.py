@@ -214,8 +214,9 @@ def _train_and_predict(job: _Job) -> Summary:
         listener.say(f"trained before: {job.final}")
         if not _unpredicted(job):
             return Summary(0, len(job.val.samples), ())  # a finished run may be read-only
+        record = job.out.train_record() if job.out.exists() else None
         with _claimed(job):
-            _begin(job, fresh=False)
+            _begin(job, "" if record is None else record.facts.note, fresh=False)
             return _predict(job, trained=True)
     spec = recipe.spec  # may load towers, which draws random numbers where words are not kept
     torch.manual_seed(request.options.seed)
@@ -223,7 +224,7 @@ def _train_and_predict(job: _Job) -> Summary:
     if fresh:
         recipe = recipe.initialise(model, request.sources.backbone_weights, listener.say)
     with _claimed(job):
-        _begin(job, fresh=fresh)
+        _begin(job, recipe.note, fresh=fresh)
         _fit(job, model, recipe, None if fresh else load_checkpoint(saved[-1]))
         return _predict(job, trained=False)
 
@@ -249,14 +250,14 @@ def _claimed(job: _Job) -> Iterator[None]:
         yield
 
 
-def _begin(job: _Job, *, fresh: bool) -> None:
-    """Record the training, once every process has seen what is there."""
+def _begin(job: _Job, note: str, *, fresh: bool) -> None:
+    """Record the training and a note, once every process has seen what is there."""
     processes = job.processes
     processes.wait()
     if processes.first:
         if fresh:
             forget_training(job.request.sources, job.val)
-        device, note = str(processes.device), job.recipe.note
+        device = str(processes.device)
         facts = TrainFacts(processes.count, device, note=note, **asdict(job.taught))
         job.out.begin(STAGE, job.settings.to_dict(), job.request.command, facts.to_dict())
     processes.wait()

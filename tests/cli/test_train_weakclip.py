@@ -80,6 +80,12 @@ def test_train_relabel_and_predict_without_a_text_tower(
     Path("clip.safetensors").rename("moved.safetensors")  # a finished training needs no tower
     ends(0, *SMALL)
     assert "0 made, 3 there before" in capfd.readouterr().err
+    Path("moved.safetensors").rename("clip.safetensors")  # nor words, to predict again
+    Path("text.npz").rename("moved.npz")
+    (run.root / "predictions" / "p001.png").unlink()
+    ends(0, *SMALL)
+    assert "1 made, 2 there before" in capfd.readouterr().err
+    assert "for want of a text tower" in str(facts(run)["facts"])
 
 
 def test_a_second_tower_beside_clip(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
