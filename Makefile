@@ -38,7 +38,7 @@ oldest: wheel  ## After the wheel, the quick tests on the oldest Python
 	  .venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && \
 	  { .venv-oldest/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[crf]' \
 	    || echo "pydensecrf2 does not build here: its tests will be skipped"; } && \
-	  .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not weights" clipes tests/unit tests/golden; \
+	  .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not weights" clipes tests/unit tests/golden tests/cli/test_command_line.py; \
 	fi
 
 docs: .venv-docs/.installed  ## The documentation as a site, in site/; a warning is an error

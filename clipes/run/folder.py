@@ -476,7 +476,9 @@ class Run:
 
 
 def latest_run(parent: Path) -> Run:
-    """Return the run below ``parent`` that a stage was started in last, even to find it done.
+    """Return the run below ``parent`` that a stage was started in last.
+
+    Of ``cam`` that counts also where there was nothing to do.
 
     Raises:
         ArtifactError: There is none.

@@ -209,6 +209,7 @@ class TrainFacts(_Plain):
         taught_by: Digest of the examples' labels, where these count; empty where they do not, and
             in runs of an older clipes.
         words: sha256 of the vectors that labels were made with; empty likewise.
+        final: sha256 of the finished segmenter's file; empty before, and likewise.
     """
 
     processes: int = 1
@@ -217,6 +218,7 @@ class TrainFacts(_Plain):
     note: str = ""
     taught_by: str = ""
     words: str = ""
+    final: str = ""
 
 
 @dataclass(frozen=True)

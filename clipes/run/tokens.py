@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from clipes.device import memory_error_as
 from clipes.disk.files import atomic_write, check_id, list_files, room_on_disk
 from clipes.errors import WriteError
 from clipes.run.origin import Picture, TokensOrigin, read_picture, same_picture
@@ -90,11 +91,10 @@ class CachedTokens:
 
     def _make(self, path: Path, image: Path) -> tuple[dict[str, Tensor], bool]:
         pixels, picture = read_picture(image)
+        with memory_error_as(f"the GPU has too little memory for {image}", "use --device cpu"):
+            found = self.source.tokens(pixels)
         # Copied, because what towers return was made in inference mode and cannot be learnt from.
-        tokens = {
-            name: one.to("cpu", torch.float16, copy=True)
-            for name, one in self.source.tokens(pixels).items()
-        }
+        tokens = {name: one.to("cpu", torch.float16, copy=True) for name, one in found.items()}
         return tokens, self._keep(path, tokens, picture)
 
     def _path(self, image_id: str) -> Path:

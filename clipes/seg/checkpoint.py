@@ -25,8 +25,8 @@ FINAL = "final.pt"
 
 _REMEDY = "take another checkpoint"
 _DAMAGED_REMEDY = (
-    "take another checkpoint that 'clipes train-seg' wrote; a stopped training goes on from the "
-    "one before once this is deleted"
+    "take another checkpoint that 'clipes train-seg' wrote; without this one a stopped training "
+    "goes on from the one before, if there is one"
 )
 
 
@@ -109,7 +109,8 @@ def fill_model(model: Model, checkpoint: Checkpoint) -> None:
         ArtifactError: The model is of another architecture or has other classes.
     """
     theirs, ours = _described(checkpoint.spec), _described(model.spec)
-    for tower, sha256 in model.spec.towers().items():
+    same_kind = checkpoint.spec.kind == model.spec.kind
+    for tower, sha256 in model.spec.towers().items() if same_kind else ():
         if (learnt := checkpoint.spec.towers().get(tower, "")) != sha256:
             raise other_tower(checkpoint.path.name, tower, learnt, sha256)
     for name in ours:
@@ -196,7 +197,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if problem or stored.towers != spec.towers():
         raise ArtifactError(f"{damaged}: {problem or 'it names two sets of towers'}", _REMEDY)
     for name, value in stored.weights.items():
-        if not isinstance(value, Tensor) or not bool(torch.isfinite(value).all()):
+        if not _is_finite(value):
             raise ArtifactError(f"{damaged}: {name} is no tensor of finite numbers", _REMEDY)
     return Checkpoint(path, spec, stored.weights, stored.training, stored.test)
 
@@ -219,6 +220,13 @@ def _as_written_now(content: dict[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in training.items() if name != "freeze_norms"}
     state = {"freeze_norms": training["freeze_norms"]}
     return {**content, "training": {**rest, "recipe": state}}
+
+
+def _is_finite(value: object) -> bool:
+    """Tell whether a value is a tensor of numbers as they are kept here, all finite."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    return bool(torch.isfinite(value).all())
 
 
 def _described(spec: Spec) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _asked(
     height, width = view.shape[:2]
     with memory_error_as(
         f"the GPU has too little memory for an image of {width} x {height} pixels",
-        "use a smaller --window, smaller --scales, or --device cpu",
+        "use smaller scales, or --device cpu",
     ):
         return predictor(view, present)
 

@@ -178,6 +178,7 @@ class Trainer:
         Raises:
             TrainingError: The loss or the weights are not finite; checkpoints stay as they are.
             ArtifactError: An example or a checkpoint is bad, or cannot be written.
+            BackendError: The GPU has too little memory.
         """
         schedule = self._recipe.schedule
         with closing(self._stream(examples)) as stream:
@@ -196,15 +197,19 @@ class Trainer:
 
         Raises:
             TrainingError: The loss is not finite; the weights stay as they were.
+            BackendError: The GPU has too little memory.
         """
-        rate = self._set_rates()
-        torch.manual_seed(_mix(self._options.seed, self.iteration, self._processes.rank))
-        parts = [self._recipe.part(self._moved(batch)) for batch in batches]
         with memory_error_as(
             f"the GPU has too little memory for {self._part} images at a time",
             "raise --accumulate, lower --batch, or use --device cpu",
         ):
-            loss, outputs = self._backward(parts)
+            return self._step(batches)
+
+    def _step(self, batches: Sequence[Batch]) -> Step:
+        rate = self._set_rates()
+        torch.manual_seed(_mix(self._options.seed, self.iteration, self._processes.rank))
+        parts = [self._recipe.part(self._moved(batch)) for batch in batches]
+        loss, outputs = self._backward(parts)
         value = float(self._processes.total(loss))
         if not math.isfinite(value):
             raise TrainingError(

@@ -126,8 +126,8 @@ class WeakClipRecipe(Recipe[WeakClip, Targets]):
 
     @property
     def reads_labels(self) -> bool:
-        """Labels say which classes an image may show."""
-        return True
+        """Whether labels change what is learnt: what is drawn, or may show in the boundary loss."""
+        return self.preset.boundary_present or self.preset.even_classes
 
     @property
     def spec(self) -> WeakClipSpec:

@@ -25,13 +25,7 @@ from clipes.run.origin import digest
 from clipes.run.record import TrainFacts, TrainSettings
 from clipes.run.reopen import left_out, reopen, reopen_all
 from clipes.run.tokens import CachedTokens
-from clipes.seg.checkpoint import (
-    FINAL,
-    Checkpoint,
-    fill_model,
-    load_checkpoint,
-    saved_iterations,
-)
+from clipes.seg.checkpoint import FINAL, Checkpoint, load_checkpoint, saved_iterations
 from clipes.seg.data import TrainingPair
 from clipes.seg.kinds import predictor_for, recipe_for
 from clipes.seg.log import Curve, TensorBoard
@@ -215,8 +209,9 @@ def _train_and_predict(job: _Job) -> Summary:
         if not _unpredicted(job):
             return Summary(0, len(job.val.samples), ())  # a finished run may be read-only
         record = job.out.train_record() if job.out.exists() else None
+        facts = TrainFacts() if record is None else record.facts
         with _claimed(job):
-            _begin(job, "" if record is None else record.facts.note, fresh=False)
+            _begin(job, replace(facts, **asdict(job.taught)), fresh=False)
             return _predict(job, trained=True)
     spec = recipe.spec  # may load towers, which draws random numbers where words are not kept
     torch.manual_seed(request.options.seed)
@@ -224,8 +219,11 @@ def _train_and_predict(job: _Job) -> Summary:
     if fresh:
         recipe = recipe.initialise(model, request.sources.backbone_weights, listener.say)
     with _claimed(job):
-        _begin(job, recipe.note, fresh=fresh)
+        where = job.processes.count, str(job.processes.device)
+        _begin(job, TrainFacts(*where, note=recipe.note, **asdict(job.taught)), fresh=fresh)
         _fit(job, model, recipe, None if fresh else load_checkpoint(saved[-1]))
+        if job.processes.first:
+            job.out.note_fact(STAGE, "final", sha256_of(job.final))
         return _predict(job, trained=False)
 
 
@@ -250,15 +248,13 @@ def _claimed(job: _Job) -> Iterator[None]:
         yield
 
 
-def _begin(job: _Job, note: str, *, fresh: bool) -> None:
-    """Record the training and a note, once every process has seen what is there."""
+def _begin(job: _Job, facts: TrainFacts, *, fresh: bool) -> None:
+    """Record the training, once every process has seen what is there."""
     processes = job.processes
     processes.wait()
     if processes.first:
         if fresh:
             forget_training(job.request.sources, job.val)
-        device = str(processes.device)
-        facts = TrainFacts(processes.count, device, note=note, **asdict(job.taught))
         job.out.begin(STAGE, job.settings.to_dict(), job.request.command, facts.to_dict())
     processes.wait()
 
@@ -337,10 +333,7 @@ def _finished(job: _Job) -> Model:
             f"{job.final} is of another training: {spec.name} with {len(spec.classes)} classes",
             "put back that of this one, or train anew with --no-resume",
         )
-    # Of frozen towers, which a recipe would load to tell, predictors see that they are the same.
-    model = spec.build() if spec.towers() else job.recipe.spec.build()
-    fill_model(model, checkpoint)
-    return model.to(job.processes.device)
+    return checkpoint.build().to(job.processes.device)
 
 
 def _predict(job: _Job, *, trained: bool) -> Summary:
@@ -380,6 +373,11 @@ def _check_same_training(job: _Job) -> None:
         return  # of an older clipes: ``begin`` compares the settings and the number of examples
     same_number = replace(job.settings, examples=record.settings.examples)
     out.check_settings(STAGE, same_number.to_dict())
+    if job.final.exists() and record.facts.final not in ("", sha256_of(job.final)):
+        raise ArtifactError(
+            f"{job.final} is not the file that this training wrote",
+            "put that back, or train anew with --no-resume",
+        )
     before = asdict(record.facts)  # what an older clipes did not know is empty
     if any(before[name] not in ("", now) for name, now in asdict(job.taught).items()):
         raise RunConflictError(

@@ -75,6 +75,18 @@ def test_train_keep_tokens_and_predict(run: Run, capfd: pytest.CaptureFixture[st
     assert "give the weights that it was trained on" in told
 
 
+def test_labels_that_changed_are_not_gone_on_with(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train = [*FROZEN, "--iterations", 1, "--masks", "run/pseudo", "--even-classes"]
+    ends(0, *train)
+    labels = Path("photos/labels.csv")
+    labels.write_text(labels.read_text().replace("p000.jpg,cat", "p000.jpg,sofa"))
+    capfd.readouterr()
+    ends(1, *train)
+    assert "labels, masks, confidence maps or words that run/checkpoints" in capfd.readouterr().err
+
+
 def test_clip_alone_needs_no_second_tower(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     Path("dino.safetensors").unlink()
     ends(1, *FROZEN)

@@ -20,6 +20,9 @@ from clipes.seg.checkpoint import load_checkpoint
 from clipes.seg.weakclip import WeakClipSpec
 from clipes.stages import teacher
 from clipes.stages.token_source import TowerRequest
+from clipes.towers.clip_text import ContextEncoder
+from clipes.towers.load import load_text
+from clipes.weights import read_state_dict
 from clipes.words.features import load_text_features
 from tests.cli.inline import ends
 from tests.cli.small_data import CLASSES, cam, write_clip, write_photos
@@ -156,6 +159,10 @@ def test_train_on_views_with_a_text_tower(
     assert (saved.spec.contexts, saved.spec.side, len(saved.spec.blocks)) == (8, 64, 4)
     assert bool(torch.isfinite(saved.weights["words.features"]).all())
     assert bool(saved.weights["words.features"].any(1).all())
+    encoder = ContextEncoder(load_text(read_state_dict(tiny_weights)), ("background", *CLASSES))
+    with torch.no_grad():  # of the mean of the contexts, not the mean of what was said of them
+        words = encoder(saved.weights["words.contexts"][0])
+    torch.testing.assert_close(saved.weights["words.features"], words, atol=1e-4, rtol=1e-4)
     assert not Path("run/tokens").exists()
     assert "8 learnt vectors" in str(facts(Run(Path("run")))["facts"])
 

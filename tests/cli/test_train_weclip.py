@@ -64,9 +64,10 @@ def test_words_that_changed_are_not_gone_on_with(
     run: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ends(0, *WECLIP)
-    manifest = json.loads(run.manifest_path.read_text())
-    manifest["stages"]["train-seg"]["facts"]["words"] = "0" * 64
-    run.manifest_path.write_text(json.dumps(manifest))
+    text = run.cam_record().settings.text
+    assert text is not None
+    assert run.train_record().facts.words == text.sha256
+    run.note_fact("train-seg", "words", "0" * 64)
     capfd.readouterr()
     ends(1, *WECLIP)
     assert "confidence maps or words that run/checkpoints learnt from have changed" in " ".join(

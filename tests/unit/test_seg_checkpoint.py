@@ -107,7 +107,11 @@ def test_what_is_no_checkpoint_is_refused(saved: Path, damage: dict[str, object]
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("value", [1.5, torch.tensor([torch.nan])], ids=["number", "nan"])
+@pytest.mark.parametrize(
+    "value",
+    [1.5, torch.tensor([torch.nan]), torch.eye(2).to_sparse()],
+    ids=["number", "nan", "sparse"],
+)
 def test_weights_are_finite_tensors(saved: Path, value: object) -> None:
     content = torch.load(saved, weights_only=True)
     torch.save({**content, "weights": {**content["weights"], "more": value}}, saved)

@@ -46,7 +46,9 @@ def test_a_gpu_that_is_too_small_is_one_line() -> None:
         def __call__(self, image: UInt8Array, present: Sequence[int] | None = None) -> Float32Array:
             raise torch.cuda.OutOfMemoryError
 
-    with pytest.raises(BackendError, match="too little memory for an image of 8 x 6 pixels; use a"):
+    with pytest.raises(
+        BackendError, match="too little memory for an image of 8 x 6 pixels; use sm"
+    ):
         label_image(np.zeros((6, 8, 3), np.uint8), Full())
 
 

@@ -240,6 +240,10 @@ def test_a_gpu_that_is_too_small_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError
 
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._optimizer, "step", full)
+        with pytest.raises(BackendError, match="too little memory"):
+            trainer.step(parts(Views(), PRESET, 0))
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(BackendError, match="too little memory for 4 images at a time; raise --acc"):
         trainer.step(parts(Views(), PRESET, 0))
