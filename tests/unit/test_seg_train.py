@@ -22,7 +22,7 @@ from clipes.seg.frozen_recipe import FrozenRecipe
 from clipes.seg.log import Curve, TensorBoard
 from clipes.seg.loss import Guidance
 from clipes.seg.parallel import Processes
-from clipes.seg.recipes import Batch, Recipe
+from clipes.seg.recipes import Batch, Recipe, Schedule
 from clipes.seg.train import (
     Step,
     Trainer,
@@ -193,6 +193,37 @@ def test_a_stopped_run_ends_with_the_same_bits(
     final = load_checkpoint(tmp_path / "broken" / FINAL)
     assert final.iteration == 6
     assert saved_iterations(tmp_path / "broken") == []
+
+
+class Telling(TinySegmenter):
+    """A model that works something out when it is saved, as one with a text tower does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("told", torch.zeros(()))
+        self.register_state_dict_pre_hook(lambda *_: self.told.copy_(self.tell()))
+
+    def tell(self) -> torch.Tensor:
+        return sum(one.detach().square().sum() for one in self.parameters())
+
+
+class Averaged(DeepLabRecipe):
+    @property
+    def schedule(self) -> Schedule:
+        return replace(super().schedule, average=0.9)
+
+
+def test_what_a_model_says_when_it_is_saved_is_said_of_the_mean(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Telling()
+    preset = replace(PRESET, lr=0.05)
+    trainer = Trainer(model, Averaged(preset, SPEC.classes, SURE), TrainOptions(), ALONE)
+    before = model.tell()
+    trainer.run(Views(), tmp_path, lambda _: None)
+    saved = load_checkpoint(tmp_path / FINAL).weights
+    expected = sum(saved[name].square().sum() for name, _ in model.named_parameters())
+    torch.testing.assert_close(saved["told"], expected)
+    assert abs(before - expected) > 1e-3
 
 
 def test_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
