@@ -33,12 +33,20 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def memory_error_as(message: str, remedy: str) -> Iterator[None]:
-    """Raise a ``BackendError`` of these words where a GPU has too little memory for the block."""
+def memory_for(what: str, remedy: str) -> Iterator[None]:
+    """Raise a ``BackendError`` where the GPU has too little memory for the block.
+
+    Args:
+        what: What the block works on, for the message.
+        remedy: What to do about it.
+
+    Raises:
+        BackendError: It has too little.
+    """
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise BackendError(message, remedy) from error
+        raise BackendError(f"the GPU has too little memory for {what}", remedy) from error
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipes.config import CamParams, LooksRound, PatchParams
-from clipes.device import memory_error_as
+from clipes.device import memory_for
 from clipes.maps.affinity import propagate
 from clipes.maps.drawn import drawn_shares, shown_in
 from clipes.maps.evidence import (
@@ -399,7 +399,7 @@ class CamMaker:
 
 
 def _memory_for(size: tuple[int, int]) -> AbstractContextManager[None]:
-    return memory_error_as(
-        f"the GPU has too little memory for an image of {size_text(size)} pixels",
+    return memory_for(
+        f"an image of {size_text(size)} pixels",
         "use --device cpu, or a GPU that nothing else uses",
     )

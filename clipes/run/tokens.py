@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from clipes.device import memory_error_as
+from clipes.device import memory_for
 from clipes.disk.files import atomic_write, check_id, list_files, room_on_disk
 from clipes.errors import WriteError
 from clipes.run.origin import Picture, TokensOrigin, read_picture, same_picture
@@ -91,7 +91,7 @@ class CachedTokens:
 
     def _make(self, path: Path, image: Path) -> tuple[dict[str, Tensor], bool]:
         pixels, picture = read_picture(image)
-        with memory_error_as(f"the GPU has too little memory for {image}", "use --device cpu"):
+        with memory_for(str(image), "use --device cpu"):
             found = self.source.tokens(pixels)
         # Copied, because what towers return was made in inference mode and cannot be learnt from.
         tokens = {name: one.to("cpu", torch.float16, copy=True) for name, one in found.items()}

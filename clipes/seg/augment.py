@@ -84,8 +84,8 @@ class Square:
     @classmethod
     def of(cls, image: UInt8Array, side: int, rng: np.random.Generator) -> Square:
         """Choose a square of an image (H, W, ...) at random."""
-        rows, to_rows = overlap(image.shape[0], side, rng)
-        columns, to_columns = overlap(image.shape[1], side, rng)
+        rows, to_rows = _overlap(image.shape[0], side, rng)
+        columns, to_columns = _overlap(image.shape[1], side, rng)
         return cls(side, (rows, columns), (to_rows, to_columns))
 
     def cut(self, example: Example) -> Example:
@@ -128,7 +128,7 @@ def normalise(image: UInt8Array) -> Float32Array:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
 
 
-def overlap(length: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
+def _overlap(length: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
     """Return where the view lies in the example, and where the example lies in the view."""
     shared = min(length, side)
     start = int(rng.integers(length - shared + 1))

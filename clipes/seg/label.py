@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clipes.config import CrfParams
-from clipes.device import memory_error_as
+from clipes.device import memory_for
 from clipes.disk.large import LargePicture
 from clipes.maps.gradcam import min_max
 from clipes.masks.crf import dense_crf
@@ -26,7 +26,7 @@ from clipes.masks.pseudo import (
 from clipes.masks.values import value_of
 from clipes.seg.predict import BYTES_PER_LABEL
 from clipes.seg.recipes import LabelPredictor
-from clipes.types import CamMaps, Float32Array, Progress, PseudoLabel, UInt8Array
+from clipes.types import CamMaps, Float32Array, Progress, PseudoLabel, UInt8Array, size_text
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,8 @@ def _asked(
     Raises:
         BackendError: The GPU has too little memory.
     """
-    height, width = view.shape[:2]
-    with memory_error_as(
-        f"the GPU has too little memory for an image of {width} x {height} pixels",
-        "use smaller scales, or --device cpu",
-    ):
+    what = f"an image of {size_text(view.shape[1::-1])} pixels"
+    with memory_for(what, "use smaller scales, or --device cpu"):
         return predictor(view, present)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clipes.choices import Amp
-from clipes.device import memory_error_as
+from clipes.device import memory_for
 from clipes.errors import ArtifactError, ClipesError, UsageError
 from clipes.kernels.choose import multiplies_bf16, processor_features
 from clipes.seg.checkpoint import (
@@ -199,8 +199,8 @@ class Trainer:
             TrainingError: The loss is not finite; the weights stay as they were.
             BackendError: The GPU has too little memory.
         """
-        with memory_error_as(
-            f"the GPU has too little memory for {self._part} images at a time",
+        with memory_for(
+            f"{self._part} images at a time",
             "raise --accumulate, lower --batch, or use --device cpu",
         ):
             return self._step(batches)

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 
 from clipes.config import WeClipPreset
 from clipes.disk.images import read_image
-from clipes.seg.augment import Colours, in_colours, overlap
+from clipes.seg.augment import Colours, Square, in_colours
 from clipes.seg.data import TrainingPair
 from clipes.seg.draws import Passes
 from clipes.seg.panels import SHOWN, below_each_other, row
@@ -269,8 +269,7 @@ def random_view(image: UInt8Array, preset: WeClipPreset, rng: np.random.Generato
     scaled = np.asarray(picture, np.uint8)
     if rng.random() < 0.5:
         scaled = scaled[:, ::-1]
-    rows, to_rows = overlap(height, side, rng)
-    columns, to_columns = overlap(width, side, rng)
+    square = Square.of(scaled, side, rng)
     view = np.zeros((side, side, 3), np.uint8)
-    view[to_rows, to_columns] = scaled[rows, columns]
+    view[square.put] = scaled[square.taken]
     return view

@@ -50,15 +50,16 @@ def cli(tmp_path: Path, environment: dict[str, str]) -> Cli:
 
 
 @pytest.fixture
-def inline(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    one_thread: None,
-) -> Cli:
-    """As ``cli``, but in this process: importing torch once is enough."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where commands of this process work: a folder with an empty cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def inline(here: Path, capsys: pytest.CaptureFixture[str], one_thread: None) -> Cli:
+    """As ``cli``, but in this process: importing torch once is enough."""
     cache_dino()
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -16,15 +16,11 @@ Told = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Told:
+def told(here: Path, capfd: pytest.CaptureFixture[str]) -> Told:
     """Run a command in this process; return its exit code and the line it ends with."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(json.dumps({}))
+    (here / "masks").mkdir()
+    (here / "run").mkdir()
+    (here / "run" / "run.json").write_text(json.dumps({}))
 
     def run(*arguments: str) -> tuple[int, str]:
         return exit_code(*arguments), capfd.readouterr().err.strip()

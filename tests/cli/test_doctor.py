@@ -24,12 +24,8 @@ Doctor = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture
-def doctor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Doctor:
+def doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> Doctor:
     """Run it with --json; its exit code and what it says, checks by name."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPES_CACHE", str(tmp_path / "cache"))
 
     def run(*arguments: object) -> tuple[int, dict[str, Any]]:
         code = exit_code("doctor", "--json", *arguments)
