@@ -283,8 +283,8 @@ class Segmenter:
         """
         if labels is None:
             return label_image(_pixels(image), self._predictor, self._crf)[0]
-        # What is known to be there is scaled as maps are, and goes through their CRF.
-        crf = None if self._crf is None else CrfParams()
+        # What is known to be there is scaled as maps are, and goes through the CRF of ``relabel``.
+        crf = None if self._crf is None else CrfParams().of_segmenter()
         present = _indices(labels, self._classes)
         return label_image(_pixels(image), self._predictor, crf, present)[0]
 

@@ -283,6 +283,14 @@ class CrfParams:
     bilateral_srgb: float = 3.0
     bilateral_compat: float = 4.0
 
+    def of_segmenter(self) -> CrfParams:
+        """Return the CRF of what a segmenter says of known labels, where this one is of maps.
+
+        It follows the picture's edges already: the appearance kernel weighs three quarters
+        (docs/segmenter.md, "Relabelling").
+        """
+        return replace(self, bilateral_compat=0.75 * self.bilateral_compat)
+
 
 @dataclass(frozen=True)
 class Preset:

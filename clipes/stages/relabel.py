@@ -46,7 +46,8 @@ class RelabelRequest:
         root: Where the data set is, if not where run.json says.
         scales: Factors of the image's size that are averaged; None as the checkpoint says.
         flip: Whether the mirror image is averaged in; None likewise.
-        crf: Whether the dense CRF comes last, with the settings of ``refine``.
+        crf: Whether the dense CRF comes last, with the settings of ``refine`` and a weaker
+            appearance kernel.
         share: The segmenter's share in the maps that masks are made of; the rest is the run's own,
             where an image has some.
         device: ``auto``, or a torch device.
@@ -87,7 +88,7 @@ class RelabelRequest:
             own.scales if self.scales is None else self.scales,
             own.flip if self.flip is None else self.flip,
             own.window,
-            crf if self.crf else None,
+            crf.of_segmenter() if self.crf else None,
             self.share,
         )
 

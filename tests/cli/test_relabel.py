@@ -125,6 +125,7 @@ def test_masks_hold_what_images_have_and_lie_beside_the_others(
     assert left_out == COUNT
     settings = json.loads(run.manifest_path.read_text())["stages"]["relabel"]["settings"]
     assert settings["crf"]["iterations"] == 10
+    assert settings["crf"]["bilateral_compat"] == 3, "three quarters of what maps get"
 
     # Done is done; without the CRF they are other masks.
     ends(0, *RELABEL)
