@@ -40,6 +40,7 @@ oldest: wheel  ## After the wheel, the quick tests on the oldest Python
 	    || echo "pydensecrf2 does not build here: its tests will be skipped"; } && \
 	  .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not weights" clipes tests/unit tests/golden tests/cli/test_command_line.py; \
 	fi
+	rm -rf .venv-oldest # 7 GB, made anew each time
 
 docs: .venv-docs/.installed  ## The documentation as a site, in site/; a warning is an error
 	@# Not --quiet: that hides warnings from --strict, too.

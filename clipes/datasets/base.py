@@ -194,6 +194,12 @@ def find_split(root: Path, split: str) -> Path | None:
     return next((place for place in _split_places(root, split) if place.is_file()), None)
 
 
+def recorded_split(root: Path, split: str) -> str:
+    """Return the name of a list of a data set, or its path from wherever it is asked for later."""
+    named = Path(split)
+    return str(named.resolve()) if find_split(root, split) == named else split
+
+
 def read_split(
     root: Path, split: str, to_id: Callable[[str], str] = image_id
 ) -> tuple[list[str], list[Problem]]:

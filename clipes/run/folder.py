@@ -536,9 +536,11 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     if compared.get("labels") not in (None, AUTO_LABELS):
         compared["labels"] = None
     for name in ("split", "val"):
-        # A bare name is that of a list of the data set, whatever lies in this folder.
-        if (said := compared.get(name)) and Path(said).name != said and Path(said).is_file():
-            compared[name] = str(Path(said).resolve())
+        # A bare name is that of a list of the data set, whatever lies in this folder. An older
+        # clipes wrote a file's path as it was given.
+        said = Path(compared.get(name) or "")
+        if (said.name != str(said) or said.suffix == ".txt") and said.is_file():
+            compared[name] = str(said.resolve())
     return compared
 
 

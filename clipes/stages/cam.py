@@ -14,6 +14,7 @@ from typing import Any
 from clipes.choices import Descriptions, Fusion
 from clipes.config import AUTO_LABELS, SMALLEST_TILE, Preset, TagParams
 from clipes.datasets import Dataset
+from clipes.datasets.base import recorded_split
 from clipes.errors import UsageError, WriteError
 from clipes.listener import Listener
 from clipes.run.corrected import Chosen
@@ -213,7 +214,7 @@ def known_settings(request: CamRequest, data: Dataset) -> CamSettings:
     return CamSettings(
         data.name,
         data.classes,
-        split=request.data.split,
+        split=request.data.split and recorded_split(data.root, request.data.split),
         labels=labels,
         difficult=request.data.difficult,
         preset=request.preset,

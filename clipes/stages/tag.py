@@ -9,6 +9,7 @@ from pathlib import Path
 from clipes.choices import Precision
 from clipes.config import TagParams
 from clipes.datasets import Dataset
+from clipes.datasets.base import recorded_split
 from clipes.errors import UsageError, WeightsError
 from clipes.listener import Listener
 from clipes.maps.tag_odds import class_probabilities
@@ -92,7 +93,7 @@ def _settings(
 ) -> dict[str, object]:
     return {
         "dataset": data.name,
-        "split": request.split,
+        "split": request.split and recorded_split(data.root, request.split),
         "classes": data.classes,
         "weights": {"name": clip.weights.name, "sha256": clip.weights.sha256},
         "text": {"sha256": fingerprint(clip.text), "note": clip.text.note},

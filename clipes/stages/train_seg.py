@@ -14,7 +14,7 @@ import torch
 from clipes.choices import Loss
 from clipes.config import AnySegmenterPreset, FrozenPreset, WeakClipPreset
 from clipes.datasets import Dataset
-from clipes.datasets.base import find_split
+from clipes.datasets.base import recorded_split
 from clipes.disk.files import sha256_of
 from clipes.errors import ArtifactError, RunConflictError, SplitError
 from clipes.listener import Listener, ignore
@@ -189,7 +189,7 @@ def _settings(
         amp=options.amp,
         masks=str(sources.masks.absolute()) if sources.masks else relabelled,
         confidence=str(sources.confidence.absolute()) if sources.confidence else None,
-        split=sources.split and _as_recorded(sources.split, data.root),
+        split=sources.split and recorded_split(data.root, sources.split),
         examples=examples,
         backbone_weights=sources.backbone_weights,
         val=val,
@@ -423,10 +423,4 @@ def _validation(
         return None, data
     if remark := left_out(val):
         say(f"to predict, {remark}")
-    return _as_recorded(name, val.root), val
-
-
-def _as_recorded(split: str, root: Path) -> str:
-    """Return the name of a list of a data set, or its path from wherever it is asked for later."""
-    named = Path(split)
-    return str(named.resolve()) if find_split(root, split) == named else split
+    return recorded_split(val.root, name), val

@@ -243,6 +243,31 @@ def test_files_that_are_asked_for_are_recorded_with_their_place(
     assert asked(ClipRequest(template="a {}.")) == ["auto", None, "a {}.", "auto"]
 
 
+@pytest.mark.parametrize("given", ["some.txt", "lists/some.txt"])
+def test_a_list_of_images_is_the_same_from_another_folder(
+    start: Starter, ask: Callable[..., Any], tmp_path: Path, given: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for folder, ids in ((tmp_path, "p000\np002\n"), (elsewhere, "p001\n")):
+        (folder / given).parent.mkdir(parents=True, exist_ok=True)
+        (folder / given).write_text(ids)
+    write_photos(tmp_path / "photos", 4)
+    again = [*cam("run"), *FAST, "--split", given]
+    done = start(*again)
+    assert done.returncode == 0, done.stderr
+    run = Run(tmp_path / "run")
+    there = Starter(ask, elsewhere, {**os.environ, "CLIPES_CACHE": str(tmp_path / "cache")})
+    done = there("refine", str(run.root), "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert run.ids("pseudo") == ["p000", "p002"]
+
+    written = json.loads(run.manifest_path.read_text())
+    assert written["stages"]["cam"]["settings"]["split"] == str(tmp_path / given)
+    written["stages"]["cam"]["settings"]["split"] = given  # as an older clipes wrote it
+    run.manifest_path.write_text(json.dumps(written))
+    assert start(*again).returncode == 0
+
+
 def test_words_without_any_for_the_background_are_refused_and_not_recorded(
     start: Starter, tmp_path: Path
 ) -> None:
