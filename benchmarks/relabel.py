@@ -4,17 +4,17 @@
         [--shares 0.5 1] [--appearance 3 4] [--smoothness 3] [--reach 67] [--no-crf]
 
 The run and the training are those of ``benchmarks/frozen.py``. Answers are kept in the folder
-ANSWERS, in half precision (0.7 GB for 484 images), and are gone on with there. Printed is the mIoU
-of the given masks and of all combinations: the segmenter's share in the maps, and of the dense CRF
-the Potts weight of the appearance kernel, that of the smoothness kernel and the reach of the
-appearance kernel in pixels. To choose on half B of voc_sample and confirm on half A, or the other
-way round.
+ANSWERS, those of each checkpoint in a folder of their own, in half precision (0.5 GB for 484
+images), and are gone on with there. Printed is the mIoU of the given masks and of all combinations:
+the segmenter's share in the maps, and of the dense CRF the Potts weight of the appearance kernel,
+that of the smoothness kernel and the reach of the appearance kernel in pixels. To choose on half B
+of voc_sample and confirm on half A, or the other way round.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -24,13 +24,14 @@ from frozen import LEARNT, TRUTH, join
 
 from clipes.cli.console import progress_bar
 from clipes.config import RELABEL_SHARE, CrfParams
+from clipes.disk.files import atomic_write, sha256_of
 from clipes.disk.images import read_image, read_mask
 from clipes.listener import Listener
 from clipes.masks.scores import ConfusionMatrix
 from clipes.masks.values import value_of
 from clipes.run.folder import Run
 from clipes.run.reopen import reopen
-from clipes.seg.checkpoint import load_checkpoint
+from clipes.seg.checkpoint import FINAL, load_checkpoint
 from clipes.seg.kinds import predictor_for
 from clipes.seg.label import FirstOpinion, label_image
 from clipes.seg.recipes import LabelPredictor
@@ -65,10 +66,8 @@ class Answers:
     def ask(self, predictor: LabelPredictor) -> None:
         """Keep what a segmenter says of the image."""
         probs = predictor(read_image(self.sample.image), self.sample.labels)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_suffix(".part.npy")
-        np.save(unfinished, probs[self.values].astype(np.float16))
-        unfinished.rename(self.path)
+        with atomic_write(self.path) as unfinished, unfinished.open("wb") as file:
+            np.save(file, probs[self.values].astype(np.float16))
 
     def __call__(self, image: UInt8Array, present: Sequence[int] | None = None) -> Float32Array:
         """Return what is kept; see ``LabelPredictor``."""
@@ -110,42 +109,51 @@ def settings_of(asked: argparse.Namespace, crf: CrfParams) -> Iterator[Setting]:
             yield Setting(share, replace(crf, bilateral_sxy=reach, **kernels))
 
 
-def ask_all(training: Path, samples: Sequence[Sample], folder: Path, labels: int) -> None:
-    """Ask the segmenter of a training about all images that there is no answer of yet."""
-    todo = [one for sample in samples if not (one := Answers(folder, labels, sample)).path.exists()]
+def ask_all(checkpoint: Path, answers: Sequence[Answers]) -> None:
+    """Ask a segmenter about all images that there is no answer of yet."""
+    todo = [one for one in answers if not one.path.exists()]
     if not todo:
         return
-    saved = load_checkpoint(training / "checkpoints" / "final.pt")
+    saved = load_checkpoint(checkpoint)
     source = tokens_of(saved.spec, TowerRequest(), "cpu", Listener())
     predictor = predictor_for(saved.build(), saved.test, source)
     with progress_bar("answers") as progress:
-        for done, one in enumerate(todo):
+        for done, one in enumerate(todo, start=1):
             one.ask(predictor)
-            progress(done + 1, len(todo))
+            progress(done, len(todo))
+
+
+def masks_of(run: Run, said: Answers, settings: Sequence[Setting]) -> Iterator[UInt8Array]:
+    """Yield an image's given mask, then that of each setting."""
+    sample = said.sample
+    yield run.load_pseudo(sample.id).mask
+    pixels, cams = read_image(sample.image), run.load_cams(sample.id)
+    for one in settings:
+        first = FirstOpinion(cams, one.share)
+        yield label_image(pixels, said, one.crf, sample.labels, first)[0].mask
 
 
 def score_all(
-    run: Run, samples: Sequence[Sample], folder: Path, settings: Sequence[Setting]
+    run: Run,
+    root: Path,
+    ids: Mapping[str, Sequence[str]],
+    answers: Sequence[Answers],
+    settings: Sequence[Setting],
 ) -> list[list[str]]:
     """Return the mIoU in % of the given masks, then of each setting's, on all parts."""
-    root, labels = samples[0].image.parent.parent, 1 + len(run.cam_record().settings.classes)
-    ids = join(root) or {}
     parts = {part: set(ids[part]) for part in LEARNT}
     matrices = [
-        {part: ConfusionMatrix(labels) for part in LEARNT} for _ in range(1 + len(settings))
+        {part: ConfusionMatrix(answers[0].labels) for part in LEARNT}
+        for _ in range(1 + len(settings))
     ]
     with progress_bar("masks") as progress:
-        for done, sample in enumerate(samples):
-            truth, pixels = read_mask(root / TRUTH / f"{sample.id}.png"), read_image(sample.image)
-            masks, cams = [run.load_pseudo(sample.id).mask], run.load_cams(sample.id)
-            said = Answers(folder, labels, sample)
-            for one in settings:
-                first = FirstOpinion(cams, one.share)
-                masks.append(label_image(pixels, said, one.crf, sample.labels, first)[0].mask)
-            for part in (part for part in LEARNT if sample.id in parts[part]):
-                for of_setting, mask in zip(matrices, masks, strict=True):
-                    of_setting[part].update(truth, mask)
-            progress(done + 1, len(samples))
+        for done, said in enumerate(answers, start=1):
+            truth = read_mask(root / TRUTH / f"{said.sample.id}.png")
+            for matrix, mask in zip(matrices, masks_of(run, said, settings), strict=True):
+                for part in LEARNT:
+                    if said.sample.id in parts[part]:
+                        matrix[part].update(truth, mask)
+            progress(done, len(answers))
     return [[f"{100 * of[part].scores().miou:.2f}" for part in LEARNT] for of in matrices]
 
 
@@ -167,9 +175,14 @@ def main() -> None:
     asked = parser.parse_args()
     run = Run(asked.run)
     data, refined = reopen(run, None), run.refine_record()
+    if (ids := join(data.root)) is None:
+        return
+    checkpoint = asked.training / "checkpoints" / FINAL
+    folder, labels = asked.answers / sha256_of(checkpoint)[:12], 1 + len(data.classes)
+    answers = [Answers(folder, labels, sample) for sample in data.samples]
+    ask_all(checkpoint, answers)
     settings = list(settings_of(asked, usual if refined is None else refined.settings.crf))
-    ask_all(asked.training, data.samples, asked.answers, 1 + len(data.classes))
-    given, *rows = score_all(run, data.samples, asked.answers, settings)
+    given, *rows = score_all(run, data.root, ids, answers, settings)
     print(f"\n| share | appearance | smoothness | reach | {' | '.join(LEARNT)} |")
     print(f"{'|---' * (4 + len(LEARNT))}|\n| given | | | | {' | '.join(given)} |")
     for one, row in zip(settings, rows, strict=True):

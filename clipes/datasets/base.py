@@ -194,10 +194,11 @@ def find_split(root: Path, split: str) -> Path | None:
     return next((place for place in _split_places(root, split) if place.is_file()), None)
 
 
-def recorded_split(root: Path, split: str) -> str:
+def recorded_split(root: Path, split: str | None) -> str | None:
     """Return the name of a list of a data set, or its path from wherever it is asked for later."""
-    named = Path(split)
-    return str(named.resolve()) if find_split(root, split) == named else split
+    if split is None or find_split(root, split) != Path(split):
+        return split
+    return str(Path(split).resolve())
 
 
 def read_split(

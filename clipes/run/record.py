@@ -76,7 +76,7 @@ class CamSettings(_Plain):
     Attributes:
         dataset: Kind of data set.
         classes: Class names in mask order.
-        split: Its list of images, as it was named.
+        split: Its list of images: a name that the data set knows, or a file's whole path.
         labels: Path of a label file, ``auto``, or None for the labels of the data set.
         difficult: Whether VOC's difficult objects count.
         preset: What is done to an image.

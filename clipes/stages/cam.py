@@ -214,7 +214,7 @@ def known_settings(request: CamRequest, data: Dataset) -> CamSettings:
     return CamSettings(
         data.name,
         data.classes,
-        split=request.data.split and recorded_split(data.root, request.data.split),
+        split=recorded_split(data.root, request.data.split),
         labels=labels,
         difficult=request.data.difficult,
         preset=request.preset,

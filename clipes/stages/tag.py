@@ -93,7 +93,7 @@ def _settings(
 ) -> dict[str, object]:
     return {
         "dataset": data.name,
-        "split": request.split and recorded_split(data.root, request.split),
+        "split": recorded_split(data.root, request.split),
         "classes": data.classes,
         "weights": {"name": clip.weights.name, "sha256": clip.weights.sha256},
         "text": {"sha256": fingerprint(clip.text), "note": clip.text.note},

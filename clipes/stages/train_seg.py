@@ -189,7 +189,7 @@ def _settings(
         amp=options.amp,
         masks=str(sources.masks.absolute()) if sources.masks else relabelled,
         confidence=str(sources.confidence.absolute()) if sources.confidence else None,
-        split=sources.split and recorded_split(data.root, sources.split),
+        split=recorded_split(data.root, sources.split),
         examples=examples,
         backbone_weights=sources.backbone_weights,
         val=val,
